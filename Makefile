@@ -1,0 +1,71 @@
+# claude-vm: `make run` sets up what is missing and runs a session; `make test` runs all tests.
+
+VENV   ?= .venv
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 /usr/bin/python3 python3; do \
+            command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+BIN     = $(VENV)/bin
+# What `make run` does without ARGS: proves that Claude Code runs in a VM, and that it sees this project.
+DEMO    = 'uname -srm; claude --version; pwd; ls -A'
+
+.PHONY: help run test check format bench soak system system-test venv dev clean
+
+help:
+	@echo "make run [ARGS='…']  set up what is missing, then run claude-vm in this folder"
+	@echo "make test            all tests, real VMs included"
+	@echo "make check           format, lint, types, import rules"
+	@echo "make bench           (comes with the warm pool)"
+	@echo "make soak            repeat the session tests for a long time"
+
+run: system venv
+ifdef ARGS
+	@$(BIN)/claude-vm $(ARGS)
+else
+	@$(BIN)/claude-vm --auto-setup shell $(DEMO)
+endif
+
+test: system system-test dev
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy .dev/claude_vm hatch_build.py
+	@$(BIN)/lint-imports
+
+format: dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench:
+	@echo "the bench comes with the warm pool; until then: claude-vm -v shell true" && false
+
+# Twenty rounds of the tests that start and end real sessions.
+soak: system system-test dev
+	@for i in $$(seq 20); do echo "round $$i"; $(BIN)/python -m pytest -q tests/e2e $(PYTEST_ARGS) || exit 1; done
+
+system:
+	@sh .ci/system-packages run
+
+system-test:
+	@sh .ci/system-packages test
+
+venv: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@echo "creating the environment $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml hatch_build.py
+	@echo "installing claude-vm and its libraries into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the development tools into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	@rm -rf $(VENV) .dev .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

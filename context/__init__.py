@@ -1,0 +1,1 @@
+"""What a session is given: project, configuration, mounts, and what Claude finds in its home."""

@@ -1,0 +1,268 @@
+"""The kinds of values that settings have: what is valid, and how it is read from TOML and from text.
+
+A kind's `read` gets a TOML value, its `from_text` what an environment variable or a flag says. Both return
+the value that a setting then has, or raise `BadValueError` with what is wrong. None means: as if not set.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+
+class BadValueError(Exception):
+    """A value is not of its kind.
+
+    `item` is the index of the wrong item of a list, `near` what was perhaps meant.
+    """
+
+    def __init__(self, message: str, *, item: int | None = None, near: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.item = item
+        self.near = near
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a value stands. Its relative paths are relative to `folder`; ``~`` is `home`."""
+
+    folder: Path
+    home: Path
+
+
+class Kind(Protocol):
+    """What values a setting may have. `valid` describes them in a few words."""
+
+    @property
+    def valid(self) -> str:
+        """What is valid, for documents and reports."""
+        ...
+
+    def read(self, value: object, place: Place) -> object:
+        """Return the setting's value for a TOML value.
+
+        Raises:
+            BadValueError: It is not of this kind.
+        """
+        ...
+
+    def from_text(self, text: str, place: Place) -> object:
+        """Return the setting's value for a text.
+
+        Raises:
+            BadValueError: It is not of this kind.
+        """
+        ...
+
+
+def type_name(value: object) -> str:
+    """Return what TOML calls the type of a value."""
+    names = {
+        bool: "a boolean",
+        int: "an integer",
+        float: "a float",
+        str: "a string",
+        list: "an array",
+        dict: "a table",
+    }
+    return names.get(type(value), "a date or time")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise BadValueError(f"is {type_name(value)}, not a string")
+    if "\0" in value:
+        raise BadValueError("has a NUL character")
+    return value
+
+
+class FromToml:
+    """Base of the kinds whose text is what stands between the quotes in TOML."""
+
+    def read(self, value: object, place: Place) -> object:
+        """Return the setting's value for a TOML value."""
+        raise NotImplementedError  # pragma: no cover - each kind has its own
+
+    def from_text(self, text: str, place: Place) -> object:
+        """Return the setting's value for a text."""
+        return self.read(text, place)
+
+
+class Integer:
+    """A whole number in a range."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low = low
+        self.high = high
+
+    @property
+    def valid(self) -> str:
+        """What is valid."""
+        return f"{self.low}-{self.high}"
+
+    def read(self, value: object, place: Place) -> int:  # noqa: ARG002 - numbers are the same everywhere
+        """Return the number."""
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise BadValueError(f"is {type_name(value)}, not an integer")
+        if not self.low <= value <= self.high:
+            raise BadValueError("is out of range")
+        return value
+
+    def from_text(self, text: str, place: Place) -> int:
+        """Return the number that a text is."""
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+            raise BadValueError("is not an integer")
+        return self.read(int(text), place)
+
+
+class Switch(FromToml):
+    """Yes or no."""
+
+    valid = "true, false"
+
+    def read(self, value: object, place: Place) -> bool:  # noqa: ARG002 - see Integer
+        """Return the boolean."""
+        if not isinstance(value, bool):
+            raise BadValueError(f"is {type_name(value)}, not a boolean")
+        return value
+
+
+class Choice(FromToml):
+    """One of a few words.
+
+    Words in `unenforced` are known, but nothing would do what they promise yet. They are refused: who asks
+    for protection must not believe to have it.
+    """
+
+    def __init__(self, *choices: str, unenforced: tuple[str, ...] = ()) -> None:
+        self.choices = choices
+        self.unenforced = unenforced
+
+    @property
+    def valid(self) -> str:
+        """What is valid."""
+        return ", ".join(self.choices)
+
+    def read(self, value: object, place: Place) -> str:  # noqa: ARG002 - see Integer
+        """Return the word."""
+        from difflib import get_close_matches  # noqa: PLC0415 - only for what is wrong
+
+        text = _text(value)
+        if text in self.unenforced:
+            raise BadValueError("is not available yet; nothing would enforce it")
+        if text not in self.choices:
+            near = get_close_matches(text.lower(), self.choices, n=1)
+            raise BadValueError("is not one of these", near=near[0] if near else "")
+        return text
+
+
+class Text(FromToml):
+    """Any text, or text of a pattern. An empty one is None, if `empty_is_unset`."""
+
+    def __init__(
+        self, valid: str = "a string", pattern: str = "(?s:.*)", *, empty_is_unset: bool = False
+    ) -> None:
+        self.valid = valid
+        self.pattern = re.compile(pattern)
+        self.empty_is_unset = empty_is_unset
+
+    def read(self, value: object, place: Place) -> str | None:  # noqa: ARG002 - see Integer
+        """Return the text."""
+        text = _text(value)
+        if not text and self.empty_is_unset:
+            return None
+        if not self.pattern.fullmatch(text):
+            raise BadValueError("is not of this form")
+        return text
+
+
+class Duration(FromToml):
+    """A span of time such as ``90s``, ``30m`` or ``1h30m``, in seconds."""
+
+    valid = "a time such as 90s, 30m, 12h, 30d or 1h30m"
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # noqa: RUF012 - never changed
+    limit_s = 3650 * 86400
+
+    def read(self, value: object, place: Place) -> int:  # noqa: ARG002 - see Integer
+        """Return the seconds."""
+        text = _text(value)
+        if not re.fullmatch(r"(?:[0-9]{1,9}[smhd])+", text):
+            raise BadValueError("is not a time with a unit")
+        seconds = sum(
+            int(number) * self.units[unit] for number, unit in re.findall(r"([0-9]+)([smhd])", text)
+        )
+        if not 0 < seconds <= self.limit_s:
+            raise BadValueError("is out of range")
+        return seconds
+
+
+class Either(FromToml):
+    """A value of the first kind that takes it. What is wrong is said by the last one."""
+
+    def __init__(self, *kinds: Kind) -> None:
+        self.kinds = kinds
+
+    @property
+    def valid(self) -> str:
+        """What is valid."""
+        return " or ".join(kind.valid for kind in self.kinds)
+
+    def read(self, value: object, place: Place) -> object:
+        """Return the value."""
+        for kind in self.kinds[:-1]:
+            try:
+                return kind.read(value, place)
+            except BadValueError:
+                continue
+        return self.kinds[-1].read(value, place)
+
+
+class ListOf(FromToml):
+    """A list of values of one kind."""
+
+    def __init__(self, kind: Kind, plural: str) -> None:
+        self.kind = kind
+        self.plural = plural
+
+    @property
+    def valid(self) -> str:
+        """What is valid."""
+        return f"a list of {self.plural}"
+
+    def read(self, value: object, place: Place) -> tuple[object, ...]:
+        """Return the values."""
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise BadValueError(f"is {type_name(value)}, not an array")
+        items = []
+        for index, item in enumerate(value):
+            try:
+                items.append(self.kind.read(item, place))
+            except BadValueError as error:
+                raise BadValueError(
+                    f"item {index + 1} {error.message}", item=index, near=error.near
+                ) from error
+        return tuple(items)
+
+
+class ExistingFile(FromToml):
+    """A file that exists, as an absolute path. Relative: to the file that names it. ``~``: the home."""
+
+    valid = "a file that exists"
+
+    def __init__(self, *, empty_is_unset: bool = False) -> None:
+        self.empty_is_unset = empty_is_unset
+
+    def read(self, value: object, place: Place) -> Path | None:
+        """Return the path."""
+        text = _text(value)
+        if not text:
+            if self.empty_is_unset:
+                return None
+            raise BadValueError("is empty")
+        path = place.home / text[2:] if text.startswith("~/") else place.folder / text
+        if not os.path.isfile(path):  # noqa: PTH113 - which never raises, whatever the path is
+            raise BadValueError(f"does not exist (looked for {str(path)!r})")
+        return path

@@ -1,0 +1,123 @@
+"""The settings of one command: every layer read, checked and laid over the one before it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from claude_vm.context.config.problems import ConfigError, Problem
+from claude_vm.context.config.schema import EXCLUSIVE, Sections, settings_table
+from claude_vm.context.config.setting import Layer
+from claude_vm.context.config.sources import Source, Value, read_file, read_flags, read_variables
+from claude_vm.context.mounts import MountSpec
+
+GLOBAL_FILE = ".claude-vm.toml"
+"""Name of the global file in the user's home. A project's file will have the same name."""
+
+
+class Settings(Sections, frozen=True, kw_only=True):
+    """All settings, as ``settings.vm.disk``; and who set them.
+
+    Times are in seconds, sizes in GB. `layers` and `places` hold only what is not a default; a list that adds
+    up has the nearest layer that sets it.
+    """
+
+    layers: Mapping[str, Layer] = {}
+    places: Mapping[str, str] = {}
+
+    def origin(self, key: str) -> str:
+        """Return the name of the layer that set a dotted key: ``default``, ``global``, ``flag``, and so on.
+
+        Raises:
+            KeyError: There is no such setting.
+        """
+        settings_table()[key]
+        return self.layers.get(key, Layer.DEFAULT).title
+
+    def where(self, key: str) -> str:
+        """Return who set a dotted key: a file with its line, a variable, a flag; ``default``.
+
+        Raises:
+            KeyError: There is no such setting.
+        """
+        settings_table()[key]
+        return self.places.get(key, "default")
+
+    @property
+    def mount_specs(self) -> tuple[MountSpec, ...]:
+        """The mounts of the layers, the farthest first; those of flags are not among them."""
+        return self.mounts
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Dotted keys that somebody set and that this version only checks."""
+        return tuple(key for key in self.layers if not settings_table()[key].setting.in_effect)
+
+
+def load_settings(*, flags: Mapping[str, str], environ: Mapping[str, str], home: Path) -> Settings:
+    """Return the settings of a command.
+
+    `flags` has the text of each given flag by dotted key (``vm.disk``). Read are: ``.claude-vm.toml`` in
+    `home`, then the environment, then the flags. A project's own files are not: see `Layer`.
+
+    Raises:
+        ConfigError: With every problem of every layer.
+    """
+    problems: list[Problem] = []
+    sources = [
+        read_file(home / GLOBAL_FILE, Layer.GLOBAL, home, problems),
+        read_variables(environ, home, problems),
+        read_flags(flags, home, problems),
+    ]
+    if problems:
+        raise ConfigError(tuple(problems))
+    return merge(sources)
+
+
+def merge(sources: Sequence[Source]) -> Settings:
+    """Lay sources over each other, in the order of their layers; a later layer wins.
+
+    A value wins also when it equals the default. Lists that add up are joined, each item once.
+    """
+    chosen: dict[str, Value] = {}
+    layers: dict[str, Layer] = {}
+    for source in sorted(sources, key=lambda source: source.layer):
+        hidden: set[str] = set()
+        for group in EXCLUSIVE:
+            given = [key for key in group if key in source.values]
+            for key in group if given else ():
+                chosen.pop(key, None)
+                layers.pop(key, None)
+            hidden.update(given[1:])
+        for key, found in source.values.items():
+            if key in hidden:
+                continue
+            value = found
+            if settings_table()[key].setting.adds_up:
+                before = chosen[key].value if key in chosen else ()
+                value = Value(_joined(before, found), found.where)
+            chosen[key] = value
+            layers[key] = source.layer
+    values: dict[str, dict[str, object]] = {}
+    top: dict[str, object] = {}
+    for key, found in chosen.items():
+        section, dot, name = key.partition(".")
+        if dot:
+            values.setdefault(section, {})[name] = found.value
+        else:
+            top[key] = found.value
+    defaults = Sections()
+    sections: dict[str, object] = {}
+    for section, named in values.items():
+        sections[section] = msgspec.structs.replace(getattr(defaults, section), **named)
+    places = {key: value.where for key, value in chosen.items()}
+    return Settings(**sections, **top, layers=layers, places=places)  # type: ignore[arg-type]
+
+
+def _joined(before: object, found: Value) -> tuple[object, ...]:
+    items = list(before) if isinstance(before, tuple) else [before]
+    for item in found.value if isinstance(found.value, tuple) else (found.value,):
+        named = msgspec.structs.replace(item, source=found.where) if isinstance(item, MountSpec) else item
+        if named not in items:
+            items.append(named)
+    return tuple(items)

@@ -1,0 +1,371 @@
+"""The one table of settings: each with its type, default, kind, layers and what it is for.
+
+A setting is a field of a section. The field's annotation has the type that the program sees and, in a
+`Setting`, all that a user may say. Reading, checking, merging and `docs/configuration.md` are made from it.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+
+from claude_vm.context.config.kinds import (
+    Choice,
+    Duration,
+    Either,
+    ExistingFile,
+    Integer,
+    ListOf,
+    Switch,
+    Text,
+)
+from claude_vm.context.config.mount_tables import MountTables
+from claude_vm.context.config.setting import HOST_FILES, Setting
+from claude_vm.context.mounts import MountSpec
+
+WORDS = ListOf(Text(), "strings")
+SCRIPTS = ListOf(ExistingFile(), "files that exist")
+PACKAGE = r"[a-z0-9*][a-z0-9+.*-]*(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~*-]+)?"
+KEY_NAME = r"(?:ctrl-[a-z@\[\]\\^_]|[!-+\--~])"
+PORT = r"(?:6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
+HOST_NAME = r"(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?(?::[0-9]{1,5})?"
+SHARE = ("CLAUDE.md", "settings.json", "file-suggestion.sh", "statusline.sh", "skills", "commands")
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the sections."""
+
+
+class Vm(Section, frozen=True):
+    """Size of the template and of each session's VM, and what it is made of."""
+
+    disk: Annotated[
+        int,
+        Setting(
+            kind=Integer(1, 1000), doc="Size of the disk, in GB", variable="CLAUDE_VM_DISK", flag="--disk"
+        ),
+    ] = 20
+    memory: Annotated[
+        int,
+        Setting(kind=Integer(1, 64), doc="Memory, in GB", variable="CLAUDE_VM_MEMORY", flag="--memory"),
+    ] = 8
+    cpus: Annotated[
+        int, Setting(kind=Integer(1, 32), doc="Number of CPUs", variable="CLAUDE_VM_CPUS", flag="--cpus")
+    ] = 4
+    image: Annotated[
+        Path | None, Setting(kind=ExistingFile(), doc="Image to build the template from", in_effect=False)
+    ] = None
+    workdir: Annotated[
+        str | None,
+        Setting(
+            kind=Text("an absolute path", r"/[^\0]*"),
+            doc="Where the project is mounted; unset: at the same path as on the host",
+            in_effect=False,
+        ),
+    ] = None
+
+
+class Driver(Section, frozen=True):
+    """What makes the VMs."""
+
+    name: Annotated[
+        str,
+        Setting(
+            kind=Choice("auto", "lima", "qemu", "sim"),
+            doc="The driver; `sim` isolates nothing",
+            files=HOST_FILES,
+            variable="CLAUDE_VM_DRIVER",
+            flag="--driver",
+        ),
+    ] = "auto"
+
+
+class Tools(Section, frozen=True):
+    """What the template has besides its base; a nearer layer may switch one off."""
+
+    docker: Annotated[bool, Setting(kind=Switch(), doc="Docker", in_effect=False)] = False
+    node: Annotated[bool, Setting(kind=Switch(), doc="Node.js", in_effect=False)] = False
+    python: Annotated[bool, Setting(kind=Switch(), doc="Python", in_effect=False)] = False
+    chromium: Annotated[bool, Setting(kind=Switch(), doc="Chromium", in_effect=False)] = False
+    gpg: Annotated[bool, Setting(kind=Switch(), doc="The host's GPG agent", in_effect=False)] = False
+    gh: Annotated[bool, Setting(kind=Switch(), doc="GitHub's command line", in_effect=False)] = False
+    git: Annotated[bool, Setting(kind=Switch(), doc="The host's git identity", in_effect=False)] = False
+    rust: Annotated[bool, Setting(kind=Switch(), doc="Rust", in_effect=False)] = False
+
+
+class Packages(Section, frozen=True):
+    """More packages for the template."""
+
+    system: Annotated[
+        tuple[str, ...],
+        Setting(
+            kind=ListOf(Text("a package name, perhaps with :arch and =version", PACKAGE), "package names"),
+            doc="Packages of the distribution",
+            adds_up=True,
+            in_effect=False,
+        ),
+    ] = ()
+    setup_script: Annotated[
+        tuple[str, ...],
+        Setting(
+            kind=Text(empty_is_unset=True),
+            doc="Script that adds package sources; every layer's runs",
+            adds_up=True,
+            in_effect=False,
+        ),
+    ] = ()
+
+
+class Setup(Section, frozen=True):
+    """More for the building of the template."""
+
+    scripts: Annotated[
+        tuple[Path, ...], Setting(kind=SCRIPTS, doc="Scripts to run", adds_up=True, in_effect=False)
+    ] = ()
+    mounts: Annotated[
+        tuple[MountSpec, ...],
+        Setting(kind=MountTables(), doc="Mounts during the building only", adds_up=True, in_effect=False),
+    ] = ()
+
+
+class Runtime(Section, frozen=True):
+    """More for each session."""
+
+    scripts: Annotated[
+        tuple[Path, ...],
+        Setting(kind=SCRIPTS, doc="Scripts to run before the command", adds_up=True, in_effect=False),
+    ] = ()
+
+
+class Defaults(Section, frozen=True):
+    """What is done when the command line does not say otherwise."""
+
+    claude_args: Annotated[
+        tuple[str, ...] | None,
+        Setting(kind=WORDS, doc="Arguments of Claude; unset: `--dangerously-skip-permissions`; `[]`: none"),
+    ] = None
+
+
+class Context(Section, frozen=True):
+    """What Claude is told."""
+
+    instructions: Annotated[
+        str | None,
+        Setting(kind=Text(empty_is_unset=True), doc="Text for Claude's CLAUDE.md", in_effect=False),
+    ] = None
+    instructions_file: Annotated[
+        Path | None,
+        Setting(
+            kind=ExistingFile(empty_is_unset=True),
+            doc="The same from a file",
+            in_effect=False,
+        ),
+    ] = None
+
+
+class Pool(Section, frozen=True):
+    """VMs that are kept ready."""
+
+    size: Annotated[
+        int, Setting(kind=Integer(0, 64), doc="VMs to keep ready; 0: none", files=HOST_FILES, in_effect=False)
+    ] = 1
+    max_instances: Annotated[
+        int, Setting(kind=Integer(1, 1000), doc="Most VMs at a time", files=HOST_FILES, in_effect=False)
+    ] = 8
+    idle_timeout: Annotated[
+        int,
+        Setting(
+            kind=Duration(),
+            doc="When a ready VM that nobody used is given up",
+            files=HOST_FILES,
+            in_effect=False,
+        ),
+    ] = 30 * 60
+    max_age: Annotated[
+        int, Setting(kind=Duration(), doc="When a ready VM is replaced", files=HOST_FILES, in_effect=False)
+    ] = 12 * 3600
+    memory_budget: Annotated[
+        str,
+        Setting(
+            kind=Text("1%-100%, or 1GB and more", r"(?:[1-9][0-9]?|100)%|[1-9][0-9]{0,5} ?GB"),
+            doc="Memory that all VMs together may take",
+            files=HOST_FILES,
+            in_effect=False,
+        ),
+    ] = "50%"
+
+
+class Session(Section, frozen=True):
+    """What becomes of sessions."""
+
+    on_disconnect: Annotated[
+        str,
+        Setting(
+            kind=Choice("keep", "stop"), doc="When the terminal is lost", files=HOST_FILES, in_effect=False
+        ),
+    ] = "keep"
+    detach_keys: Annotated[
+        str,
+        Setting(
+            kind=Text("keys such as ctrl-p,ctrl-q", rf"{KEY_NAME}(?:,{KEY_NAME})*"),
+            doc="Keys that leave a session running",
+            files=HOST_FILES,
+            in_effect=False,
+        ),
+    ] = "ctrl-p,ctrl-q"
+    record: Annotated[
+        bool, Setting(kind=Switch(), doc="Record sessions", files=HOST_FILES, in_effect=False)
+    ] = True
+    retention: Annotated[
+        int,
+        Setting(kind=Duration(), doc="How long records and logs are kept", files=HOST_FILES, in_effect=False),
+    ] = 30 * 86400
+
+
+class Claude(Section, frozen=True):
+    """What Claude gets of the host's ``~/.claude``."""
+
+    share: Annotated[
+        tuple[str, ...],
+        Setting(
+            kind=ListOf(Text("a path in ~/.claude, perhaps with :rw", r"(?!/)(?s:.+)"), "paths in ~/.claude"),
+            doc="Files and directories that are given to the guest",
+            in_effect=False,
+        ),
+    ] = SHARE
+    credentials: Annotated[
+        str,
+        Setting(
+            kind=Choice("share", "copy-back", "none"), doc="What becomes of Claude's login", in_effect=False
+        ),
+    ] = "copy-back"
+    conversations: Annotated[
+        bool, Setting(kind=Switch(), doc="Share this project's conversations", in_effect=False)
+    ] = True
+
+
+class Git(Section, frozen=True):
+    """The project's repository."""
+
+    mode: Annotated[
+        str,
+        Setting(
+            kind=Choice("rw", unenforced=("protect",)),
+            doc="Hooks and config: `rw`; `protect` is refused until it works",
+            in_effect=False,
+        ),
+    ] = "rw"
+
+
+class Network(Section, frozen=True):
+    """The guest's network."""
+
+    mode: Annotated[
+        str,
+        Setting(
+            kind=Choice("open", unenforced=("allowlist", "offline")),
+            doc="What the guest may reach; `allowlist` and `offline` are refused until they work",
+            in_effect=False,
+        ),
+    ] = "open"
+    allow: Annotated[
+        tuple[str, ...],
+        Setting(
+            kind=ListOf(Text("a host name, perhaps with *. before it", HOST_NAME), "host names"),
+            doc="Hosts that `allowlist` allows",
+            adds_up=True,
+            in_effect=False,
+        ),
+    ] = ()
+    ca: Annotated[
+        str, Setting(kind=Choice("host", "none"), doc="Certificates that the guest trusts besides its own")
+    ] = "host"
+    publish: Annotated[
+        str | tuple[str, ...],
+        Setting(
+            kind=Either(
+                Choice("auto"),
+                ListOf(Text("a port as [HOST:]GUEST", rf"(?:{PORT}:)?{PORT}"), 'ports as "[HOST:]GUEST"'),
+            ),
+            doc="Guest ports that the host's loopback gets",
+            in_effect=False,
+        ),
+    ] = ()
+
+
+class Batch(Section, frozen=True):
+    """Many tasks at once."""
+
+    parallel: Annotated[
+        str | int,
+        Setting(
+            kind=Either(Choice("auto"), Integer(1, 1000)),
+            doc="Tasks at a time",
+            files=HOST_FILES,
+            in_effect=False,
+        ),
+    ] = "auto"
+    timeout: Annotated[int, Setting(kind=Duration(), doc="Longest time of a task", in_effect=False)] = 3600
+    retries: Annotated[
+        int, Setting(kind=Integer(0, 10), doc="How often a failed task is repeated", in_effect=False)
+    ] = 0
+
+
+class Sections(msgspec.Struct, frozen=True, kw_only=True):
+    """All sections with their defaults."""
+
+    vm: Vm = Vm()
+    driver: Driver = Driver()
+    tools: Tools = Tools()
+    packages: Packages = Packages()
+    setup: Setup = Setup()
+    runtime: Runtime = Runtime()
+    mounts: Annotated[
+        tuple[MountSpec, ...],
+        Setting(kind=MountTables(), doc="More host directories for each session", adds_up=True),
+    ] = ()
+    defaults: Defaults = Defaults()
+    context: Context = Context()
+    pool: Pool = Pool()
+    session: Session = Session()
+    claude: Claude = Claude()
+    git: Git = Git()
+    network: Network = Network()
+    batch: Batch = Batch()
+
+
+ALIASES = {"vm.driver": "driver.name"}
+"""Other names of keys in files."""
+
+EXCLUSIVE = (("context.instructions", "context.instructions_file"),)
+"""Settings of which one counts: of the nearest layer that sets any, the first that it sets (feature C6)."""
+
+LATER = frozenset({"phase", "ports"})
+"""Top-level keys that a later version will have."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the table: a setting under its dotted key, with its default."""
+
+    key: str
+    setting: Setting
+    default: Any
+
+
+@cache
+def settings_table() -> dict[str, Entry]:
+    """Return every setting by its dotted key, in order."""
+    return {entry.key: entry for entry in _entries(Sections(), "")}
+
+
+def _entries(section: msgspec.Struct, prefix: str) -> list[Entry]:
+    found: list[Entry] = []
+    for name, hint in get_type_hints(type(section), include_extras=True).items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            found += _entries(value, f"{name}.")
+        else:
+            (setting,) = (part for part in hint.__metadata__ if isinstance(part, Setting))
+            found.append(Entry(key=prefix + name, setting=setting, default=value))
+    return found

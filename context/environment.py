@@ -1,0 +1,103 @@
+"""The variables that a user gives a session: from files, inherited by name, and one by one."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from claude_vm.context.errors import VariableError
+from claude_vm.context.regular_file import read_regular
+
+LIMIT = 1024 * 1024
+"""Largest environment file, in bytes."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LINE = re.compile(r"\s*(?:export\s+)?([^=\s]+)\s*=\s*(.*)", flags=re.DOTALL)
+_SINGLE = re.compile(r"'([^']*)'")
+_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
+_REST = re.compile(r"\s*(?:#.*)?")
+
+
+def resolve_environment(
+    *,
+    env: Sequence[str] = (),
+    env_files: Sequence[str] = (),
+    inherit: Sequence[str] = (),
+    environ: Mapping[str, str],
+    cwd: Path,
+) -> dict[str, str]:
+    r"""Return the variables of ``--env-file``, ``--inherit-env`` and ``--env``; the later kind wins.
+
+    Within a kind the later one wins. `environ` and `cwd` are the client's; files are relative to `cwd`. A
+    name to inherit that is not set is left out. Messages name variables, never values: they may be secrets.
+
+    A file has ``NAME=VALUE`` lines, perhaps after ``export``; empty lines and ``#`` comments don't count.
+    Between single quotes all is literal; between double quotes ``\n``, ``\r`` and ``\t`` are control
+    characters and a backslash before any other character gives that one. Without quotes, spaces around the
+    value and a comment after a space are dropped. Nothing is expanded.
+
+    Raises:
+        VariableError: With every problem: a file that can't be read or has a wrong line, a wrong name.
+    """
+    problems: list[str] = []
+    found: dict[str, str] = {}
+    for name in env_files:
+        found.update(_from_file(name, cwd, problems))
+    for name in inherit:
+        if not _NAME.fullmatch(name):
+            problems.append(f"--inherit-env: {name!r} is no name of a variable")
+        elif name in environ:
+            found[name] = environ[name]
+    for text in env:
+        name, equals, value = text.partition("=")
+        if not _NAME.fullmatch(name):
+            problems.append(f"--env: {name!r} is no name of a variable")
+        elif not equals:
+            problems.append(f"--env {name}: there is no value (to pass yours on: --inherit-env {name})")
+        elif "\0" in value:
+            problems.append(f"--env {name}: the value has a NUL character")
+        else:
+            found[name] = value
+    if problems:
+        raise VariableError("\n".join(problems))
+    return found
+
+
+def _from_file(name: str, cwd: Path, problems: list[str]) -> Iterator[tuple[str, str]]:
+    data = read_regular(cwd / name, LIMIT)
+    if data is None:
+        problems.append(f"--env-file: {name!r} can't be read, or is no regular file of at most 1 MiB")
+        return
+    if b"\0" in data:
+        problems.append(f"--env-file: {name!r} has a NUL character")
+        return
+    text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        parts = _LINE.fullmatch(line)
+        value = None
+        problem = "is not NAME=VALUE"
+        if parts is not None:
+            if not _NAME.fullmatch(parts.group(1)):
+                problem = f"{parts.group(1)!r} is no name of a variable"
+            else:
+                value = _value(parts.group(2))
+                problem = f"{parts.group(1)}: the quote is not closed, or something follows it"
+        if parts is None or value is None:
+            problems.append(f"{name}:{number}: {problem}")
+        else:
+            yield parts.group(1), value
+
+
+def _value(text: str) -> str | None:
+    """Return the value that the text behind a ``=`` means; None when its quotes are wrong."""
+    if text[:1] not in {"'", '"'}:
+        return re.split(r"(?:^|\s)#", text, maxsplit=1)[0].strip()
+    quoted = (_SINGLE if text[0] == "'" else _DOUBLE).match(text)
+    if quoted is None or not _REST.fullmatch(text, quoted.end()):
+        return None
+    if text[0] == "'":
+        return quoted.group(1)
+    return _ESCAPE.sub(lambda escape: _ESCAPES.get(escape.group(1), escape.group(1)), quoted.group(1))

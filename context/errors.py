@@ -1,0 +1,30 @@
+"""What the context raises when what a user gave can't be used. Each error has a stable `code`."""
+
+
+class ContextError(Exception):
+    """Something that a user said or has can't be used. `hint` is what to do about it; may be empty."""
+
+    code = "bad-context"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ProjectError(ContextError):
+    """The current directory can't be a session's project."""
+
+    code = "bad-project"
+
+
+class MountError(ContextError):
+    """Mounts can't be made as asked. The message has every problem, one a line."""
+
+    code = "bad-mount"
+
+
+class VariableError(ContextError):
+    """Variables for the session's environment can't be had."""
+
+    code = "bad-environment"

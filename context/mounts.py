@@ -1,0 +1,205 @@
+r"""Which host directories a session's guest gets, and where.
+
+A specification is ``HOST[:GUEST][:ro|:rw]`` (feature M2). In it ``\:`` is a colon and ``\\`` a backslash that
+belong to a path; any other backslash is itself. ``~`` and ``~user`` begin a host path as in a shell; in a
+guest path ``~`` is the guest user's home.
+"""
+
+import posixpath
+import pwd
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from claude_vm.context.errors import MountError
+from claude_vm.context.project import Project
+from claude_vm.drivers.api import Mount
+
+FORMS = "/host, /host:ro, /host:/guest, /host:/guest:ro or :rw"
+
+SYSTEM_TREES = (
+    *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin"),
+    *("/sys", "/usr"),
+)
+"""Directories of the guest that it needs, with all beneath them."""
+
+SYSTEM_FOLDERS = (
+    *("/", "/home", "/media", "/mnt", "/opt", "/srv", "/tmp", "/var", "/var/cache", "/var/lib"),  # noqa: S108 - the guest's
+    *("/var/log", "/var/run", "/var/spool", "/var/tmp"),  # noqa: S108 - likewise
+)
+"""Directories of the guest that must keep their own content; what lies beneath them may be a mount."""
+
+OPEN_FOLDERS = ("/dev/shm", "/run/media", "/usr/local", "/usr/local/src", "/usr/src")  # noqa: S108 - the guest's
+"""Directories in system trees where projects may lie; beneath them, not themselves."""
+
+
+class MountSpec(msgspec.Struct, frozen=True):
+    """A mount as somebody asked for it. `host` and `guest` are as written, "" stands for the same path.
+
+    `source` says who asked, for messages: ``--mount``, or a file and line.
+    """
+
+    host: str
+    guest: str = ""
+    writable: bool = True
+    source: str = "--mount"
+
+
+def parse_spec(text: str, *, source: str = "--mount") -> MountSpec:
+    """Return a specification in its parts.
+
+    Raises:
+        MountError: It has too many parts, an empty one, or a mode that is neither ``ro`` nor ``rw``.
+    """
+    parts = _parts(text)
+    mode = "rw"
+    if len(parts) > 1 and parts[-1] in {"ro", "rw"}:
+        mode = parts.pop()
+    problem = ""
+    if len(parts) > 2:
+        problem = "has too many parts; a colon in a path is written \\:"
+    elif "" in parts:
+        problem = "has an empty path"
+    elif "\0" in text:
+        problem = "has a NUL character"
+    elif len(parts) == 2 and not parts[1].startswith(("/", "~")):
+        problem = f"{parts[1]!r} is neither an absolute path nor a mode"
+    if problem:
+        raise MountError(f"{source} {text!r}: {problem}", hint=f"say it as {FORMS}")
+    return MountSpec(parts[0], parts[1] if len(parts) == 2 else "", mode == "rw", source)
+
+
+def plan_mounts(
+    project: Project,
+    specs: Sequence[str | MountSpec] = (),
+    *,
+    guest_home: str,
+    home: Path,
+    max_mounts: int,
+) -> tuple[Mount, ...]:
+    """Return the mounts of a session, parents before what lies in them.
+
+    The project's are: its root; in a linked worktree also the main repository; for a submodule also the
+    folder with its data. Each is writable, at the same path as on the host. `home` is the user's own.
+
+    Raises:
+        MountError: With every problem: a path that is not absolute, does not exist or is no directory, two
+            mounts on one guest path, a guest path on a system directory, more than `max_mounts`.
+    """
+    problems: list[str] = []
+    wanted = [(mount, "the project") for mount in _project_mounts(project)]
+    for spec in specs:
+        try:
+            parsed = parse_spec(spec) if isinstance(spec, str) else spec
+            wanted.append((_located(parsed, guest_home, home), parsed.source))
+        except MountError as error:
+            problems.append(error.message)
+    chosen: dict[str, tuple[Mount, str]] = {}
+    for mount, source in wanted:
+        refusal = _refusal(mount.guest, guest_home)
+        if refusal:
+            problems.append(f"{source}: {mount.guest!r} {refusal}")
+            continue
+        other, first = chosen.setdefault(mount.guest, (mount, source))
+        if other.host != mount.host:
+            problems.append(
+                f"{source}: {mount.guest!r} in the guest would be both {other.host!r} ({first})"
+                f" and {mount.host!r}"
+            )
+        elif other.writable != mount.writable:
+            problems.append(f"{source}: {mount.guest!r} would be both read-only and writable ({first})")
+    if len(chosen) > max_mounts:
+        problems.append(
+            f"{len(chosen)} directories are to be mounted, and this driver can mount {max_mounts}"
+        )
+    if problems:
+        raise MountError("\n".join(problems), hint=f"a mount is said as {FORMS}")
+    return tuple(sorted((mount for mount, _ in chosen.values()), key=_depth))
+
+
+def _parts(text: str) -> list[str]:
+    parts = [""]
+    characters = iter(text)
+    for character in characters:
+        if character == "\\":
+            following = next(characters, "")
+            parts[-1] += following if following in {":", "\\"} and following else "\\" + following
+        elif character == ":":
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _project_mounts(project: Project) -> Iterable[Mount]:
+    kept: list[Path] = []
+    folders = (project.main_repository, project.root, project.git_common_dir)
+    for folder in sorted({f for f in folders if f is not None}, key=lambda f: len(f.parts)):
+        # What lies in another one of these is there already, at the same path and writable too.
+        if not any(other in folder.parents for other in kept):
+            kept.append(folder)
+    return [Mount(host=str(folder), guest=str(folder)) for folder in kept]
+
+
+def _located(spec: MountSpec, guest_home: str, home: Path) -> Mount:
+    """Return the mount with absolute paths, the host's without symlinks.
+
+    Raises:
+        MountError: There is no such directory, or no such user.
+    """
+    host = _expanded(spec, home)
+    guest = spec.guest or host
+    if guest == "~" or guest.startswith("~/"):
+        guest = guest_home + guest[1:]
+    for path, side in ((host, "host"), (guest, "guest")):
+        if not path.startswith("/"):
+            raise MountError(f"{spec.source}: the {side} path {path!r} is not absolute")
+    try:
+        real = Path(host).resolve(strict=True)
+        is_folder = real.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MountError(f"{spec.source}: {host!r} does not exist on the host") from error
+    if not is_folder:
+        raise MountError(f"{spec.source}: {host!r} is not a directory; only directories can be mounted")
+    return Mount(host=str(real), guest=_normalized(guest), writable=spec.writable)
+
+
+def _expanded(spec: MountSpec, home: Path) -> str:
+    first, slash, rest = spec.host.partition("/")
+    if not first.startswith("~"):
+        return spec.host
+    if first == "~":
+        return f"{home}{slash}{rest}"
+    try:
+        folder = pwd.getpwnam(first[1:]).pw_dir
+    except (KeyError, ValueError) as error:
+        raise MountError(f"{spec.source}: {spec.host!r}: there is no user {first[1:]!r}") from error
+    return f"{folder}{slash}{rest}"
+
+
+def _normalized(guest: str) -> str:
+    # POSIX leaves a leading // to the system; here it is /.
+    return "/" + posixpath.normpath(guest).lstrip("/")
+
+
+def _refusal(guest: str, guest_home: str) -> str:
+    """Return why nothing may be mounted on a guest path; "" when it may."""
+    if guest in SYSTEM_FOLDERS:
+        return "is a system directory of the guest"
+    open_above = any(_beneath(guest, folder) and guest not in OPEN_FOLDERS for folder in OPEN_FOLDERS)
+    if not open_above and any(guest == tree or _beneath(guest, tree) for tree in SYSTEM_TREES):
+        return "is in a system directory of the guest"
+    if guest == guest_home or _beneath(guest_home, guest):
+        return "is the guest user's home directory, or contains it"
+    if guest == f"{guest_home}/.ssh" or _beneath(guest, f"{guest_home}/.ssh"):
+        return "is where the guest keeps its SSH keys"
+    return ""
+
+
+def _beneath(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip("/") + "/")
+
+
+def _depth(mount: Mount) -> tuple[int, str]:
+    return mount.guest.count("/"), mount.guest

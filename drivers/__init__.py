@@ -1,0 +1,1 @@
+"""Drivers: what makes, starts and deletes virtual machines."""

@@ -1,0 +1,291 @@
+"""What a driver is: the records and Protocols that the supervisor knows, and nothing of any hypervisor.
+
+Contract, beyond the signatures; `tests/contract` checks it for every driver:
+
+* Calls for one instance come one after another. Calls for different instances come at the same time.
+* Any call may be cancelled at any await. It then leaves the instance untouched, or such that
+  `Driver.list_instances` shows it and `Driver.delete` removes it.
+* `Driver.delete` is idempotent; an unknown id is fine. When it has returned, no process, socket, disk or
+  temporary file of the instance is left.
+* A driver sees and touches only what bears the `Owner` it was opened for.
+* A VM outlives the process that started it, and has no pipe to it.
+* Every failure is a `claude_vm.drivers.errors.DriverError` with the tool's own last words.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+Progress = Callable[[str, str], None]
+"""Called with a phase (a few words) and a detail (may be empty). Never waits, never raises."""
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Whose instances a driver makes. Two owners never touch each other's.
+
+    `home` is the data folder (``CLAUDE_VM_HOME``), `supervisor_id` is ``[a-z0-9-]{1,24}`` and unique within
+    it. `runtime` is a 0700 folder for sockets, whose path is short enough for a unix socket beneath it.
+    """
+
+    home: Path
+    supervisor_id: str
+    runtime: Path
+
+    @property
+    def mark(self) -> str:
+        """The text that each process of this owner bears in its argument list."""
+        import hashlib  # noqa: PLC0415 - only drivers that start something need it
+
+        home = hashlib.sha256(bytes(self.home.resolve())).hexdigest()[:8]
+        return f"claude-vm:{home}:{self.supervisor_id}"
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """A host directory in a guest. Both paths are absolute; `host` exists and has no symlink left in it."""
+
+    host: str
+    guest: str
+    writable: bool = True
+
+
+class InstanceSpec(msgspec.Struct, frozen=True):
+    """What to make. `instance_id` is ``i-`` and 10 lower-case hex digits, never used twice."""
+
+    instance_id: str
+    template: str
+    generation: str
+    cpus: int
+    memory_mib: int
+    disk_gib: int
+    mounts: tuple[Mount, ...] = ()
+
+
+class Access(msgspec.Struct, frozen=True):
+    """How to reach a started guest by SSH. Valid until the instance is deleted.
+
+    `host_key` is one OpenSSH public key line, to be pinned: it was made for this instance. `client_key` is
+    the path of a private key file (0600). `host_address` is what the guest calls the host's loopback.
+    `restored` tells a RAM clone from a cold boot.
+    """
+
+    address: str
+    port: int
+    user: str
+    home: str
+    host_key: str
+    client_key: Path
+    host_address: str
+    restored: bool = False
+
+
+class GuestFile(msgspec.Struct, frozen=True):
+    """A file for a running guest. Parents are made (0755, owned like the file).
+
+    `path` is absolute, or relative to the guest user's home. `owner` is ``user`` or ``root``. With
+    `append` the data goes to the end of a file that may exist: how large files travel in pieces.
+    """
+
+    path: str
+    data: bytes
+    mode: int = 0o600
+    owner: str = "user"
+    append: bool = False
+
+
+class InstanceStatus(StrEnum):
+    """What a driver can tell about an instance without asking its guest."""
+
+    ABSENT = "absent"
+    STOPPED = "stopped"
+    RUNNING = "running"
+
+
+class InstanceRecord(msgspec.Struct, frozen=True):
+    """An instance that exists in some form. `pid` is that of its VM process, when it runs."""
+
+    instance_id: str
+    supervisor_id: str
+    status: InstanceStatus
+    pid: int | None = None
+
+
+class TemplateSpec(msgspec.Struct, frozen=True):
+    """A template to build.
+
+    `name` is legal for every driver (see `claude_vm.context.project`). `uid` and `gid` are those of the
+    project's owner, who must own what the guest writes. `claude_binary` is a host file (a Linux program for
+    the host's architecture), or None for a template without Claude Code. `ca_certificates` are PEM texts.
+    `proxies` are environment variables (``http_proxy`` …) in the guest's own terms.
+    """
+
+    name: str
+    project: str
+    cpus: int
+    memory_mib: int
+    disk_gib: int
+    uid: int
+    gid: int
+    claude_binary: Path | None = None
+    claude_version: str | None = None
+    ca_certificates: tuple[str, ...] = ()
+    proxies: tuple[tuple[str, str], ...] = ()
+
+
+class TemplateRecord(msgspec.Struct, frozen=True):
+    """A usable template generation, as stored beside it in ``template.json``.
+
+    `created_at` and `last_used_at` are Unix times in seconds; `size_bytes` is what it takes on disk.
+    `terminfo` and `locales` are the names that its guest knows.
+    """
+
+    name: str
+    generation: str
+    driver: str
+    project: str
+    created_at: float
+    cpus: int
+    memory_mib: int
+    disk_gib: int
+    size_bytes: int
+    user: str
+    home: str
+    claude_version: str | None
+    image: str
+    terminfo: tuple[str, ...] = ()
+    locales: tuple[str, ...] = ()
+    last_used_at: float = 0.0
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What this driver can do on this host. `accelerator` is ``kvm``, ``tcg``, ``hvf`` or ``none``."""
+
+    accelerator: str
+    accelerator_reason: str
+    ram_clones: bool
+    max_mounts: int
+    isolates: bool = True
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something that `claude-vm doctor` found: what, and the command or step that fixes it."""
+
+    what: str
+    fix: str
+    fatal: bool = True
+
+
+class Driver(Protocol):
+    """Makes, starts and deletes virtual machines. See the module's text for the contract."""
+
+    name: str
+
+    async def diagnose(self) -> Sequence[Problem]:
+        """Return what is missing on this host. Never raises."""
+        ...
+
+    async def capabilities(self) -> Capabilities:
+        """Return what this driver can do here. Probes once, then remembers."""
+        ...
+
+    async def clone(self, spec: InstanceSpec) -> None:
+        """Make the disk and the folder of a new instance; starts nothing.
+
+        Raises:
+            DriverError: The template or generation is gone, the disk is full, the disk would shrink.
+        """
+        ...
+
+    async def start(self, instance_id: str, progress: Progress) -> Access:
+        """Restore or boot a cloned instance; return when it has its identity, its mounts and an SSH banner.
+
+        Identity: fresh random state *before* the first SSH handshake, clock, host name, machine id, SSH
+        host key, authorized key. A cold boot is the fall-back where a RAM clone is impossible.
+
+        Raises:
+            DriverError: It does not come up; the text has the console's last lines.
+        """
+        ...
+
+    async def put_files(self, instance_id: str, files: Sequence[GuestFile]) -> None:
+        """Write files into a running guest, as root, in order. At most 8 MiB in all.
+
+        Raises:
+            DriverError: The guest does not answer, or says why it can't.
+        """
+        ...
+
+    async def set_clock(self, instance_id: str) -> None:
+        """Set the guest's clock to the host's.
+
+        Raises:
+            DriverError: The guest does not answer.
+        """
+        ...
+
+    async def poll(self, instance_id: str) -> InstanceStatus:
+        """Return the instance's status. Never raises; an unknown id is ABSENT."""
+        ...
+
+    async def wait_stopped(self, instance_id: str) -> str:
+        """Return why the VM ended, in a few words, once it has. By events, where the system has them."""
+        ...
+
+    async def delete(self, instance_id: str) -> None:
+        """End the VM at once and remove all that belongs to it.
+
+        Raises:
+            DriverError: Something could not be removed; calling again is right.
+        """
+        ...
+
+    async def list_instances(self) -> Sequence[InstanceRecord]:
+        """Return everything that bears the owner's mark, whoever made it: folders and processes."""
+        ...
+
+    # Templates: immutable generations beside each other; one of them is current.
+
+    async def build_template(self, spec: TemplateSpec, progress: Progress) -> TemplateRecord:
+        """Build a new generation and make it the current one at the end, atomically.
+
+        A failed or cancelled build leaves the former generation current and nothing else behind. The call
+        may take minutes; `progress` tells the phases.
+
+        Raises:
+            DriverError: With the failing tool's last output.
+        """
+        ...
+
+    async def templates(self) -> Sequence[TemplateRecord]:
+        """Return the current generation of each template of this home and driver, by name."""
+        ...
+
+    async def touch_template(self, name: str) -> None:
+        """Record that the template is used now. An unknown name is fine."""
+        ...
+
+    async def delete_template(self, name: str) -> None:
+        """Remove all generations of a template, unless an instance of anyone still uses one.
+
+        Raises:
+            TemplateInUseError: With the instances that use it.
+        """
+        ...
+
+    async def collect_garbage(self) -> Sequence[str]:
+        """Remove old generations, half-built ones and images that nothing uses; return what was removed."""
+        ...
+
+
+class OpensDriver(Protocol):
+    """A driver module's ``open_driver``: the driver, for as long as the context lasts.
+
+    Leaving the context closes the driver's own connections. It does not stop VMs.
+    """
+
+    def __call__(self, owner: Owner) -> AbstractAsyncContextManager[Driver]:
+        """Open the driver for an owner."""
+        ...

@@ -1,0 +1,1 @@
+"""Guest images built on this host, and what goes into them."""

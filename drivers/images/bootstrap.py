@@ -1,0 +1,293 @@
+"""Make a Debian system's disk, kernel and initrd with mmdebstrap: no loop devices, root only where needed.
+
+A normal user's build runs in a user namespace, in which a range of the user's subordinate ids is root and the
+rest of the guest's users. Four things follow from it:
+
+* The namespace can't look into the user's own 0700 folders. So the new system is put together in a scratch
+  folder that it can reach (``/var/tmp``), and only the disk file is passed in, as an open descriptor.
+* What a killed build leaves in the scratch folder belongs to the subordinate ids; the namespace removes it.
+* ``mke2fs -d`` has to run inside, where the ids are the guest's. It must not see what is mounted below the
+  new system (``/proc``, ``/sys``), so it looks through a bind mount, which leaves those out.
+* Only as many ids exist as the range has. A larger one is set at the guest's first boot, by `init`.
+
+Root builds the same way without that namespace, with one for its mounts alone; in a container where it may
+not mount, without mounts.
+No hook contains data: paths are relative to the work folder, the rest comes through the environment.
+"""
+
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from claude_vm.drivers.api import Progress
+from claude_vm.drivers.errors import DriverError, ToolMissingError
+from claude_vm.drivers.images.rootfs import ImageSpec
+from claude_vm.drivers.process import find_marked, kill_group, run_tool
+
+DISK: Final = "disk.raw"
+KERNEL: Final = "kernel"
+INITRD: Final = "initrd"
+TERMINFO: Final = "terminfo"
+LOCALES: Final = "locales"
+
+_ARCHIVE: Final = "files.tar"
+_SCRATCH: Final = "scratch"
+_TIMEOUT_S: Final = 1800.0
+_CLEAN_TIMEOUT_S: Final = 60.0
+_PROBE_TIMEOUT_S: Final = 30.0
+_CLEAN_TRIES: Final = 5
+_GIB: Final = 1 << 30
+_SCRATCH_BYTES: Final = 2 * _GIB
+_CACHE_BYTES: Final = 1 * _GIB
+_INSTALL_HINT: Final = "sudo apt-get install mmdebstrap uidmap e2fsprogs debian-archive-keyring"
+
+_MAKE_DISK: Final = """\
+set -eu
+rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin "$1"/var/cache/apt/archives/*.deb "$1"/tmp/*
+rm -f "$1"/etc/apt/apt.conf.d/*mmdebstrap "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap
+view=$1
+if mount --bind "$1" "$1/mnt" 2>/dev/null; then view=$1/mnt; fi
+mke2fs -q -F -t ext4 -L root -m 1 -J size=16 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard \
+    -d "$view" "/dev/fd/$DISK_FD"
+if [ "$view" != "$1" ]; then umount "$view"; fi
+"""
+
+# As root mmdebstrap mounts in the host's own namespace; a killed build would leave that behind.
+_OWN_MOUNTS: Final = ("unshare", "--mount", "--propagation", "private", "--")
+
+_HOOKS: Final = (
+    f"tar-in {_ARCHIVE} /",
+    'chroot "$1" sh /usr/lib/claude-vm/image/customize',
+    *(f"download /boot/claude-vm-{name} {name}" for name in (KERNEL, INITRD, TERMINFO, LOCALES)),
+    _MAKE_DISK,
+)
+
+_DPKG_OPTIONS: Final = (
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/locale/*",
+    # The initrd is ours; the usual one would be made twice, for half a minute.
+    "path-exclude=/etc/kernel/postinst.d/initramfs-tools",
+)
+
+
+def command(spec: ImageSpec, scratch: Path, *, root: bool, own_mounts: bool = False) -> list[str]:
+    """Return the argument list of mmdebstrap. It bears the scratch folder's name, as a mark to find it by.
+
+    With `own_mounts` what it mounts is seen by nobody else, and is gone when it is.
+    """
+    packages = (*spec.packages, f"linux-image-{spec.architecture}")
+    return [
+        *(_OWN_MOUNTS if own_mounts else ()),
+        "mmdebstrap",
+        f"--mode={'root' if root else 'unshare'}",
+        "--variant=minbase",
+        "--format=null",
+        # It would clean up after the last hook, which is too late: by then the disk has been made.
+        "--skip=cleanup",
+        f"--architectures={spec.architecture}",
+        f"--include={','.join(packages)}",
+        '--aptopt=Acquire::Languages "none"',
+        *(f"--dpkgopt={option}" for option in _DPKG_OPTIONS),
+        *(f"--customize-hook={hook}" for hook in _HOOKS),
+        spec.suite,
+        # With the null format nothing is written there.
+        str(scratch / "nothing"),
+    ]
+
+
+async def bootstrap(spec: ImageSpec, archive: bytes, work: Path, progress: Progress) -> None:
+    """Make `DISK`, `KERNEL`, `INITRD`, `TERMINFO` and `LOCALES` in the existing, empty folder `work`.
+
+    Whether it succeeds or not, `clean` has to be called for the folder afterwards.
+
+    Raises:
+        ToolMissingError: mmdebstrap, uidmap or e2fsprogs is not installed.
+        DriverError: The build failed or there is no room for it.
+    """
+    environ = build_environment(os.environ)
+    _need_tools(environ, root=os.geteuid() == 0)
+    root = os.geteuid() == 0
+    own_mounts = root and await _may_mount(environ)
+    scratch, disk = await anyio.to_thread.run_sync(_prepare, spec, archive, work)
+    environ |= {
+        "TMPDIR": str(scratch),
+        "DISK_FD": str(disk),
+        "GUEST_USER": spec.user,
+        "GUEST_HOME": spec.home,
+        "GUEST_UID": str(spec.uid),
+        "GUEST_GID": str(spec.gid),
+    }
+    try:
+        await run_tool(
+            command(spec, scratch, root=root, own_mounts=own_mounts),
+            timeout_s=_TIMEOUT_S,
+            env=environ,
+            cwd=work,
+            on_line=lambda line: _tell(line, progress),
+            pass_fds=(disk,),
+            missing_hint=_INSTALL_HINT,
+        )
+    except DriverError as error:
+        error.hint = error.hint or hint_for(error.detail)
+        raise
+    finally:
+        os.close(disk)
+
+
+async def clean(work: Path) -> None:
+    """Remove the scratch folder of a build in `work` and end what still runs there, after any interruption.
+
+    Raises:
+        DriverError: Something could not be removed.
+    """
+    scratch = await anyio.to_thread.run_sync(_scratch_of, work)
+    if scratch is None:
+        return
+    for pid, _ in find_marked(str(scratch)):
+        kill_group(pid)
+    for _ in range(_CLEAN_TRIES):
+        # What was killed a moment ago may still be writing its last file.
+        if await _remove(scratch):
+            break
+    else:
+        raise DriverError(f"{scratch} can't be removed", hint=f"sudo rm -rf {shlex.quote(str(scratch))}")
+    await anyio.Path(work, _SCRATCH).unlink()
+
+
+async def _may_mount(environ: Mapping[str, str]) -> bool:
+    """Tell whether we can have mounts of our own: not in most containers, even as root."""
+    try:
+        done = await run_tool([*_OWN_MOUNTS, "true"], timeout_s=_PROBE_TIMEOUT_S, env=environ, check=False)
+    except ToolMissingError:
+        return False
+    return done.returncode == 0
+
+
+def _scratch_of(work: Path) -> Path | None:
+    """Return the scratch folder that belongs to a work folder, if there is one."""
+    try:
+        return Path(os.fsdecode((work / _SCRATCH).read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def build_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for a build: the proxies, and the system's folders on the path."""
+    kept = {name: value for name, value in environ.items() if name.lower().endswith("_proxy")}
+    path = f"{environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
+    return kept | {"PATH": path, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
+
+
+def hint_for(detail: str) -> str:
+    """Return what the user can do about a failed build, from what mmdebstrap said."""
+    user = os.environ.get("USER") or str(os.getuid())
+    for signs, hint in (
+        (("NO_PUBKEY", "is not signed", "signed-by"), "sudo apt-get install debian-archive-keyring"),
+        (("newuidmap", "newgidmap"), "sudo apt-get install uidmap"),
+        (
+            ("/etc/subuid", "/etc/subgid"),
+            f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+        ),
+        (("unshare", "userns", "user namespace"), "allow user namespaces (sysctl), or run the build as root"),
+        (("No space left",), "make room on the disk, then repeat the command"),
+        (
+            ("Could not resolve", "Temporary failure resolving", "Failed to fetch"),
+            "check the network and the proxy",
+        ),
+    ):
+        if any(sign in detail for sign in signs):
+            return hint
+    return ""
+
+
+def scratch_root(environ: Mapping[str, str]) -> Path:
+    """Return the folder for temporary files that other users, such as a namespace's, can reach too.
+
+    Raises:
+        DriverError: There is none.
+    """
+    for candidate in (environ.get("TMPDIR"), "/var/tmp", "/tmp"):  # noqa: S108 - a folder of ours is made in it
+        if candidate and _reachable(Path(candidate)):
+            return Path(candidate)
+    raise DriverError(
+        "no folder for temporary files", hint="make /var/tmp writable for everybody (mode 1777)"
+    )
+
+
+def _reachable(folder: Path) -> bool:
+    """Tell whether we can write in a folder, and strangers can get through it."""
+    try:
+        resolved = folder.resolve(strict=True)
+        passable = all(part.stat().st_mode & 0o001 for part in (resolved, *resolved.parents))
+    except OSError:
+        return False
+    return passable and os.access(resolved, os.W_OK | os.X_OK)
+
+
+def _need_tools(environ: Mapping[str, str], *, root: bool) -> None:
+    """Say what is missing before anything is downloaded."""
+    tools = ("mmdebstrap", "mke2fs") if root else ("mmdebstrap", "mke2fs", "newuidmap", "newgidmap")
+    missing = [tool for tool in tools if shutil.which(tool, path=environ["PATH"]) is None]
+    if missing:
+        raise ToolMissingError(f"{', '.join(missing)} not installed", hint=_INSTALL_HINT)
+
+
+def _prepare(spec: ImageSpec, archive: bytes, work: Path) -> tuple[Path, int]:
+    """Put the inputs into the work folder, and return a new scratch folder and the open, still empty disk."""
+    root = scratch_root(os.environ)
+    for folder, needed in ((root, _SCRATCH_BYTES), (work, _CACHE_BYTES)):
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise DriverError(
+                f"the guest image needs {needed / _GIB:.0f} GiB in {folder} to be built, "
+                f"and {free / _GIB:.1f} are free",
+                hint="make room on the disk, then repeat the command",
+            )
+    # Noted before it is made, so that whoever is killed in between leaves nothing unknown.
+    scratch = root / f"claude-vm-image-{secrets.token_hex(8)}"
+    (work / _SCRATCH).write_bytes(bytes(scratch))
+    scratch.mkdir(mode=0o700)
+    scratch.chmod(0o711)
+    (work / _ARCHIVE).write_bytes(archive)
+    disk = os.open(work / DISK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.ftruncate(disk, spec.disk_gib * _GIB)
+    # The namespace opens it through a descriptor and is a stranger to it; the folder around it is 0700.
+    os.fchmod(disk, 0o666)
+    return scratch, disk
+
+
+async def _remove(scratch: Path) -> bool:
+    """Try once to remove a scratch folder, in the namespace then as ourselves; tell whether it is gone."""
+    environ = build_environment(os.environ)
+    folders = [str(scratch / name) for name in await anyio.to_thread.run_sync(_entries, scratch)]
+    # One file system only, always: a mount that is still there must stay whole.
+    if folders and os.geteuid() != 0:
+        # Each by its name, as the namespace may not list the scratch folder itself.
+        find = ["find", *folders, "-xdev", "-mindepth", "1", "-delete"]
+        argv = ["mmdebstrap", "--unshare-helper", *find]
+        await run_tool(argv, timeout_s=_CLEAN_TIMEOUT_S, env=environ, check=False)
+    argv = ["find", str(scratch), "-xdev", "-delete"]
+    await run_tool(argv, timeout_s=_CLEAN_TIMEOUT_S, env=environ, check=False)
+    return not await anyio.Path(scratch).exists()
+
+
+def _entries(folder: Path) -> list[str]:
+    """Return the names in a folder; none if it isn't there."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - names are enough
+    except FileNotFoundError:
+        return []
+
+
+def _tell(line: str, progress: Progress) -> None:
+    """Pass on what mmdebstrap is at."""
+    if line.startswith("I: "):
+        progress("building the guest image", line.removeprefix("I: "))

@@ -1,0 +1,259 @@
+"""Claude Code for the guest: the platform package of ``@anthropic-ai/claude-code``, checked and cached.
+
+The package for a platform holds one program, ``package/claude``, which needs no Node. On disk:
+
+    <cache>/claude-code/<version>-<architecture>/claude        the program, 0755
+    <cache>/claude-code/<version>-<architecture>/claude.json   what it was made from (`_Record`)
+    <cache>/claude-code/.part-*                                a download under way, or what a kill left of it
+
+A folder appears by one rename, after the tarball's SHA-512 was compared with the one that the registry
+publishes; before that nothing of the tarball is looked at. One process at a time works in the folder (a file
+lock), the others wait and then find what they need.
+"""
+
+import errno
+import hashlib
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import msgspec
+
+from claude_vm.drivers.api import Progress
+from claude_vm.drivers.errors import BadImageError, DownloadError, DriverError
+from claude_vm.drivers.images.fetch import Fetcher
+from claude_vm.drivers.images.lock import hold
+from claude_vm.drivers.images.npm_config import find_registry, without_credentials
+from claude_vm.drivers.images.npm_package import Package, extract_program, find_package, parse_version
+
+MAX_TARBALL_BYTES = 768 * 1024 * 1024
+"""Largest tarball that is accepted; that of 2.1 has about 80 MB."""
+
+_KEPT_VERSIONS = 3
+_ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "x64": "x64", "aarch64": "arm64", "arm64": "arm64"}
+_NEEDED = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}")
+
+T = TypeVar("T")
+
+
+class ClaudeCode(msgspec.Struct, frozen=True):
+    """A Claude Code program for Linux. `sha512` is the program's own, in hex; `binary` lies in the cache."""
+
+    version: str
+    binary: Path
+    sha512: str
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What lies beside a cached program. `integrity` is the tarball's published SRI text."""
+
+    version: str
+    architecture: str
+    integrity: str
+    sha512: str
+    size: int
+
+
+async def ensure_claude_code(
+    cache: Path,
+    progress: Progress,
+    *,
+    environ: Mapping[str, str],
+    version: str | None = None,
+    architecture: str | None = None,
+) -> ClaudeCode:
+    """Return a verified Claude Code program for the guest, from the cache or the npm registry.
+
+    `version` is a version or a dist-tag; None means the newest release. A version that is cached needs no
+    network; where the registry can't be reached, the newest cached one is taken and `progress` says so.
+    `architecture` is that of the guest (``x86_64`` or ``aarch64``, default: the host's). `environ` is the
+    client's environment: npm settings, proxies, certificates. Cancellation leaves no partial file.
+
+    Raises:
+        DownloadError: The registry can't be reached and nothing is cached.
+        BadImageError: What the registry sent is not what it published, or no program for this platform.
+        DriverError: No registry is configured, no such version or platform, or the disk is full.
+    """
+    arch = _architecture(architecture or platform.machine())
+    if version is not None and not _NEEDED.fullmatch(version):
+        raise DriverError(f"{version!r} is no version of Claude Code", hint="a version looks like 2.1.0")
+    folder = cache / "claude-code"
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    async with hold(folder / ".lock", lambda: progress("Claude Code", "waiting for another download")):
+        if version is not None and parse_version(version) is not None:
+            cached = await _in_thread(partial(_load, folder, version, arch))
+            if cached is not None:
+                return cached
+        try:
+            package, fetcher = await _in_thread(
+                partial(_look_up, environ, version or "latest", arch), abandon=True
+            )
+        except DriverError as error:
+            # Only what a missing network or configuration explains: a registry that lies is an error.
+            fallback = None
+            if version is None and (isinstance(error, DownloadError) or type(error) is DriverError):
+                fallback = await _in_thread(partial(_newest_cached, folder, arch))
+            if fallback is None:
+                raise
+            progress("Claude Code", f"{error.message}: taking {fallback.version} from the cache")
+            return fallback
+        cached = await _in_thread(partial(_load, folder, package.version, arch))
+        if cached is not None:
+            return cached
+        found = await _in_thread(partial(_install, folder, package, arch, fetcher, progress))
+        await _in_thread(partial(_prune, folder, arch, keep=package.version))
+        return found
+
+
+def _architecture(machine: str) -> str:
+    """Return npm's name of an architecture."""
+    if arch := _ARCHITECTURES.get(machine.lower()):
+        return arch
+    raise DriverError(f"there is no Claude Code for Linux on {machine}", hint="x86_64 and aarch64 hosts work")
+
+
+async def _in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
+    """Run blocking work in a worker thread; with `abandon` a cancelled caller does not wait for it."""
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=abandon)
+
+
+class _disk_errors:  # noqa: N801 - used like a function
+    """Turns an OSError of a file operation into a `DriverError` that names the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        """Map what was raised."""
+        if isinstance(error, OSError):
+            hint = f"check who owns {self._folder}"
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                hint = f"Claude Code needs 1 GB in {self._folder}: free some, or move CLAUDE_VM_HOME"
+            raise DriverError(
+                f"Claude Code can't be stored: {error.strerror or error}", detail=str(error), hint=hint
+            ) from error
+
+
+def _look_up(environ: Mapping[str, str], wanted: str, arch: str) -> tuple[Package, Fetcher]:
+    """Ask the registry for the package. Nothing is written."""
+    registry = find_registry(environ)
+    fetcher = Fetcher(registry, environ)
+    try:
+        return find_package(fetcher, registry, wanted, f"linux-{arch}"), fetcher
+    except DriverError as error:
+        if not error.detail:
+            error.detail = f"registry {without_credentials(registry.address)}, named by {registry.named_by}"
+        raise
+
+
+def _install(folder: Path, package: Package, arch: str, fetcher: Fetcher, progress: Progress) -> ClaudeCode:
+    """Download, verify, extract, rename. Runs in a worker thread that notices its task's cancellation."""
+    for leftover in folder.glob(".part-*"):  # the lock is ours: nobody is working on it
+        shutil.rmtree(leftover, ignore_errors=True)
+    label = f"Claude Code {package.version}"
+    with _disk_errors(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as name:
+        work = Path(name)
+        tarball = work / "package.tgz"
+        _download(package, tarball, fetcher, partial(_tell, progress, f"downloading {label}"))
+        _tell(progress, f"unpacking {label}", "")
+        ready = work / "ready"
+        ready.mkdir()
+        sha512, size = extract_program(
+            tarball, "package/claude", ready / "claude", arch, each=anyio.from_thread.check_cancelled
+        )
+        record = _Record(package.version, arch, package.integrity, sha512, size)
+        (ready / "claude.json").write_bytes(msgspec.json.encode(record))
+        ready.chmod(0o755)
+        target = _place(folder, package.version, arch)
+        if target.exists():  # damaged: _load refused it
+            shutil.rmtree(target)
+        ready.rename(target)
+    return ClaudeCode(package.version, target / "claude", sha512)
+
+
+def _tell(progress: Progress, phase: str, detail: str) -> None:
+    """Report from the worker thread, on the caller's event loop."""
+    anyio.from_thread.run_sync(progress, phase, detail)
+
+
+def _download(package: Package, target: Path, fetcher: Fetcher, tell: Callable[[str], None]) -> None:
+    """Stream the tarball to a file and compare its hash with the published one."""
+    digest = hashlib.sha512()
+    done = shown = 0
+    with target.open("xb") as file:
+
+        def sink(block: bytes, total: int | None) -> None:
+            nonlocal done, shown
+            anyio.from_thread.check_cancelled()
+            digest.update(block)
+            with _disk_errors(target.parent.parent):
+                file.write(block)
+            done += len(block)
+            percent = done * 100 // total if total else done >> 23  # or steps of 8 MiB
+            if percent != shown:
+                shown = percent
+                megabytes = f"{done / 1e6:.0f} MB"
+                tell(f"{megabytes} of {total / 1e6:.0f} MB ({percent} %)" if total else megabytes)
+
+        fetcher.stream(package.tarball, max_bytes=MAX_TARBALL_BYTES, sink=sink)
+    if digest.digest() != package.sha512:
+        raise BadImageError(
+            f"Claude Code {package.version} has not the SHA-512 that the registry publishes; it was not used",
+            detail=(
+                f"{without_credentials(package.tarball)}\n"
+                f"published sha512 {package.sha512.hex()}\nreceived  sha512 {digest.hexdigest()}"
+            ),
+            hint="repeat the command; if it happens again, a proxy or the registry changes downloads",
+        )
+
+
+def _place(folder: Path, version: str, arch: str) -> Path:
+    return folder / f"{version}-{arch}"
+
+
+def _load(folder: Path, version: str, arch: str) -> ClaudeCode | None:
+    """Return a cached program whose bytes are still those that were stored, or None."""
+    place = _place(folder, version, arch)
+    try:
+        record = msgspec.json.decode((place / "claude.json").read_bytes(), type=_Record)
+        binary = place / "claude"
+        if record.version != version or record.architecture != arch or binary.stat().st_size != record.size:
+            return None
+        with binary.open("rb") as file:
+            sha512 = hashlib.file_digest(file, "sha512").hexdigest()
+    except (OSError, msgspec.DecodeError):
+        return None
+    return ClaudeCode(version, binary, sha512) if sha512 == record.sha512 else None
+
+
+def _versions(folder: Path, arch: str) -> list[str]:
+    """Return the cached versions, newest first."""
+    names = [place.name.removesuffix(f"-{arch}") for place in folder.glob(f"[0-9]*-{arch}")]
+    keyed = [(key, name) for name in names if (key := parse_version(name)) is not None]
+    return [name for _, name in sorted(keyed, reverse=True)]
+
+
+def _newest_cached(folder: Path, arch: str) -> ClaudeCode | None:
+    for version in _versions(folder, arch):
+        if found := _load(folder, version, arch):
+            return found
+    return None
+
+
+def _prune(folder: Path, arch: str, *, keep: str) -> None:
+    """Remove old versions: each takes 0.4 GB. A program that is being read stays readable."""
+    for version in _versions(folder, arch)[_KEPT_VERSIONS:]:
+        if version != keep:
+            shutil.rmtree(_place(folder, version, arch), ignore_errors=True)

@@ -1,0 +1,1 @@
+"""QEMU without root: microVM-like guests, RAM template clones."""

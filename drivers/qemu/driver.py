@@ -1,0 +1,263 @@
+"""The QEMU driver: the `Driver` Protocol over the modules beside this one."""
+
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from claude_vm.drivers.api import (
+    Access,
+    Capabilities,
+    GuestFile,
+    InstanceRecord,
+    InstanceSpec,
+    InstanceStatus,
+    Owner,
+    Problem,
+    Progress,
+    TemplateRecord,
+    TemplateSpec,
+)
+from claude_vm.drivers.errors import BootError, DriverError, TemplateInUseError, ToolMissingError
+from claude_vm.drivers.images.debian import images, remove_image
+from claude_vm.drivers.qemu import accelerator, instance, store
+from claude_vm.drivers.qemu.arguments import SLOTS, Host
+from claude_vm.drivers.qemu.channel import Channel
+from claude_vm.drivers.qemu.machine import HELPER_S, set_clock
+from claude_vm.drivers.qemu.snapshots import end_build, files_of
+from claude_vm.drivers.qemu.template import build
+
+_FILES_S: Final = 30.0
+
+
+class QemuDriver:
+    """Makes VMs with QEMU, as the user who runs it; see `claude_vm.drivers.api.Driver`."""
+
+    name = "qemu"
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._home = owner.home
+        self._host: Host | None = None
+        self._host_lock = anyio.Lock()
+        self._channels: dict[str, Channel] = {}
+
+    async def diagnose(self) -> Sequence[Problem]:
+        """Return what is missing on this host. Never raises."""
+        try:
+            await self._find_host()
+        except DriverError as error:
+            return [Problem(error.message, error.hint or "see the message", fatal=True)]
+        choice = accelerator.choose(self._home)
+        if choice.name == "tcg":
+            return [
+                Problem(f"no hardware acceleration: {choice.reason}", "enable KVM on this host", fatal=False)
+            ]
+        return []
+
+    async def capabilities(self) -> Capabilities:
+        """Return what this driver can do here."""
+        choice = accelerator.choose(self._home)
+        return Capabilities(choice.name, choice.reason, ram_clones=_ram_clones(), max_mounts=SLOTS)
+
+    async def clone(self, spec: InstanceSpec) -> None:
+        """Make the disk and the folder of a new instance.
+
+        Raises:
+            DriverError: See the Protocol.
+        """
+        await instance.clone(self._owner, spec)
+
+    async def start(self, instance_id: str, progress: Progress) -> Access:
+        """Restore or boot an instance.
+
+        Raises:
+            DriverError: It does not come up.
+        """
+        host = await self._find_host()
+        access, channel = await instance.start(
+            host, self._owner, instance_id, progress, ram_clones=_ram_clones()
+        )
+        self._channels[instance_id] = channel
+        return access
+
+    async def put_files(self, instance_id: str, files: Sequence[GuestFile]) -> None:
+        """Write files into a running guest.
+
+        Raises:
+            DriverError: The guest does not answer, or says why it can't.
+        """
+        await self._channel(instance_id).put_files(files, timeout_s=_FILES_S)
+
+    async def set_clock(self, instance_id: str) -> None:
+        """Set the guest's clock to the host's.
+
+        Raises:
+            DriverError: The guest does not answer.
+        """
+        with anyio.fail_after(HELPER_S):
+            await set_clock(self._channel(instance_id))
+
+    async def poll(self, instance_id: str) -> InstanceStatus:
+        """Return the instance's status. Never raises."""
+        return await anyio.to_thread.run_sync(instance.status, self._owner, instance_id)
+
+    async def wait_stopped(self, instance_id: str) -> str:
+        """Return why the VM ended, once it has.
+
+        Raises:
+            DriverError: That is no instance id.
+        """
+        return await instance.wait_stopped(self._owner, instance_id)
+
+    async def delete(self, instance_id: str) -> None:
+        """End the VM and remove all that belongs to it.
+
+        Raises:
+            DriverError: Something could not be removed.
+        """
+        channel = self._channels.pop(instance_id, None)
+        if channel is not None:
+            await channel.aclose()
+        await instance.delete(self._owner, instance_id)
+
+    async def list_instances(self) -> Sequence[InstanceRecord]:
+        """Return everything that bears the owner's mark."""
+        return await anyio.to_thread.run_sync(instance.records, self._owner)
+
+    async def build_template(self, spec: TemplateSpec, progress: Progress) -> TemplateRecord:
+        """Build a new generation and make it the current one.
+
+        A first VM that doesn't boot under KVM proves that KVM does not work here; then all goes on without.
+
+        Raises:
+            DriverError: With the failing tool's last output.
+        """
+        await self._remove_dead_builds()
+        host = await self._find_host()
+        try:
+            built = await build(host, self._owner, spec, progress)
+        except BootError as error:
+            if host.accelerator != "kvm":
+                raise
+            accelerator.condemn(self._home, error.message)
+            self._host = None
+            progress("KVM does not work here", error.message)
+            built = await build(await self._find_host(), self._owner, spec, progress)
+        await self.touch_template(spec.name)
+        return built.stored.record
+
+    async def templates(self) -> Sequence[TemplateRecord]:
+        """Return the current generation of each template, by name."""
+        return [
+            msgspec.structs.replace(
+                found.stored.record, last_used_at=store.last_used(self._home, found.stored.record.name)
+            )
+            for found in store.current_generations(self._home)
+        ]
+
+    async def touch_template(self, name: str) -> None:
+        """Record that the template is used now."""
+        with suppress(OSError):
+            store.touch(self._home, name)
+
+    async def delete_template(self, name: str) -> None:
+        """Remove all generations of a template.
+
+        Raises:
+            TemplateInUseError: With the instances that use it.
+        """
+        folder = store.template_folder(self._home, name)
+        self._refuse_used(name)
+        if not folder.is_dir():
+            return
+        trash = folder.with_name(f"{store.TRASH}{folder.name}")
+        folder.rename(trash)
+        try:
+            # Somebody may have cloned it in between; then it goes back.
+            self._refuse_used(name)
+        except TemplateInUseError:
+            trash.rename(folder)
+            raise
+        await anyio.to_thread.run_sync(store.discard, trash)
+        with suppress(OSError):
+            folder.parent.rmdir()
+
+    async def collect_garbage(self) -> Sequence[str]:
+        """Remove what nothing uses any more."""
+        removed = await self._remove_dead_builds()
+        used = {(template, generation) for _, template, generation in instance.uses(self._home)}
+        kept: set[str] = set()
+        for folder in sorted((self._home / "templates").glob("*/qemu/[0-9]*")):
+            name = folder.parent.parent.name
+            current = (folder.parent / "current").resolve() == folder.resolve()
+            with suppress(DriverError):
+                kept.add(store.find_generation(self._home, name, folder.name).stored.record.image)
+            if not current and (name, folder.name) not in used:
+                await anyio.to_thread.run_sync(store.discard, folder)
+                removed.append(f"template {name}, generation {folder.name}")
+        for image in await anyio.to_thread.run_sync(images, self._home / "cache"):
+            if image.key not in kept:
+                await remove_image(self._home / "cache", image.key)
+                removed.append(f"image {image.key}")
+        return removed
+
+    async def aclose(self) -> None:
+        """Close the connections to guests; the VMs go on."""
+        for channel in self._channels.values():
+            await channel.aclose()
+        self._channels.clear()
+
+    def _refuse_used(self, name: str) -> None:
+        users = tuple(sorted({user for user, template, _ in instance.uses(self._home) if template == name}))
+        if users:
+            raise TemplateInUseError(f"the template {name} is in use", instances=users)
+
+    async def _remove_dead_builds(self) -> list[str]:
+        removed = []
+        for folder in await anyio.to_thread.run_sync(store.dead_builds, self._home):
+            await end_build(folder)
+            files = files_of(self._owner, folder)
+            for path in (files.monitor, files.helper):
+                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                await anyio.to_thread.run_sync(store.discard, folder)
+            removed.append(f"interrupted build {folder.name}")
+        return removed
+
+    def _channel(self, instance_id: str) -> Channel:
+        if instance_id not in self._channels:
+            files = files_of(self._owner, instance.folder_of(self._owner, instance_id))
+            self._channels[instance_id] = Channel(files.helper)
+        return self._channels[instance_id]
+
+    async def _find_host(self) -> Host:
+        async with self._host_lock:
+            if self._host is None:
+                self._host = await accelerator.find_host(accelerator.choose(self._home).name)
+            return self._host
+
+
+def _ram_clones() -> bool:
+    """Private copies of a memory file have been tried on Linux only."""
+    return sys.platform == "linux"
+
+
+@asynccontextmanager
+async def open_driver(owner: Owner) -> AsyncIterator[QemuDriver]:
+    """Open the driver for an owner; leaving the block stops no VM."""
+    Path(owner.home).mkdir(mode=0o700, parents=True, exist_ok=True)
+    driver = QemuDriver(owner)
+    try:
+        yield driver
+    finally:
+        with anyio.CancelScope(shield=True):
+            await driver.aclose()
+
+
+__all__ = ["QemuDriver", "ToolMissingError", "open_driver"]

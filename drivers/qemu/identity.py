@@ -1,0 +1,55 @@
+"""What tells one clone from another: names, random bytes and keys, made on the host for each start."""
+
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+class KeyPair(msgspec.Struct, frozen=True):
+    """An ed25519 key as OpenSSH writes it: the private file's text, and the public line."""
+
+    private: str
+    public: str
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """The identity of one guest. `machine_id` is 32 hex digits; `entropy` goes into the random pool."""
+
+    hostname: str
+    machine_id: str
+    entropy: bytes
+    host_key: KeyPair
+    client_key: KeyPair
+
+
+def new_key() -> KeyPair:
+    """Return a fresh ed25519 key without a comment."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return KeyPair(private.decode(), public.decode())
+
+
+def new_identity(instance_id: str) -> Identity:
+    """Return a fresh identity. The host name ends like the instance id, for people who look at both."""
+    return Identity(
+        hostname=f"claude-vm-{instance_id.rpartition('-')[2]}",
+        machine_id=secrets.token_hex(16),
+        entropy=secrets.token_bytes(64),
+        host_key=new_key(),
+        client_key=new_key(),
+    )
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, in place of a former one."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)

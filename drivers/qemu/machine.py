@@ -1,0 +1,259 @@
+"""One QEMU process from its start to the SSH banner: what templates and instances have in common."""
+
+import math
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from time import time
+from typing import Final, TypeVar
+
+import anyio
+import msgspec
+
+from claude_vm.drivers.api import Mount
+from claude_vm.drivers.errors import BootError, DriverError, GuestError
+from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.qemu.arguments import Guest, Host, arguments
+from claude_vm.drivers.qemu.channel import Answer, Channel
+from claude_vm.drivers.qemu.identity import Identity
+from claude_vm.drivers.qemu.qmp import Monitor, open_monitor
+from claude_vm.drivers.qemu.spawn import confined, listen, spawn, tail
+
+T = TypeVar("T")
+
+MONITOR_S: Final = 20.0
+LOAD_S: Final = 60.0
+BOOT_S: Final = 240.0
+HELPER_S: Final = 30.0
+BANNER_S: Final = 60.0
+_CLOCK_ERROR_S: Final = 0.05
+_CLOCK_TRIES: Final = 4
+_MONITOR_FD: Final = 10
+_HELPER_FD: Final = 11
+
+MOUNT_OPTIONS: Final = "trans=virtio,version=9p2000.L,cache=mmap,msize=512000,access=any"
+
+
+class Files(msgspec.Struct, frozen=True):
+    """Where one VM keeps what it needs while it runs."""
+
+    folder: Path
+    monitor: Path
+    helper: Path
+
+    @property
+    def serial(self) -> Path:
+        """The console's log."""
+        return self.folder / "serial.log"
+
+    @property
+    def log(self) -> Path:
+        """What QEMU itself says."""
+        return self.folder / "qemu.log"
+
+    @property
+    def empty(self) -> Path:
+        """The directory behind slots that nobody uses."""
+        return self.folder / "empty"
+
+
+class Machine:
+    """A running QEMU that was started here. The caller ends it."""
+
+    def __init__(self, process: ProcessIdentity, files: Files, monitor: Monitor) -> None:
+        self.process = process
+        self.files = files
+        self.monitor = monitor
+        self.channel = Channel(files.helper)
+
+    async def step(self, what: str, work: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+        """Do one step of a start: it fails when QEMU ends or the time is over.
+
+        Raises:
+            BootError: With the console's last lines.
+        """
+        return await while_alive(self.process, self.files, what, work, timeout_s)
+
+    async def wait_for_helper(self, timeout_s: float) -> Answer:
+        """Return when the guest's helper answers.
+
+        Raises:
+            BootError: It does not.
+        """
+        return await self.step(
+            "boot", lambda: self.channel.request("ping", timeout_s=timeout_s), timeout_s + 1
+        )
+
+    async def identify(self, identity: Identity, user: str) -> None:
+        """Give the guest its identity: random state first; SSH opens at the end of it.
+
+        Raises:
+            BootError: The helper does not do it.
+        """
+        await self.step(
+            "identity",
+            lambda: self.channel.request(
+                "identify",
+                timeout_s=HELPER_S,
+                entropy=b64encode(identity.entropy).decode("ascii"),
+                unix_s=time(),
+                hostname=identity.hostname,
+                machine_id=identity.machine_id,
+                user=user,
+                host_key=identity.host_key.private,
+                authorized_key=identity.client_key.public + "\n",
+            ),
+            HELPER_S + 1,
+        )
+
+    async def mount(self, mounts: Sequence[Mount]) -> None:
+        """Mount the slots, which are in the order of `mounts`.
+
+        Raises:
+            BootError: The helper does not do it.
+        """
+        wanted = [
+            {
+                "tag": f"slot{number}",
+                "path": mount.guest,
+                "readonly": not mount.writable,
+                "options": MOUNT_OPTIONS,
+            }
+            for number, mount in enumerate(mounts)
+        ]
+        if wanted:
+            await self.step(
+                "mounts",
+                lambda: self.channel.request("mount", timeout_s=HELPER_S, mounts=wanted),
+                HELPER_S + 1,
+            )
+
+    async def banner(self, port: int) -> None:
+        """Return when the guest's SSH server has said its first line.
+
+        The connection alone means nothing: QEMU accepts it before the guest runs.
+
+        Raises:
+            BootError: No banner.
+        """
+        await self.step("SSH", lambda: read_banner(port), BANNER_S)
+
+
+async def read_banner(port: int) -> None:
+    """Connect to a loopback port until something greets as SSH does."""
+    delay_s = 0.05
+    while True:
+        with suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError):
+            async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+                if (await stream.receive(4)).startswith(b"SSH-"):
+                    return
+        await anyio.sleep(delay_s)
+        delay_s = min(1.0, delay_s * 1.5)
+
+
+async def set_clock(channel: Channel) -> None:
+    """Set the guest's clock, again if the way there took too long for it to be right.
+
+    Raises:
+        GuestError: The guest does not answer.
+    """
+    for _ in range(_CLOCK_TRIES):
+        sent = time()
+        await channel.request("clock", timeout_s=HELPER_S, unix_s=sent)
+        if time() - sent < _CLOCK_ERROR_S:
+            return
+
+
+async def while_alive(
+    process: ProcessIdentity, files: Files, what: str, work: Callable[[], Awaitable[T]], timeout_s: float
+) -> T:
+    """Await `work` for as long as the process lives and the time lasts.
+
+    Raises:
+        BootError: It ended or took too long, or the work failed; with the last lines of console and QEMU.
+    """
+    result: list[T] = []
+    failure: DriverError | None = None
+    ended = False
+
+    async def watch() -> None:
+        nonlocal ended
+        await process.wait()
+        ended = True
+        group.cancel_scope.cancel()
+
+    with anyio.move_on_after(timeout_s if math.isfinite(timeout_s) else None) as late:
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            try:
+                result.append(await work())
+            except DriverError as error:
+                failure = error
+            group.cancel_scope.cancel()
+    if result:
+        return result[0]
+    if failure is not None and process.is_alive():
+        raise BootError(f"the VM fails at: {what} ({failure})", detail=last_words(files)) from failure
+    if ended or not process.is_alive():
+        raise BootError(f"the VM ended at: {what}", detail=last_words(files)) from failure
+    if late.cancelled_caught:
+        raise BootError(f"the VM takes longer than {timeout_s:g} s for: {what}", detail=last_words(files))
+    raise GuestError(f"the VM was interrupted at: {what}")
+
+
+def last_words(files: Files) -> str:
+    """The last lines of QEMU and of the guest's console."""
+    return "\n".join(filter(None, (tail(files.log), tail(files.serial))))
+
+
+@asynccontextmanager
+async def open_machine(
+    host: Host,
+    guest: Guest,
+    files: Files,
+    *,
+    spawned: Callable[[ProcessIdentity], None],
+    root_guest: bool,
+) -> AsyncIterator[Machine]:
+    """Start QEMU and connect to its monitor, for as long as the block lasts; the VM goes on after it.
+
+    `spawned` is told the process before anything else can fail. `guest`'s monitor and helper descriptors are
+    set here.
+
+    Raises:
+        BootError: QEMU does not start.
+    """
+    files.empty.mkdir(mode=0o700, exist_ok=True)
+    for log in (files.serial, files.log):
+        log.unlink(missing_ok=True)
+    guest = msgspec.structs.replace(guest, monitor=_MONITOR_FD, helper=_HELPER_FD)
+    argv = confined(arguments(host, guest), root_guest=root_guest)
+    with listen(files.monitor) as monitor_socket, listen(files.helper) as helper_socket:
+        process = spawn(argv, files.log, ((monitor_socket, _MONITOR_FD), (helper_socket, _HELPER_FD)))
+    spawned(process)
+    async with _monitor(process, files) as monitor:
+        machine = Machine(process, files, monitor)
+        try:
+            yield machine
+        finally:
+            await machine.channel.aclose()
+
+
+@asynccontextmanager
+async def _monitor(process: ProcessIdentity, files: Files) -> AsyncIterator[Monitor]:
+    """Open the monitor; a QEMU that ends closes the connection, and so is noticed."""
+    try:
+        with anyio.fail_after(MONITOR_S):
+            context = open_monitor(files.monitor)
+            monitor = await context.__aenter__()
+    except TimeoutError:
+        raise BootError("QEMU does not answer on its monitor", detail=last_words(files)) from None
+    except BootError as error:
+        with anyio.move_on_after(2):
+            await process.wait()
+        raise BootError(error.message, detail=last_words(files) or error.detail) from error
+    try:
+        yield monitor
+    finally:
+        await context.__aexit__(None, None, None)

@@ -1,0 +1,160 @@
+"""Building a template: the guest image, grown, with Claude Code, certificates and proxies, as a snapshot."""
+
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from claude_vm.drivers.api import GuestFile, Mount, Owner, Progress, TemplateRecord, TemplateSpec
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.images.debian import Image, ImageSpec, ensure_image
+from claude_vm.drivers.qemu.arguments import Host, Slot
+from claude_vm.drivers.qemu.machine import HELPER_S, Machine
+from claude_vm.drivers.qemu.snapshots import key_of, make_overlay, plain, run, take
+from claude_vm.drivers.qemu.store import (
+    Generation,
+    Stored,
+    building_folder,
+    new_generation_name,
+    publish,
+    size_bytes,
+    template_folder,
+)
+
+_SETUP: Final = "/run/claude-vm/setup"
+_SETUP_FILES: Final = "/run/claude-vm/setup-files"
+_TRUST: Final = Path(__file__).parents[1] / "guest" / "trust.py"
+_INSTALL_S: Final = 180.0
+_CERTIFICATES_S: Final = 300.0
+_FILES_AT_ONCE: Final = 4 * 1024 * 1024
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+async def build(host: Host, owner: Owner, spec: TemplateSpec, progress: Progress) -> Generation:
+    """Build a generation beside the current one, and make it current at the end.
+
+    Raises:
+        DriverError: With the failing tool's last output; then nothing has changed.
+    """
+    image = await _image(host, owner, spec, progress)
+    if spec.disk_gib < image.disk_gib:
+        raise DriverError(
+            f"a disk of {spec.disk_gib} GiB is too small", hint=f"the guest's own needs {image.disk_gib} GiB"
+        )
+    folder = template_folder(owner.home, spec.name)
+    with building_folder(folder) as building:
+        name = new_generation_name()
+        stored = _stored(spec, image, name)
+        snapshot = building / "snapshots" / key_of(host, stored, spec.cpus, spec.memory_mib)
+        snapshot.mkdir(mode=0o700, parents=True)
+        await make_overlay(building / "disk.qcow2", image.disk, "raw", spec.disk_gib)
+        await take(
+            host,
+            owner,
+            stored,
+            building,
+            snapshot,
+            cpus=spec.cpus,
+            memory_mib=spec.memory_mib,
+            progress=progress,
+            slots=()
+            if spec.claude_binary is None
+            else (Slot(str(spec.claude_binary.parent), writable=False),),
+            customise=lambda machine: _customise(machine, spec, progress),
+        )
+        record = msgspec.structs.replace(stored.record, size_bytes=size_bytes(building))
+        stored = msgspec.structs.replace(stored, record=record)
+        (building / "template.json").write_bytes(plain(stored))
+        progress("storing the template", "")
+        published = await anyio.to_thread.run_sync(publish, building, name)
+    return Generation(published, stored)
+
+
+async def _image(host: Host, owner: Owner, spec: TemplateSpec, progress: Progress) -> Image:
+    architecture = _ARCHITECTURES[host.architecture]
+    wanted = msgspec.convert({"uid": spec.uid, "gid": spec.gid, "architecture": architecture}, type=ImageSpec)
+    return await ensure_image(owner.home / "cache", wanted, progress)
+
+
+def _stored(spec: TemplateSpec, image: Image, generation: str) -> Stored:
+    record = TemplateRecord(
+        name=spec.name,
+        generation=generation,
+        driver="qemu",
+        project=spec.project,
+        created_at=time.time(),
+        cpus=spec.cpus,
+        memory_mib=spec.memory_mib,
+        disk_gib=spec.disk_gib,
+        size_bytes=0,
+        user=image.user,
+        home=image.home,
+        claude_version=spec.claude_version,
+        image=image.key,
+        terminfo=image.terminfo,
+        locales=image.locales,
+    )
+    return Stored(record, spec.uid, spec.gid, str(image.kernel), str(image.initrd), image.kernel_arguments)
+
+
+async def _customise(machine: Machine, spec: TemplateSpec, progress: Progress) -> None:
+    """Make the image's guest that of the template."""
+    await machine.channel.request("resize", timeout_s=HELPER_S, bytes=spec.disk_gib << 30)
+    if spec.proxies:
+        await machine.channel.put_files(proxy_files(spec.proxies), timeout_s=HELPER_S)
+    if spec.ca_certificates:
+        progress("installing certificates", str(len(spec.ca_certificates)))
+        await _install_certificates(machine, spec.ca_certificates)
+    if spec.claude_binary is not None:
+        progress("installing Claude Code", spec.claude_version or "")
+        await machine.mount([Mount(str(spec.claude_binary.parent), _SETUP, writable=False)])
+        source, target = f"{_SETUP}/{spec.claude_binary.name}", "/usr/local/bin/claude"
+        await run(
+            machine, "installing Claude Code", ["install", "-m", "0755", source, target], timeout_s=_INSTALL_S
+        )
+        await machine.channel.request("unmount", timeout_s=HELPER_S, path=_SETUP)
+
+
+async def _install_certificates(machine: Machine, certificates: Sequence[str]) -> None:
+    """Add certificates to those that the guest trusts."""
+    program, bundle = f"{_SETUP_FILES}/trust.py", f"{_SETUP_FILES}/certificates.pem"
+    text = "\n".join(certificates).encode("ascii")
+    files = [GuestFile(program, _TRUST.read_bytes(), 0o600, "root")]
+    for start in range(0, len(text), _FILES_AT_ONCE):
+        piece = text[start : start + _FILES_AT_ONCE]
+        files.append(GuestFile(bundle, piece, 0o600, "root", append=start > 0))
+        await machine.channel.put_files(files, timeout_s=HELPER_S)
+        files = []
+    argv = ["python3", program, bundle]
+    await run(machine, "installing certificates", argv, timeout_s=_CERTIFICATES_S)
+
+
+def proxy_files(proxies: Sequence[tuple[str, str]]) -> list[GuestFile]:
+    """Return the files that make a guest use proxies: login shells, and apt.
+
+    Raises:
+        DriverError: A name is no environment variable's.
+    """
+    exports, apt = [], []
+    for name, value in proxies:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise DriverError(f"{name!r} is no name of an environment variable")
+        exports.append(f"export {name}={shlex.quote(value)}\n")
+        scheme = name.lower().removesuffix("_proxy")
+        if scheme in {"http", "https"} and re.fullmatch(r"[!#-~]+", value):
+            apt.append(f'Acquire::{scheme}::Proxy "{value}";\n')
+    return [
+        GuestFile("/etc/profile.d/claude-vm-proxies.sh", "".join(exports).encode(), 0o644, "root"),
+        GuestFile("/etc/apt/apt.conf.d/90claude-vm-proxies", "".join(apt).encode(), 0o644, "root"),
+    ]
+
+
+def building_name(path: Path) -> str:
+    """Return what people call a half-built generation."""
+    return f"{path.parent.parent.name} (interrupted build)"

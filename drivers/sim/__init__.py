@@ -1,0 +1,1 @@
+"""Simulated guests: SSH servers in this process that run local programs. They isolate nothing."""

@@ -1,0 +1,297 @@
+"""The simulated hypervisor: the driver's contract without a machine beneath it. Nothing is isolated.
+
+For tests of the supervisor and for load tests. A simulated VM lives in the process that started it and dies
+with it, which is the one point where the contract is not kept: its instance is then listed as stopped.
+"""
+
+import contextlib
+import getpass
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from claude_vm.drivers.api import (
+    Access,
+    Capabilities,
+    GuestFile,
+    InstanceRecord,
+    InstanceSpec,
+    InstanceStatus,
+    Owner,
+    Problem,
+    Progress,
+    TemplateRecord,
+    TemplateSpec,
+)
+from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError
+from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.sim.guest import Guest, kill_marked
+from claude_vm.drivers.sim.script import Prompter, Script, Step, read_script, scripted_error
+from claude_vm.drivers.sim.store import Instance, Store
+
+WARNING = "NOTHING IS ISOLATED: the guest is simulated, commands run on this host as you"
+
+_MAX_FILES = 8 * 1024 * 1024
+_log = logging.getLogger(__name__)
+
+
+class SimDriver:
+    """See `claude_vm.drivers.api.Driver`. Made by `open_driver`; asyncio only."""
+
+    name = "sim"
+
+    def __init__(self, owner: Owner, script: Script) -> None:
+        self._owner = owner
+        self._store = Store(owner.home, owner.supervisor_id)
+        self._guests: dict[str, Guest] = {}
+        self._prompter = Prompter(script)
+
+    async def diagnose(self) -> Sequence[Problem]:
+        """Return that this is a simulation."""
+        return [Problem(WARNING, "use another driver", fatal=False)]
+
+    async def capabilities(self) -> Capabilities:
+        """Return what a simulation can do."""
+        return Capabilities(
+            accelerator="none", accelerator_reason=WARNING, ram_clones=False, max_mounts=64, isolates=False
+        )
+
+    async def clone(self, spec: InstanceSpec) -> None:
+        """Make the instance's folder.
+
+        Raises:
+            DriverError: As scripted; the id was used; the disk would shrink; the template is gone.
+        """
+        async with self._scripted("clone"):
+            _, template = self._store.generation(spec.template, spec.generation)
+            if spec.disk_gib < template.disk_gib:
+                raise DriverError(
+                    f"a disk of {spec.disk_gib} GB is smaller than the template's, {template.disk_gib} GB",
+                    hint="build the template anew with a smaller disk",
+                )
+            if self._store.folder(spec.instance_id).exists():
+                raise DriverError(f"the instance {spec.instance_id} exists already")
+            self._store.write_instance(Instance(spec))
+
+    async def start(self, instance_id: str, progress: Progress) -> Access:
+        """Start the instance's SSH server.
+
+        Raises:
+            DriverError: As scripted; there is no such instance; it runs already.
+        """
+        async with self._scripted("start") as step:
+            instance = self._known(instance_id)
+            if instance_id in self._guests:
+                raise DriverError(f"the instance {instance_id} runs already")
+            progress("simulating a VM", WARNING)
+            generation, _ = self._store.generation(instance.spec.template, instance.spec.generation)
+            tools = generation / "bin"
+            guest = Guest(self._store.folder(instance_id), tools if tools.is_dir() else None)
+            self._guests[instance_id] = guest
+            host = ProcessIdentity.of(os.getpid())
+            self._store.write_instance(Instance(instance.spec, host, running=True))
+            access = await guest.start()
+            if step.die_s is not None:
+                guest.die_in(step.die_s)
+            return access
+
+    async def put_files(self, instance_id: str, files: Sequence[GuestFile]) -> None:
+        """Write files where they stand for the guest's. All owners are the one user of this process.
+
+        Raises:
+            GuestError: As scripted; the guest does not run; a file can't be written.
+        """
+        async with self._scripted("put_files"):
+            guest = self._running(instance_id)
+            if sum(len(file.data) for file in files) > _MAX_FILES:
+                raise GuestError("more than 8 MiB of files at once")
+            for file in files:
+                try:
+                    _write(guest.path(file.path), file)
+                except OSError as error:
+                    raise GuestError(f"{file.path} was not written", detail=str(error)) from error
+
+    async def set_clock(self, instance_id: str) -> None:
+        """Do nothing: the guest's clock is the host's.
+
+        Raises:
+            GuestError: As scripted; the guest does not run.
+        """
+        async with self._scripted("set_clock"):
+            self._running(instance_id)
+
+    async def poll(self, instance_id: str) -> InstanceStatus:
+        """Return the instance's status."""
+        if not self._store.folder(instance_id).is_dir():
+            return InstanceStatus.ABSENT
+        guest = self._guests.get(instance_id)
+        if guest is not None:
+            return InstanceStatus.STOPPED if guest.stopped.is_set() else InstanceStatus.RUNNING
+        instance = self._store.read_instance(instance_id)
+        if instance is None or not instance.running or instance.host is None:
+            return InstanceStatus.STOPPED
+        alive = instance.host.is_alive() and instance.host.pid != os.getpid()
+        return InstanceStatus.RUNNING if alive else InstanceStatus.STOPPED
+
+    async def wait_stopped(self, instance_id: str) -> str:
+        """Return why the VM ended, once it has; at once if it does not run here."""
+        guest = self._guests.get(instance_id)
+        if guest is None:
+            return "the simulated VM does not run"
+        await guest.stopped.wait()
+        return guest.reason
+
+    async def delete(self, instance_id: str) -> None:
+        """End the guest and remove its folder.
+
+        Raises:
+            DriverError: As scripted; something can't be removed.
+        """
+        async with self._scripted("delete"):
+            guest = self._guests.get(instance_id)
+            if guest is not None:
+                await guest.stop("the simulated VM was deleted")
+            elif self._store.folder(instance_id).exists():
+                kill_marked(self._store.folder(instance_id))
+            try:
+                self._store.remove_instance(instance_id)
+            except OSError as error:
+                raise DriverError(f"{instance_id} was not removed wholly", detail=str(error)) from error
+            self._guests.pop(instance_id, None)
+
+    async def list_instances(self) -> Sequence[InstanceRecord]:
+        """Return all instances of this owner."""
+        async with self._scripted("list_instances"):
+            return [
+                InstanceRecord(instance_id, self._owner.supervisor_id, await self.poll(instance_id))
+                for instance_id in self._store.instance_ids()
+            ]
+
+    async def build_template(self, spec: TemplateSpec, progress: Progress) -> TemplateRecord:
+        """Write a generation's record.
+
+        Raises:
+            DriverError: As scripted; the folder can't be written.
+        """
+        with self._store.building(spec.name) as folder:
+            async with self._scripted("build_template"):
+                progress("building a simulated template", WARNING)
+                if spec.claude_binary is not None:
+                    (folder / "bin").mkdir()
+                    (folder / "bin" / "claude").symlink_to(spec.claude_binary)
+                record = TemplateRecord(
+                    name=spec.name,
+                    generation=f"{time.time_ns():x}-{secrets.token_hex(4)}",
+                    driver=self.name,
+                    project=spec.project,
+                    created_at=time.time(),
+                    cpus=spec.cpus,
+                    memory_mib=spec.memory_mib,
+                    disk_gib=spec.disk_gib,
+                    size_bytes=0,
+                    user=getpass.getuser(),
+                    home=str(Path.home()),
+                    claude_version=spec.claude_version,
+                    image="simulated",
+                    terminfo=_known_terminals(),
+                    locales=("C.UTF-8",),
+                )
+                try:
+                    self._store.publish(folder, record)
+                except OSError as error:
+                    raise DriverError("the template was not written", detail=str(error)) from error
+                return record
+
+    async def templates(self) -> Sequence[TemplateRecord]:
+        """Return the current generations."""
+        return self._store.templates()
+
+    async def touch_template(self, name: str) -> None:
+        """Note the use."""
+        self._store.touch(name)
+
+    async def delete_template(self, name: str) -> None:
+        """Remove all generations.
+
+        Raises:
+            TemplateInUseError: Instances of anyone use it.
+        """
+        async with self._scripted("delete_template"):
+            if users := self._store.users_of(name):
+                raise TemplateInUseError(f"the template {name} is in use", instances=users)
+            self._store.remove_template(name)
+
+    async def collect_garbage(self) -> Sequence[str]:
+        """Remove what nothing uses."""
+        return self._store.remove_garbage()
+
+    async def aclose(self) -> None:
+        """End all guests, because they can't live without this process. Their records stay."""
+        for instance_id, guest in self._guests.items():
+            with anyio.CancelScope(shield=True):
+                await guest.stop("the supervisor of the simulated VM ended")
+            instance = self._store.read_instance(instance_id)
+            if instance is not None:
+                self._store.write_instance(msgspec.structs.replace(instance, running=False))
+        self._guests.clear()
+
+    @contextlib.asynccontextmanager
+    async def _scripted(self, method: str) -> AsyncIterator[Step]:
+        step = self._prompter.next_step(method)
+        # At least one await, so that every call can be cancelled as a real one could.
+        await anyio.sleep(step.delay_s)
+        if step.hang:
+            await anyio.sleep_forever()
+        if step.fail:
+            raise scripted_error(method, step.fail)
+        yield step
+        if step.lose_answer:
+            await anyio.sleep_forever()
+
+    def _known(self, instance_id: str) -> Instance:
+        instance = self._store.read_instance(instance_id)
+        if instance is None:
+            raise DriverError(f"there is no instance {instance_id}")
+        return instance
+
+    def _running(self, instance_id: str) -> Guest:
+        guest = self._guests.get(instance_id)
+        if guest is None or guest.stopped.is_set():
+            raise GuestError(f"the instance {instance_id} does not run")
+        return guest
+
+
+@contextlib.asynccontextmanager
+async def open_driver(owner: Owner, script: Script | None = None) -> AsyncIterator[SimDriver]:
+    """Open the simulation; leaving it ends its guests. Without `script`, ``sim.json`` of the home is one.
+
+    Raises:
+        DriverError: ``sim.json`` is no script.
+    """
+    _log.warning(WARNING)
+    driver = SimDriver(owner, read_script(owner.home) if script is None else script)
+    try:
+        yield driver
+    finally:
+        await driver.aclose()
+
+
+def _write(path: Path, file: GuestFile) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if file.append else os.O_TRUNC)
+    with os.fdopen(os.open(path, flags, file.mode), "wb") as target:
+        os.fchmod(target.fileno(), file.mode)
+        target.write(file.data)
+
+
+def _known_terminals() -> tuple[str, ...]:
+    names: set[str] = set()
+    for folder in ("/usr/share/terminfo", "/lib/terminfo", "/etc/terminfo"):
+        names.update(path.name for path in Path(folder).glob("*/*"))
+    return tuple(sorted(names))

@@ -1,0 +1,220 @@
+"""A simulated guest: an SSH server on the loopback that runs local programs in a scratch home."""
+
+import asyncio
+import contextlib
+import getpass
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import asyncssh
+import psutil
+
+from claude_vm.drivers.api import Access
+from claude_vm.drivers.process import ProcessIdentity, kill_group
+from claude_vm.drivers.sim.session import GuestSession
+
+MARK = "CLAUDE_VM_SIM"
+"""The environment variable by which a guest's processes are found after their supervisor's death."""
+
+_LAUNCHER = Path(__file__).parents[1] / "guest" / "session"
+_GUEST_LAUNCHER = "/usr/lib/claude-vm/session"
+_GUEST_RUN = "/run/claude-vm"
+_KILL_WAIT_S = 5.0
+
+
+class Guest:
+    """One running guest. All that it keeps on disk is in `folder`."""
+
+    def __init__(self, folder: Path, tools: Path | None) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.run = folder / "run"
+        self.stopped = asyncio.Event()
+        self.reason = ""
+        self._tools = tools
+        self._listener: asyncssh.SSHAcceptor | None = None
+        self._connections: set[asyncssh.SSHServerConnection] = set()
+        self._processes: set[asyncio.subprocess.Process] = set()
+        self._death: asyncio.TimerHandle | None = None
+        self.authorized = ""
+
+    async def start(self) -> Access:
+        """Make keys, listen, and return how to get in."""
+        for path in (self.home, self.run):
+            path.mkdir(mode=0o700, exist_ok=True)
+        host_key = asyncssh.generate_private_key("ssh-ed25519")
+        client_key = asyncssh.generate_private_key("ssh-ed25519")
+        client_key_path = self.folder / "client_key"
+        client_key_path.unlink(missing_ok=True)
+        with os.fdopen(os.open(client_key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(client_key.export_private_key())
+        self.authorized = client_key.export_public_key().decode()
+        self._listener = await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            config=[],
+            server_factory=lambda: _Server(self),
+            server_host_keys=[host_key],
+            encoding=None,
+            agent_forwarding=True,
+            kex_algs=["curve25519-sha256"],
+            compression_algs=["none"],
+            authorized_client_keys=None,
+            gss_host=None,
+        )
+        return Access(
+            address="127.0.0.1",
+            port=self._listener.get_port(),
+            user=getpass.getuser(),
+            home=str(self.home),
+            host_key=host_key.export_public_key().decode().strip(),
+            client_key=client_key_path,
+            host_address="127.0.0.1",
+        )
+
+    def die_in(self, delay_s: float) -> None:
+        """Let the VM die by itself after a while."""
+        self._death = asyncio.get_running_loop().call_later(
+            delay_s, self.stop_nowait, "the simulated VM died"
+        )
+
+    def stop_nowait(self, reason: str) -> None:
+        """End the VM as a power cut does. May be called twice."""
+        if self.stopped.is_set():
+            return
+        self.reason = reason
+        self.stopped.set()
+        if self._death is not None:
+            self._death.cancel()
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self._connections):
+            connection.abort()
+        for process in self._processes:
+            kill_group(process.pid)
+
+    async def stop(self, reason: str) -> None:
+        """End the VM and return when its processes have ended (those that stayed in their session)."""
+        self.stop_nowait(reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILL_WAIT_S):
+                for process in list(self._processes):
+                    await process.wait()
+                for connection in list(self._connections):
+                    await connection.wait_closed()
+                if self._listener is not None:
+                    await self._listener.wait_closed()
+        kill_marked(self.folder)
+
+    def path(self, guest_path: str) -> Path:
+        """Return the local file that stands for a guest's: its own tmpfs, its home, and a root of its own."""
+        path = os.path.normpath(os.path.join(self.home, guest_path))  # noqa: PTH118 - normpath has no twin there
+        if path.startswith(_GUEST_RUN + "/"):
+            return self.run / path.removeprefix(_GUEST_RUN + "/")
+        if Path(path).is_relative_to(self.folder):
+            return Path(path)
+        return self.folder / "root" / path.lstrip("/")
+
+    def command(self, line: str | None) -> list[str]:
+        """Return the local argument list for a command line, or for a login shell."""
+        if line is None:
+            return ["bash", "-l"]
+        local = line.replace(_GUEST_LAUNCHER, f"bash -l {shlex.quote(str(_LAUNCHER))}")
+        return ["bash", "-c", local.replace(_GUEST_RUN, shlex.quote(str(self.run)))]
+
+    def environment(self) -> dict[str, str]:
+        """Return what sshd would give to a process; nothing of the supervisor's own environment."""
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        return {
+            "HOME": str(self.home),
+            "USER": getpass.getuser(),
+            "LOGNAME": getpass.getuser(),
+            "SHELL": "/bin/bash",
+            "PATH": path if self._tools is None else f"{self._tools}:{path}",
+            "CLAUDE_VM_RUN": str(self.run),
+            MARK: str(self.folder),
+        }
+
+    async def spawn(
+        self, argv: list[str], *, env: dict[str, str], stdin: int, stdout: int, stderr: int
+    ) -> asyncio.subprocess.Process:
+        """Start a process as the leader of a session of its own."""
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env=env,
+            cwd=self.home,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        self._processes.add(process)
+        if self.stopped.is_set():
+            kill_group(process.pid)
+        return process
+
+    def forget(self, process: asyncio.subprocess.Process) -> None:
+        """Note that a process has ended."""
+        self._processes.discard(process)
+
+    def connected(self, connection: asyncssh.SSHServerConnection) -> None:
+        """Note a connection, so that the VM's end ends it."""
+        self._connections.add(connection)
+        if self.stopped.is_set():
+            connection.abort()
+
+    def disconnected(self, connection: asyncssh.SSHServerConnection) -> None:
+        """Note a connection's end."""
+        self._connections.discard(connection)
+
+
+class _Server(asyncssh.SSHServer):
+    """Lets in who has the instance's key."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._connection: asyncssh.SSHServerConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
+        self._guest.connected(conn)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        if self._connection is not None:
+            self._guest.disconnected(self._connection)
+
+    def begin_auth(self, username: str) -> bool:  # noqa: ARG002
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        authorized = asyncssh.import_public_key(self._guest.authorized)
+        return username == getpass.getuser() and key.public_data == authorized.public_data
+
+    def session_requested(self) -> "GuestSession":
+        return GuestSession(self._guest, lambda channel: _Files(channel, self._guest))
+
+
+class _Files(asyncssh.SFTPServer):
+    """SFTP with the guest's paths."""
+
+    def __init__(self, channel: "asyncssh.SSHServerChannel[bytes]", guest: Guest) -> None:
+        super().__init__(channel)
+        self._guest = guest
+
+    def map_path(self, path: bytes) -> bytes:
+        return os.fsencode(self._guest.path(os.fsdecode(path)))
+
+
+def kill_marked(folder: Path) -> None:
+    """Kill every process that was started for the guest in `folder`, whoever its parent is now."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == str(folder):
+                identity = ProcessIdentity.of(process.pid)
+                if identity is not None:
+                    identity.kill(signal.SIGKILL)

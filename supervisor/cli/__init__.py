@@ -1,0 +1,1 @@
+"""The program `claude-vm`: a thin client that starts fast."""

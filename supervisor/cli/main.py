@@ -1,0 +1,154 @@
+"""The command line: finds or starts the daemon, hands it the words, and is its terminal.
+
+Nothing heavy is imported before it is needed, and with a running daemon it never is: the words are parsed
+there. Without one they are parsed here first, so that help and usage errors start nothing.
+"""
+
+import gc
+import os
+import signal
+import sys
+
+FAILED = 125
+
+
+def main() -> int:
+    """Run ``claude-vm`` with the words of the command line; return its exit status."""
+    return _leave(_guarded(sys.argv[1:]))
+
+
+def main_setup() -> int:
+    """Run ``claude-vm-setup``: ``claude-vm setup`` (feature A9)."""
+    return _leave(_guarded(["setup", *sys.argv[1:]]))
+
+
+def main_shell() -> int:
+    """Run ``claude-vm-shell``: ``claude-vm shell`` (feature A9)."""
+    return _leave(_guarded(["shell", *sys.argv[1:]]))
+
+
+def _leave(status: int) -> int:
+    """End the process at once when only the thin client was loaded; else return the status.
+
+    The client has no buffers, threads or exit functions, and taking the interpreter apart would take longer
+    than all that the client does after its imports.
+    """
+    if "threading" not in sys.modules:
+        os._exit(status)
+    return status
+
+
+def _guarded(argv: list[str]) -> int:
+    """Run the words; whatever fails is a message and a status, never a traceback."""
+    gc.disable()  # imports make no garbage, only objects that would be counted again and again
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until there is something to clean up, Ctrl-C just ends us.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _open_standard_descriptors()
+    from claude_vm.supervisor.cli.signals import EndedBySignalError, die_of  # noqa: PLC0415 - after that
+    from claude_vm.supervisor.wire.errors import WireError  # noqa: PLC0415
+
+    try:
+        return run(argv)
+    except EndedBySignalError as error:
+        return die_of(error.number)
+    except WireError as error:
+        return fail(str(error), error.code, getattr(error, "hint", ""))
+    except OSError as error:
+        return fail(str(error), "system-error")
+
+
+def run(argv: list[str]) -> int:
+    """Run the words and return the exit status.
+
+    Raises:
+        EndedBySignalError: A signal ends this process.
+        WireError: There is no daemon to be had, or it says no.
+        OSError: The system says no.
+    """
+    if argv == ["--version"]:
+        return _print_version()
+    from claude_vm.supervisor.cli import session  # noqa: PLC0415 - see the module's text
+
+    if os.environ.get("_CLAUDE_VM_COMPLETE") or _is_for_us(argv):
+        return _run_here(argv)
+    connection = session.connect()
+    if connection is None:
+        return _run_here(argv)
+    return session.attend(connection, argv)
+
+
+def write(text: str, *, to_stderr: bool = False) -> int:
+    """Write text to stdout or stderr; return 0, or 141 when nobody reads it."""
+    data = memoryview(text.encode("utf-8", "surrogateescape"))
+    try:
+        while data:
+            data = data[os.write(2 if to_stderr else 1, data) :]
+    except BrokenPipeError:
+        return 141
+    return 0
+
+
+def fail(message: str, code: str, hint: str = "", status: int = FAILED) -> int:
+    """Say what went wrong, and what to do next, on stderr; return the exit status."""
+    from claude_vm.supervisor.wire.escape import escape  # noqa: PLC0415 - its tables take a millisecond
+
+    lines = f"claude-vm: {message} [{code}]\n" + (f"  {hint}\n" if hint else "")
+    write(escape(lines), to_stderr=True)
+    return status
+
+
+def _is_for_us(argv: list[str]) -> bool:
+    """Tell whether the words may ask for something that no running daemon can do."""
+    return "--no-daemon" in argv or ("daemon" in argv and "run" in argv)
+
+
+def _run_here(argv: list[str]) -> int:
+    """Parse the words here; then answer, run in this process, or start the daemon."""
+    gc.enable()
+    from claude_vm.supervisor.cli import session, tty  # noqa: PLC0415 - see the module's text
+    from claude_vm.supervisor.grammar import requests  # noqa: PLC0415 - takes long to load
+    from claude_vm.supervisor.grammar.parse import Output, parse  # noqa: PLC0415 - likewise
+
+    answer = parse(argv, columns=tty.window_size()[1] or 80)
+    if isinstance(answer, Output):
+        closed = write(answer.text, to_stderr=answer.to_stderr)
+        return answer.status or closed
+    if isinstance(answer, requests.Daemon) and answer.action == "run":
+        from claude_vm.supervisor.daemon.main import main as run_daemon  # noqa: PLC0415 - likewise
+
+        return run_daemon(foreground=True)
+    if answer.flags.no_daemon:
+        return session.run_in_process(argv)
+    connection = session.connect()
+    if connection is None:
+        if isinstance(answer, requests.Daemon):
+            return _tell_no_daemon(answer.action, as_json=answer.json)
+        if isinstance(answer, requests.Version) and not answer.json:
+            return _print_version()
+        connection = session.connect_or_launch()
+    return session.attend(connection, argv)
+
+
+def _tell_no_daemon(action: str, *, as_json: bool) -> int:
+    """Answer ``daemon stop`` and ``daemon status`` when none runs: not a reason to start one."""
+    if action == "stop":
+        write("no daemon runs\n", to_stderr=True)
+        return 0
+    write('{"pid": null}\n' if as_json else "not running\n")
+    return 1
+
+
+def _print_version() -> int:
+    from claude_vm.supervisor.wire.version import VERSION  # noqa: PLC0415 - see the module's text
+
+    return write(f"claude-vm {VERSION}\n")
+
+
+def _open_standard_descriptors() -> None:
+    """Open what is closed of stdin, stdout and stderr: else a socket would get its number."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)

@@ -1,0 +1,141 @@
+"""From a socket to an exit status: connects, starts the daemon when there is none, and relays."""
+
+# ruff: noqa: PTH120 - pathlib takes too long to load
+
+import fcntl
+import gc
+import os
+import socket
+import time
+
+from claude_vm.supervisor.cli.invocation import invocation
+from claude_vm.supervisor.wire.client import Connection, NoAnswerError, RefusedError, invoke
+from claude_vm.supervisor.wire.errors import WireError
+from claude_vm.supervisor.wire.messages import VERSION_MISMATCH_IDLE
+from claude_vm.supervisor.wire.paths import (
+    check_private,
+    home,
+    make_private,
+    runtime_directory,
+    socket_path,
+)
+
+PATIENCE_S = 60.0
+"""How long to wait for a daemon that ends, in seconds."""
+
+STEP_S = 0.05
+"""How often to look whether it has ended: nothing tells us."""
+
+
+class DaemonBusyError(WireError):
+    """A daemon that should have ended is still there."""
+
+    code = "daemon-ending"
+
+
+def connect() -> socket.socket | None:
+    """Return a socket that is connected to the daemon, or None when none runs.
+
+    Raises:
+        UnsafePathError: The socket's directory is not ours alone.
+        NoAnswerError: The daemon takes no connection.
+    """
+    path = socket_path(home())
+    try:
+        check_private(os.path.dirname(path))
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(path)
+        except BaseException:
+            connection.close()
+            raise
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    except (BlockingIOError, PermissionError) as error:
+        raise NoAnswerError(f"the daemon at {path} takes no connection: {error.strerror}") from error
+    return connection
+
+
+def connect_or_launch() -> socket.socket:
+    """Return a socket that is connected to the daemon, which is started when none runs.
+
+    Raises:
+        WireError: It does not come up, or its directory is not ours alone.
+    """
+    from claude_vm.supervisor.cli.launch import AnotherRunsError, launch  # noqa: PLC0415 - rarely needed
+
+    directory = runtime_directory(home())
+    make_private(directory)
+    lock = os.open(os.path.join(directory, "launch.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # noqa: PTH118
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # clients that come together start one daemon together
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            connection = connect()
+            if connection is not None:
+                return connection
+            try:
+                launch()
+            except AnotherRunsError as error:
+                if time.monotonic() > deadline:
+                    raise DaemonBusyError(f"a daemon ends, but does not come to its end: {error}") from error
+                time.sleep(STEP_S)
+    finally:
+        os.close(lock)
+
+
+def attend(connection: socket.socket, argv: list[str]) -> int:
+    """Run the words over a connected socket; return the exit status.
+
+    A daemon of another version that has nothing to do ends, and one of ours takes its place.
+
+    Raises:
+        WireError: The daemon says no, or nothing, or ends in the middle.
+        EndedBySignalError: A signal ends this process; all is restored.
+    """
+    link = _welcome(connection, argv)
+    # Only now: while this loads, the daemon works already.
+    from claude_vm.supervisor.cli.relay import INTERRUPTED, InterruptedTwiceError, Relay  # noqa: PLC0415
+    from claude_vm.supervisor.cli.signals import Signals  # noqa: PLC0415
+
+    gc.enable()
+    try:
+        with Signals() as signals:
+            return Relay(link, signals).run()
+    except InterruptedTwiceError:
+        return INTERRUPTED
+    finally:
+        link.close()
+
+
+def run_in_process(argv: list[str]) -> int:
+    """Run the words by a supervisor inside this process (``--no-daemon``); return the exit status.
+
+    Returns, or raises, only when nothing of the command is left.
+
+    Raises:
+        WireError: The supervisor does not come up.
+        EndedBySignalError: A signal ends this process.
+    """
+    from claude_vm.supervisor.daemon.inprocess import serve_one  # noqa: PLC0415 - takes long to load
+
+    make_private(runtime_directory(home()))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    wait = serve_one(theirs)
+    try:
+        return attend(ours, argv)
+    finally:
+        wait()
+
+
+def _welcome(connection: socket.socket, argv: list[str]) -> Connection:
+    message = invocation(argv)
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return invoke(connection, message)
+        except RefusedError as error:
+            if error.code != VERSION_MISMATCH_IDLE or time.monotonic() > deadline:
+                raise
+        time.sleep(STEP_S)
+        connection = connect_or_launch()

@@ -1,0 +1,1 @@
+"""The pure core: life cycles, pool and sessions. Events in, effects out."""

@@ -1,0 +1,226 @@
+"""The life cycle of an instance: one VM that we made, used by one session at most.
+
+             CloneDone          StartDone            ConnectDone        CLAIM          RunStarted
+    CLONING ──────────▶ STARTING ───────▶ CONNECTING ─────────▶ WARM ──────▶ LEASED ─────────▶ RUNNING
+       │                   │                  │                  │              │                 │
+       ├───────────────────┴──────────────────┴──────────────────┴──────────────┴─────────────────┘
+       │
+       ├─ nothing is in flight any more (EffectFailed, RunDone; WARM: GIVE_UP, VmDied) ─▶ DELETING
+       │
+       └─ GIVE_UP or VmDied while an effect is in flight ─▶ ABANDONED ── its answer ────▶ DELETING
+
+               DeleteDone                     EffectFailed           REPORT
+    DELETING ─────────────▶ DELETED  DELETING ─────────────▶ STUCK ─────────▶ LEAKED
+                                         ▲        RETRY        │      RETRY      │
+                                         └─────────────────────┴─────────────────┘
+
+It begins with CLONING (MAKE, WarmRequested), or with DELETING (InstanceFound: a dead supervisor's).
+
+CLONING, STARTING, CONNECTING, LEASED, RUNNING, ABANDONED and DELETING have exactly one effect in flight, the
+other states have none. An instance that is given up while a driver call still runs is not deleted under that
+call's feet: it waits as ABANDONED for the answer (of the cancelled call, or of one that was quicker), and
+only then is it deleted.
+
+Nothing leads from LEASED or RUNNING back to WARM: what has run anything is never used again. An instance made
+for a session passes through WARM within one event; seen from outside, WARM is never leased.
+
+STUCK and LEAKED wait for another try; LEAKED has been reported to people. Neither is ever forgotten.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+import msgspec
+
+from claude_vm.supervisor.core import effects, events
+from claude_vm.supervisor.core.keys import PoolKey
+
+
+class InstanceState(StrEnum):
+    """Where an instance stands. ABSENT: no such instance was ever known, or it is long gone."""
+
+    ABSENT = "absent"
+    CLONING = "cloning"
+    STARTING = "starting"
+    CONNECTING = "connecting"
+    WARM = "warm"
+    LEASED = "leased"
+    RUNNING = "running"
+    ABANDONED = "abandoned"
+    DELETING = "deleting"
+    STUCK = "stuck"
+    LEAKED = "leaked"
+    DELETED = "deleted"
+
+
+class InstanceOrder(StrEnum):
+    """What the core itself decides about an instance, beside the events that happen to it."""
+
+    MAKE = "make"
+    CLAIM = "claim"
+    GIVE_UP = "give-up"
+    REPORT = "report"
+    RETRY = "retry"
+
+
+_S = InstanceState
+_O = InstanceOrder
+
+InstanceCause = type[events.Event] | InstanceOrder
+"""What moves an instance."""
+
+MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingProxyType(
+    {
+        _S.ABSENT: {
+            _O.MAKE: _S.CLONING,
+            events.WarmRequested: _S.CLONING,
+            events.InstanceFound: _S.DELETING,
+        },
+        _S.CLONING: {
+            events.CloneDone: _S.STARTING,
+            events.EffectFailed: _S.DELETING,
+            events.VmDied: _S.ABANDONED,
+            _O.GIVE_UP: _S.ABANDONED,
+        },
+        _S.STARTING: {
+            events.StartDone: _S.CONNECTING,
+            events.EffectFailed: _S.DELETING,
+            events.VmDied: _S.ABANDONED,
+            _O.GIVE_UP: _S.ABANDONED,
+        },
+        _S.CONNECTING: {
+            events.ConnectDone: _S.WARM,
+            events.EffectFailed: _S.DELETING,
+            events.VmDied: _S.ABANDONED,
+            _O.GIVE_UP: _S.ABANDONED,
+        },
+        _S.WARM: {
+            _O.CLAIM: _S.LEASED,
+            events.VmDied: _S.DELETING,
+            _O.GIVE_UP: _S.DELETING,
+        },
+        _S.LEASED: {
+            events.RunStarted: _S.RUNNING,
+            events.RunDone: _S.DELETING,
+            events.EffectFailed: _S.DELETING,
+            events.VmDied: _S.ABANDONED,
+            _O.GIVE_UP: _S.ABANDONED,
+        },
+        _S.RUNNING: {
+            events.RunDone: _S.DELETING,
+            events.EffectFailed: _S.DELETING,
+            events.VmDied: _S.ABANDONED,
+            _O.GIVE_UP: _S.ABANDONED,
+        },
+        _S.ABANDONED: {
+            events.CloneDone: _S.DELETING,
+            events.StartDone: _S.DELETING,
+            events.ConnectDone: _S.DELETING,
+            events.RunDone: _S.DELETING,
+            events.EffectFailed: _S.DELETING,
+            events.EffectCancelled: _S.DELETING,
+        },
+        _S.DELETING: {
+            events.DeleteDone: _S.DELETED,
+            events.EffectFailed: _S.STUCK,
+        },
+        _S.STUCK: {
+            _O.REPORT: _S.LEAKED,
+            _O.RETRY: _S.DELETING,
+        },
+        _S.LEAKED: {
+            _O.RETRY: _S.DELETING,
+        },
+        _S.DELETED: {},
+    }
+)
+"""All transitions. ABANDONED takes only the answers of its effect in flight, see `fits`."""
+
+HARMLESS: Mapping[tuple[InstanceState, type[events.Event]], str] = MappingProxyType(
+    {
+        (_S.ABANDONED, events.RunStarted): "the command had started when the cancellation was on its way",
+        (_S.ABANDONED, events.VmDied): "it is given up already; the driver may notice the end that we cause",
+        (_S.DELETING, events.VmDied): "deleting ends the VM, and whoever watches it may tell",
+        (_S.STUCK, events.VmDied): "half a deletion may have ended the VM",
+        (_S.LEAKED, events.VmDied): "somebody ended by hand what we could not delete",
+        (_S.DELETED, events.VmDied): "the watcher's news came after the answer of the deletion",
+    }
+)
+"""Events that may come late through no fault of their sender, and why. They change nothing."""
+
+PHASES: Mapping[InstanceState, str] = MappingProxyType(
+    {
+        _S.CLONING: "clone",
+        _S.STARTING: "boot",
+        _S.CONNECTING: "connect",
+        _S.LEASED: "run",
+        _S.DELETING: "delete",
+    }
+)
+"""What the session of an instance is told when the instance comes into a state."""
+
+_LATE: Mapping[type[effects.InstanceEffect], frozenset[type[events.Event]]] = MappingProxyType(
+    {
+        effects.Clone: frozenset({events.CloneDone}),
+        effects.Start: frozenset({events.StartDone}),
+        effects.Connect: frozenset({events.ConnectDone}),
+        effects.Run: frozenset({events.RunDone, events.RunStarted}),
+    }
+)
+_WHATEVER_WAS_IN_FLIGHT = frozenset({events.EffectFailed, events.EffectCancelled, events.VmDied})
+
+
+UNKNOWN_KEY = PoolKey(driver="", template="", generation="", cpus=0, memory_mib=0, disk_gib=0)
+"""The key of an instance that a dead supervisor left: it is only deleted."""
+
+
+class Instance(msgspec.Struct):
+    """One instance. Only the core changes it.
+
+    `session_id` is the session that it was made for or that leases it, until that session has its exit
+    status; "" is no session. `since` is the instant at which it came into its state. `in_flight` is its
+    effect that awaits an answer. `failed_deletions` counts; `retry_at` is the instant of the next try, set
+    while STUCK or LEAKED.
+    """
+
+    instance_id: str
+    key: PoolKey = UNKNOWN_KEY
+    session_id: str = ""
+    state: InstanceState = InstanceState.ABSENT
+    since: float = 0.0
+    in_flight: type[effects.InstanceEffect] | None = None
+    failed_deletions: int = 0
+    retry_at: float | None = None
+
+
+def fits(instance: Instance, event: events.InstanceEvent) -> bool:
+    """Tell whether an event is about what the instance is really doing, beyond what its state says.
+
+    A run's news must name the session that leases the instance. The late answer to an abandoned instance must
+    be the answer to its effect in flight.
+    """
+    if isinstance(event, events.RunStarted | events.RunDone) and event.session_id != instance.session_id:
+        return False
+    if instance.state is not InstanceState.ABANDONED or instance.in_flight is None:
+        return True
+    kind = type(event)
+    return kind in _WHATEVER_WAS_IN_FLIGHT or kind in _LATE[instance.in_flight]
+
+
+def first_effect(instance: Instance) -> effects.InstanceEffect | None:
+    """Return the effect with which an instance's state begins, if it begins with one of its own."""
+    name = instance.instance_id
+    match instance.state:
+        case InstanceState.CLONING:
+            return effects.Clone(instance_id=name, key=instance.key)
+        case InstanceState.STARTING:
+            return effects.Start(instance_id=name)
+        case InstanceState.CONNECTING:
+            return effects.Connect(instance_id=name)
+        case InstanceState.LEASED:
+            return effects.Run(instance_id=name, session_id=instance.session_id)
+        case InstanceState.DELETING:
+            return effects.Delete(instance_id=name)
+        case _:
+            return None

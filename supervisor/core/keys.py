@@ -1,0 +1,27 @@
+"""What makes two instances interchangeable."""
+
+import msgspec
+
+
+class MountKey(msgspec.Struct, frozen=True, order=True):
+    """One mount of an instance, as a value. Both paths are absolute."""
+
+    host: str
+    guest: str
+    writable: bool
+
+
+class PoolKey(msgspec.Struct, frozen=True):
+    """All that a warm instance must have in common with a claim: equal keys, equal machines.
+
+    Sizes: `memory_mib` in MiB, `disk_gib` in GiB. The mount list counts whole and in order, because a VM's
+    mounts are fixed when its process starts.
+    """
+
+    driver: str
+    template: str
+    generation: str
+    cpus: int
+    memory_mib: int
+    disk_gib: int
+    mounts: tuple[MountKey, ...] = ()

@@ -1,0 +1,125 @@
+"""The life cycle of a session: one run of work for one client.
+
+                 ADMIT                RunStarted            RunDone, EffectFailed, VmDied,
+    QUEUED ───────────▶ PREPARING ─────────────▶ RUNNING    StopRequested, ShutdownRequested
+      │                    │                        │
+      │ StopRequested,     └────────────────────────┴──────▶ ENDING ──────────▶ ENDED
+      │ ShutdownRequested, REFUSE                                    RELEASE      ▲
+      └───────────────────────────────────────────────────────────────────────────┘
+
+QUEUED has no instance and waits for a place. PREPARING has one, whose main command does not run yet. ENDING
+has its outcome and waits until nothing of its instance is left, or until the first try to delete it has
+failed: a client is not held up by our trouble, and the instance is not forgotten.
+
+The first outcome stands, with one exception: a session that was asked to stop, and whose main command turns
+out to have ended before the request reached it, has that command's exit status.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+import msgspec
+
+from claude_vm.supervisor.core import events
+from claude_vm.supervisor.core.keys import PoolKey
+
+FAILED = 125
+"""Exit status of a session that failed before or around its main command."""
+
+
+class SessionState(StrEnum):
+    """Where a session stands. ABSENT: no such session was ever known, or it is long gone."""
+
+    ABSENT = "absent"
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    RUNNING = "running"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+class SessionOrder(StrEnum):
+    """What the core itself decides about a session, beside the events that happen to it."""
+
+    ADMIT = "admit"
+    REFUSE = "refuse"
+    RELEASE = "release"
+
+
+_S = SessionState
+_O = SessionOrder
+
+SessionCause = type[events.Event] | SessionOrder
+"""What moves a session."""
+
+_OVER: Mapping[SessionCause, SessionState] = {
+    events.RunDone: _S.ENDING,
+    events.EffectFailed: _S.ENDING,
+    events.VmDied: _S.ENDING,
+    events.StopRequested: _S.ENDING,
+    events.ShutdownRequested: _S.ENDING,
+}
+
+MOVES: Mapping[SessionState, Mapping[SessionCause, SessionState]] = MappingProxyType(
+    {
+        _S.ABSENT: {
+            events.SessionRequested: _S.QUEUED,
+        },
+        _S.QUEUED: {
+            _O.ADMIT: _S.PREPARING,
+            _O.REFUSE: _S.ENDED,
+            events.StopRequested: _S.ENDED,
+            events.ShutdownRequested: _S.ENDED,
+        },
+        _S.PREPARING: {events.RunStarted: _S.RUNNING, **_OVER},
+        _S.RUNNING: {**_OVER},
+        _S.ENDING: {
+            events.RunDone: _S.ENDING,
+            _O.RELEASE: _S.ENDED,
+        },
+        _S.ENDED: {},
+    }
+)
+"""All transitions."""
+
+HARMLESS: Mapping[tuple[SessionState, type[events.Event]], str] = MappingProxyType(
+    {
+        (_S.ENDING, events.StopRequested): "its outcome stands; a client may ask twice, or leave meanwhile",
+        (_S.ENDED, events.StopRequested): "the request and the end crossed on the way",
+    }
+)
+"""Events that may come late through no fault of their sender, and why. They change nothing."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a session ended. `code` and `message` are "" when its main command ended.
+
+    `asked` tells that it was asked to stop, so that the main command's own status may still replace this.
+    """
+
+    status: int
+    code: str = ""
+    message: str = ""
+    asked: bool = False
+
+
+UNDECIDED = Outcome(FAILED, "undecided")
+"""Stands in for the outcome until ENDING; no client ever gets it."""
+
+
+class Session(msgspec.Struct):
+    """One session. Only the core changes it.
+
+    `offered_id` is the id for an instance that would have to be made. `instance_id` is the one it has, or "".
+    `since` is the instant at which it came into its state.
+    """
+
+    session_id: str
+    key: PoolKey
+    offered_id: str
+    requested_at: float
+    state: SessionState = SessionState.ABSENT
+    since: float = 0.0
+    instance_id: str = ""
+    outcome: Outcome = UNDECIDED

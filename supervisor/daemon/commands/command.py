@@ -1,0 +1,129 @@
+"""What every command is given, and what most of them need."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from claude_vm.context.config.layers import Settings, load_settings
+from claude_vm.context.project import Project, check_project, find_project
+from claude_vm.drivers.api import Driver
+from claude_vm.supervisor.daemon.dispatch import Dispatcher
+from claude_vm.supervisor.daemon.drivers import DriverSet
+from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.grammar.requests import Flags
+from claude_vm.supervisor.wire.escape import escape, escape_json
+from claude_vm.supervisor.wire.server import Client
+
+
+class Host(msgspec.Struct, frozen=True):
+    """The supervisor that carries commands out."""
+
+    home: Path
+    supervisor_id: str
+    version: str
+    started_at: float
+    dispatcher: Dispatcher
+    drivers: DriverSet
+    journal: Journal
+    in_process: bool = False
+
+
+class Command:
+    """One command of one client: its invocation, its replies, the project it stands in."""
+
+    def __init__(self, host: Host, client: Client, flags: Flags) -> None:
+        self.host = host
+        self.client = client
+        self.flags = flags
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The client's environment."""
+        return self.client.invocation.env
+
+    @property
+    def user_home(self) -> Path:
+        """The home directory of the user whose client this is."""
+        return Path(self.environ.get("HOME") or Path.home())
+
+    async def out(self, text: str) -> None:
+        """Write lines to the client's stdout. Control characters of strangers are made visible."""
+        await self.client.send_stdout((escape(text) + "\n").encode(errors="surrogateescape"))
+
+    async def out_json(self, value: object) -> None:
+        """Write a value as indented JSON to the client's stdout."""
+        text = msgspec.json.format(json.dumps(msgspec.to_builtins(value)), indent=2)
+        await self.client.send_stdout(escape_json(text + "\n").encode())
+
+    async def say(self, text: str) -> None:
+        """Write a line to the client's stderr, unless it wants quiet."""
+        if not self.flags.quiet:
+            await self.client.note(text, "info")
+
+    async def say_verbose(self, text: str) -> None:
+        """Write a line to the client's stderr under ``-v``."""
+        if self.flags.verbose:
+            await self.client.note(text, "verbose")
+
+    async def confirm(self, question: str) -> bool:
+        """Ask a question on the client's terminal; without one the answer is no."""
+        answer = await self.client.prompt(f"{question} [y/N] ")
+        return answer is not None and answer.strip().lower() in {"y", "yes"}
+
+    def settings(self) -> Settings:
+        """Return the settings of this command.
+
+        Raises:
+            ConfigError: With every problem of every layer.
+        """
+        flags = {
+            "vm.disk": self.flags.disk,
+            "vm.memory": self.flags.memory,
+            "vm.cpus": self.flags.cpus,
+            "driver.name": self.flags.driver,
+        }
+        return load_settings(
+            flags={k: v for k, v in flags.items() if v is not None},
+            environ=self.environ,
+            home=self.user_home,
+        )
+
+    def project(self) -> Project:
+        """Return the project of the client's directory, whatever it is.
+
+        Raises:
+            ProjectError: The directory is gone.
+        """
+        return find_project(Path(self.client.invocation.cwd))
+
+    def mountable_project(self) -> Project:
+        """Return the project, if it may be mounted.
+
+        Raises:
+            ProjectError: It is ``/``, the home directory or above it, and no flag allows that.
+        """
+        project = self.project()
+        check_project(project, home=self.user_home, any_directory=self.flags.any_directory)
+        return project
+
+    async def driver(self, settings: Settings) -> Driver:
+        """Return the driver that the settings name.
+
+        Raises:
+            DriverError: This host can't use it.
+        """
+        return await self.host.drivers.get(settings.driver.name)
+
+
+def project_owner(project: Project) -> tuple[int, int]:
+    """Return uid and gid under which a project's files must be written.
+
+    QEMU started by root runs as the project's owner; a user's QEMU can be nobody else.
+    """
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    owner = project.root.stat()
+    return owner.st_uid, owner.st_gid

@@ -1,0 +1,100 @@
+"""`claude-vm info`: the current project, its template and what a session would get."""
+
+import time
+
+import msgspec
+
+from claude_vm.context.mounts import plan_mounts
+from claude_vm.context.project import template_name
+from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.commands.table import ago, size_text
+from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB, current_template
+from claude_vm.supervisor.grammar.requests import Info
+
+
+class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``info --json`` prints. `status`: ``running``, ``stopped``, ``not created`` or ``stale``."""
+
+    project: str
+    template: str
+    status: str
+    driver: str
+    accelerator: str
+    accelerator_reason: str
+    ram_clones: bool
+    disk_gb: int
+    memory_gb: int
+    cpus: int
+    mounts: list[str]
+    scripts: list[str]
+    capabilities: list[str]
+    claude_version: str | None
+    generation: str | None
+    size_bytes: int
+    last_used_at: float | None
+    sessions: list[str]
+
+
+async def info(command: Command, request: Info) -> int:
+    """Describe the project; a missing template is a fact, not a failure."""
+    settings = command.settings()
+    project = command.project()
+    driver = await command.driver(settings)
+    template = await current_template(driver, project)
+    facts = await driver.capabilities()
+    name = template_name(project.template_root)
+    sessions = [
+        s.session_id for s in command.host.dispatcher.sessions.values() if s.plan.key.template == name
+    ]
+    mounts = plan_mounts(
+        project,
+        (*settings.mount_specs, *command.flags.mounts),
+        guest_home=template.home if template else "/home/claude",
+        home=command.user_home,
+        max_mounts=facts.max_mounts,
+    )
+    shown = ProjectInfo(
+        project=str(project.root),
+        template=name,
+        status=("running" if sessions else "stopped") if template else "not created",
+        driver=driver.name,
+        accelerator=facts.accelerator,
+        accelerator_reason=facts.accelerator_reason,
+        ram_clones=facts.ram_clones,
+        disk_gb=template.disk_gib if template else settings.vm.disk,
+        memory_gb=template.memory_mib // MIB_PER_GB if template else settings.vm.memory,
+        cpus=template.cpus if template else settings.vm.cpus,
+        mounts=[f"{m.host}:{m.guest}:{'rw' if m.writable else 'ro'}" for m in mounts],
+        scripts=[],
+        capabilities=[],
+        claude_version=template.claude_version if template else None,
+        generation=template.generation if template else None,
+        size_bytes=template.size_bytes if template else 0,
+        last_used_at=template.last_used_at or None if template else None,
+        sessions=sessions,
+    )
+    if request.json:
+        await command.out_json(shown)
+    else:
+        await command.out(_text(shown))
+    return 0
+
+
+def _text(shown: ProjectInfo) -> str:
+    used = "never" if shown.last_used_at is None else f"{ago(time.time() - shown.last_used_at)} ago"
+    lines = [
+        ("Project", shown.project),
+        ("Template", f"{shown.template} ({shown.status})"),
+        ("Generation", shown.generation or "none; build it with: claude-vm setup"),
+        ("Driver", f"{shown.driver}, {shown.accelerator} ({shown.accelerator_reason})"),
+        ("RAM clones", "yes" if shown.ram_clones else "no"),
+        ("Size", f"{shown.disk_gb} GB disk, {shown.memory_gb} GB memory, {shown.cpus} CPUs"),
+        ("On disk", size_text(shown.size_bytes)),
+        ("Last used", used),
+        ("Claude Code", shown.claude_version or "not installed"),
+        ("Capabilities", ", ".join(shown.capabilities) or "none"),
+        ("Scripts", ", ".join(shown.scripts) or "none"),
+        ("Sessions", ", ".join(shown.sessions) or "none"),
+        *(("Mount", mount) for mount in shown.mounts),
+    ]
+    return "\n".join(f"{name + ':':<14}{value}" for name, value in lines)

@@ -1,0 +1,261 @@
+"""`claude-vm [agent]` and `claude-vm shell`: one session, from its request to its clean end."""
+
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import structlog
+
+from claude_vm.context import setuid, worktree_locks
+from claude_vm.context.claude_command import claude_argv
+from claude_vm.context.claude_home import home_files, session_environment
+from claude_vm.context.config.layers import Settings
+from claude_vm.context.environment import resolve_environment
+from claude_vm.context.mounts import plan_mounts
+from claude_vm.context.project import Project
+from claude_vm.context.terminal import guest_terminal
+from claude_vm.drivers.api import Driver, Mount, TemplateRecord
+from claude_vm.supervisor.core.keys import MountKey, PoolKey
+from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.commands.template import (
+    HOST_ADDRESS,
+    MIB_PER_GB,
+    build_template,
+    current_template,
+)
+from claude_vm.supervisor.daemon.dispatch import fresh_session_id
+from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.session import SIGNAL_STATUS, Launch, Session, SessionPlan
+from claude_vm.supervisor.grammar.requests import Agent, Shell
+from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.wire.server import Level
+
+log = structlog.get_logger()
+
+FAILED = 125
+"""Exit status when claude-vm itself failed before or around the main command."""
+
+CLIENT_GONE = 129
+"""What a session's story says of it when its client vanished. Nobody is there to see it."""
+
+LABEL_LIMIT = 60
+
+
+async def agent(command: Command, request: Agent) -> int:
+    """Run Claude."""
+
+    def launch(settings: Settings) -> tuple[Mode, tuple[str, ...]]:
+        arguments = claude_argv(list(request.args), settings.defaults.claude_args)
+        return Mode.EXEC, ("claude", *arguments)
+
+    return await _session(command, launch, " ".join(("claude", *request.args)), is_agent=True)
+
+
+async def shell(command: Command, request: Shell) -> int:
+    """Run a command, or a login shell."""
+
+    def launch(_: Settings) -> tuple[Mode, tuple[str, ...]]:
+        if not request.words:
+            return Mode.SHELL, ()
+        return (Mode.EVAL if len(request.words) == 1 else Mode.EXEC), request.words
+
+    return await _session(command, launch, shlex.join(request.words) or "shell", is_agent=False)
+
+
+async def _session(
+    command: Command,
+    launch: Callable[[Settings], tuple[Mode, tuple[str, ...]]],
+    label: str,
+    *,
+    is_agent: bool,
+) -> int:
+    settings = command.settings()
+    project = command.mountable_project()
+    driver = await command.driver(settings)
+    template = await _template(command, driver, settings, project)
+    if is_agent and template.claude_version is None:
+        raise CommandError(
+            "no-agent", "this project's template was built without Claude Code", hint="run: claude-vm setup"
+        )
+    mode, argv = launch(settings)
+    plan = await _plan(command, driver, settings, project, template, mode=mode, argv=argv, label=label)
+    session = Session(fresh_session_id(), plan, command.client)
+    await driver.touch_template(template.name)
+    begun = time.time()
+    try:
+        await _lock_worktrees(command, session, project)
+        status = await _attend(command, session)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _unlock_worktrees(command, session, project)
+            command.host.dispatcher.forget(session)
+    await _report_setuid(command, plan, begun)
+    return status
+
+
+async def _template(command: Command, driver: Driver, settings: Settings, project: Project) -> TemplateRecord:
+    template = await current_template(driver, project)
+    if template is not None:
+        return template
+    if not command.flags.auto_setup and not await command.confirm(
+        "This project has no template yet. Build it now (some minutes, once)?"
+    ):
+        raise CommandError(
+            "template-missing",
+            f"{project.template_root} has no template yet",
+            hint="build it with: claude-vm setup   (or pass --auto-setup)",
+        )
+    return await build_template(command, driver, settings, project, agent=True)
+
+
+async def _plan(
+    command: Command,
+    driver: Driver,
+    settings: Settings,
+    project: Project,
+    template: TemplateRecord,
+    *,
+    mode: Mode,
+    argv: tuple[str, ...],
+    label: str,
+) -> SessionPlan:
+    invocation = command.client.invocation
+    terminal = invocation.terminal
+    capabilities = await driver.capabilities()
+    mounts = plan_mounts(
+        project,
+        (*settings.mount_specs, *command.flags.mounts),
+        guest_home=template.home,
+        home=command.user_home,
+        max_mounts=capabilities.max_mounts,
+    )
+    shown = guest_terminal(
+        {**command.environ, "TERM": terminal.term},
+        known_terms=template.terminfo,
+        known_locales=template.locales,
+        terminfo=invocation.terminfo,
+    )
+    environment = session_environment(command.environ, HOST_ADDRESS[driver.name], user=template.user)
+    files = home_files(
+        trusted=(str(project.root), str(project.cwd)),
+        environment=environment,
+        version=template.claude_version,
+    )
+    environment |= shown.environment
+    pty = None
+    if terminal.stdin_tty and terminal.stdout_tty:
+        files += shown.files
+        pty = Pty(
+            term=shown.term,
+            rows=terminal.rows,
+            columns=terminal.columns,
+            width=terminal.width,
+            height=terminal.height,
+        )
+    else:
+        environment.pop("TERM", None)
+    environment |= resolve_environment(
+        env=command.flags.env,
+        env_files=command.flags.env_files,
+        inherit=command.flags.inherit_env,
+        environ=command.environ,
+        cwd=Path(invocation.cwd),
+    )
+    return SessionPlan(
+        key=PoolKey(
+            driver=driver.name,
+            template=template.name,
+            generation=template.generation,
+            cpus=_explicit(settings, "vm.cpus", settings.vm.cpus, template.cpus),
+            memory_mib=_explicit(settings, "vm.memory", settings.vm.memory * MIB_PER_GB, template.memory_mib),
+            disk_gib=_explicit(settings, "vm.disk", settings.vm.disk, template.disk_gib),
+            mounts=tuple(_mount_key(m) for m in mounts),
+        ),
+        project=str(project.root),
+        label=label if len(label) <= LABEL_LIMIT else label[: LABEL_LIMIT - 1] + "…",
+        launch=Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd)),
+        files=files,
+        pty=pty,
+        forward_agent=command.flags.forward_ssh_agent,
+    )
+
+
+def _explicit(settings: Settings, key: str, value: int, template: int) -> int:
+    """A size that some layer sets counts; else the session's VM is as large as its template."""
+    return template if settings.origin(key) == "default" else value
+
+
+def _mount_key(mount: Mount) -> MountKey:
+    return MountKey(host=mount.host, guest=mount.guest, writable=mount.writable)
+
+
+async def _attend(command: Command, session: Session) -> int:
+    """Stay with a session until nothing of it is left; return its exit status."""
+    dispatcher = command.host.dispatcher
+    client = command.client
+
+    async def stop_when_gone() -> None:
+        await client.gone.wait()
+        dispatcher.stop(session.session_id, "its client went away", CLIENT_GONE)
+
+    async def stop_on_signal() -> None:
+        while True:
+            name = await session.next_stop()
+            dispatcher.stop(session.session_id, f"interrupted by SIG{name}", SIGNAL_STATUS.get(name, FAILED))
+
+    async def tell_phases() -> None:
+        begun = time.monotonic()
+        show = command.flags.verbose or (client.invocation.terminal.stderr_tty and not command.flags.quiet)
+        while True:
+            phase = await session.next_phase()
+            if show:
+                level: Level = "verbose" if command.flags.verbose else "progress"
+                await client.note(f"claude-vm: {phase} ({time.monotonic() - begun:.1f} s)", level)
+
+    async with anyio.create_task_group() as tasks:
+        for task in (stop_when_gone, stop_on_signal, tell_phases):
+            tasks.start_soon(task)
+        dispatcher.request(session)
+        with anyio.CancelScope(shield=True):
+            await session.ended.wait()
+        tasks.cancel_scope.cancel()
+    outcome = session.outcome
+    if outcome is None:  # pragma: no cover - `ended` is set with it
+        return FAILED
+    if outcome.code:
+        await client.note(f"claude-vm: {outcome.message} [{outcome.code}]", "error")
+    return outcome.status
+
+
+async def _lock_worktrees(command: Command, session: Session, project: Project) -> None:
+    if project.main_repository is None:
+        return
+    repository = project.main_repository
+    command.host.journal.lock_worktrees(str(repository), session.session_id)
+    mounted = [Path(m.host) for m in session.plan.key.mounts]
+    await anyio.to_thread.run_sync(
+        worktree_locks.lock_siblings, repository, mounted, command.host.supervisor_id
+    )
+
+
+async def _unlock_worktrees(command: Command, session: Session, project: Project) -> None:
+    if project.main_repository is None:
+        return
+    repository = project.main_repository
+    if command.host.journal.unlock_worktrees(str(repository), session.session_id):
+        await anyio.to_thread.run_sync(worktree_locks.release_stale, repository, command.host.supervisor_id)
+
+
+async def _report_setuid(command: Command, plan: SessionPlan, begun: float) -> None:
+    """Programs that would run as their owner on the host are made harmless, and told."""
+    for mount in plan.key.mounts:
+        if not mount.writable:
+            continue
+        stripped = await anyio.to_thread.run_sync(setuid.strip_setuid, Path(mount.host), begun)
+        for path in stripped:
+            await command.client.note(
+                f"claude-vm: the session left a setuid file; bit removed: {path}", "error"
+            )

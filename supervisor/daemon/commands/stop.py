@@ -1,0 +1,40 @@
+"""`claude-vm stop`: end sessions."""
+
+import anyio
+
+from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.session import Session
+from claude_vm.supervisor.grammar.requests import Stop
+
+STOPPED = 143
+"""Exit status of a session that was stopped: as if its main command had died of SIGTERM."""
+
+
+async def stop(command: Command, request: Stop) -> int:
+    """End the named sessions (unambiguous beginnings of ids are enough), or all; wait until they are gone."""
+    running = command.host.dispatcher.sessions
+    chosen = list(running.values()) if request.all else [_find(running, n) for n in request.sessions]
+    await stop_sessions(command, chosen)
+    return 0
+
+
+async def stop_sessions(command: Command, sessions: list[Session]) -> None:
+    """End sessions and wait until nothing of them is left, all at the same time."""
+
+    async def end(session: Session) -> None:
+        command.host.dispatcher.stop(session.session_id, "stopped by `claude-vm stop`", STOPPED)
+        await session.ended.wait()
+        await command.out(session.session_id)
+
+    async with anyio.create_task_group() as tasks:
+        for session in sessions:
+            tasks.start_soon(end, session)
+
+
+def _find(running: dict[str, Session], name: str) -> Session:
+    found = [s for s in running.values() if s.session_id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    reason = "is ambiguous" if found else "is not running"
+    raise CommandError("no-such-session", f"session {name!r} {reason}", hint="list them with: claude-vm ps")

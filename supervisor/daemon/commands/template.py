@@ -1,0 +1,71 @@
+"""The project's template: which one is current, and building a new one. Used by several commands."""
+
+import time
+
+import anyio
+
+from claude_vm.context.config.layers import Settings
+from claude_vm.context.loopback import guest_proxies
+from claude_vm.context.project import Project, template_name
+from claude_vm.drivers.api import Driver, TemplateRecord, TemplateSpec
+from claude_vm.drivers.images.certificates import host_certificates
+from claude_vm.drivers.images.claude_code import ensure_claude_code
+from claude_vm.supervisor.daemon.commands.command import Command, project_owner
+from claude_vm.supervisor.daemon.progress import open_progress
+
+MIB_PER_GB = 1024
+
+HOST_ADDRESS = {"qemu": "10.0.2.2", "lima": "192.168.5.2", "sim": "127.0.0.1"}
+"""What guests call the host's loopback, by driver, before one of them runs and says so itself."""
+
+
+async def current_template(driver: Driver, project: Project) -> TemplateRecord | None:
+    """Return the current generation of the project's template, or None when there is none."""
+    name = template_name(project.template_root)
+    return next((t for t in await driver.templates() if t.name == name), None)
+
+
+async def build_template(
+    command: Command, driver: Driver, settings: Settings, project: Project, *, agent: bool
+) -> TemplateRecord:
+    """Build a new generation of the project's template, with progress on the client's stderr.
+
+    Raises:
+        DriverError: It fails; the former generation is still the current one.
+    """
+    begun = time.monotonic()
+    name = template_name(project.template_root)
+    flags = command.flags
+    async with open_progress(command.client, quiet=flags.quiet, verbose=flags.verbose) as progress:
+        claude = None
+        if agent:
+            claude = await ensure_claude_code(command.host.home / "cache", progress, environ=command.environ)
+        uid, gid = project_owner(project)
+        record = await driver.build_template(
+            TemplateSpec(
+                name=name,
+                project=str(project.template_root),
+                cpus=settings.vm.cpus,
+                memory_mib=settings.vm.memory * MIB_PER_GB,
+                disk_gib=settings.vm.disk,
+                uid=uid,
+                gid=gid,
+                claude_binary=claude.binary if claude else None,
+                claude_version=claude.version if claude else None,
+                ca_certificates=await _certificates(command, settings),
+                proxies=tuple(guest_proxies(command.environ, HOST_ADDRESS[driver.name]).items()),
+            ),
+            progress,
+        )
+    claude_text = f", Claude Code {record.claude_version}" if record.claude_version else ""
+    await command.say(
+        f"template {record.name} is ready: {record.disk_gib} GB disk, {record.memory_mib // MIB_PER_GB} GB"
+        f" memory, {record.cpus} CPUs{claude_text} ({time.monotonic() - begun:.0f} s)"
+    )
+    return record
+
+
+async def _certificates(command: Command, settings: Settings) -> tuple[str, ...]:
+    if settings.network.ca != "host":
+        return ()
+    return await anyio.to_thread.run_sync(host_certificates, command.environ)

@@ -1,0 +1,107 @@
+"""`claude-vm list`, `clean` and `clean-all`: the templates of this home."""
+
+import time
+
+import anyio
+import msgspec
+
+from claude_vm.context.project import template_name
+from claude_vm.drivers import registry
+from claude_vm.drivers.api import Driver, TemplateRecord
+from claude_vm.drivers.errors import DriverError
+from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.commands.stop import stop_sessions
+from claude_vm.supervisor.daemon.commands.table import ago, size_text, table
+from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.grammar.requests import Clean, CleanAll, ListTemplates
+
+UNUSED_S = 30 * 86400.0
+"""A template that was not used for so long counts as unused."""
+
+
+async def list_templates(command: Command, request: ListTemplates) -> int:
+    """List templates: never instances of sessions."""
+    now = time.time()
+    found = [record for _, record in await _templates(command)]
+    if request.unused:
+        found = [t for t in found if now - _last_used(t) >= UNUSED_S]
+    if request.json:
+        await command.out_json([msgspec.structs.asdict(t) for t in found])
+        return 0
+    head = ["TEMPLATE", "DRIVER", "GENERATION", "LAST USED"]
+    rows = [[t.name, t.driver, t.generation, ago(now - _last_used(t))] for t in found]
+    if request.disk_usage:
+        head.append("SIZE")
+        for row, record in zip(rows, found, strict=True):
+            row.append(size_text(record.size_bytes))
+    head.append("PROJECT")
+    for row, record in zip(rows, found, strict=True):
+        row.append(record.project)
+    await command.out(table(head, rows))
+    return 0
+
+
+async def clean(command: Command, request: Clean) -> int:
+    """Delete the current project's template."""
+    name = template_name(command.project().template_root)
+    found = [(d, t) for d, t in await _templates(command) if t.name == name]
+    if not found:
+        await command.say(f"there is no template {name}")
+        return 0
+    if not request.yes and not await command.confirm(f"Delete the template {name}?"):
+        raise _unconfirmed()
+    await _delete(command, found, force=request.force)
+    return 0
+
+
+async def clean_all(command: Command, request: CleanAll) -> int:
+    """Delete all templates, and what was cached for them."""
+    found = await _templates(command)
+    if not request.yes and not await command.confirm(f"Delete all templates ({len(found)}) and caches?"):
+        raise _unconfirmed()
+    await _delete(command, found, force=request.force)
+    for name in registry.ALL:
+        for removed in await (await command.host.drivers.get(name)).collect_garbage():
+            await command.say_verbose(f"removed {removed}")
+    return 0
+
+
+def _unconfirmed() -> CommandError:
+    return CommandError("not-confirmed", "nothing was deleted", hint="pass --yes to answer yes")
+
+
+def _last_used(record: TemplateRecord) -> float:
+    return max(record.last_used_at, record.created_at)
+
+
+async def _templates(command: Command) -> list[tuple[Driver, TemplateRecord]]:
+    found: list[tuple[Driver, TemplateRecord]] = []
+    for name in registry.ALL:
+        try:
+            driver = await command.host.drivers.get(name)
+        except DriverError as error:
+            await command.say_verbose(f"driver {name}: {error}")
+            continue
+        found += [(driver, record) for record in await driver.templates()]
+    return sorted(found, key=lambda pair: (pair[1].name, pair[1].driver))
+
+
+async def _delete(command: Command, found: list[tuple[Driver, TemplateRecord]], *, force: bool) -> None:
+    names = {(d.name, t.name) for d, t in found}
+    using = [
+        s
+        for s in command.host.dispatcher.sessions.values()
+        if (s.plan.key.driver, s.plan.key.template) in names
+    ]
+    if using and not force:
+        sessions = ", ".join(s.session_id for s in using)
+        raise CommandError(
+            "template-in-use",
+            f"sessions run on it: {sessions}",
+            hint="stop them (claude-vm stop), or pass --force",
+        )
+    with anyio.CancelScope(shield=True):
+        await stop_sessions(command, using)
+    for driver, record in found:
+        await driver.delete_template(record.name)
+        await command.out(record.name)

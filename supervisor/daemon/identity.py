@@ -1,0 +1,79 @@
+"""Which supervisor this is: its id, its folder, and the lock that shows it is alive.
+
+Each supervisor has a folder ``<home>/supervisors/<id>`` with its journal and a lock file, locked as long as
+it lives. The daemon's id is ``daemon``; a supervisor inside a client (``--no-daemon``) has one of its own.
+Who can take another's lock knows that the other is dead, and holds the lock while it sweeps what is left.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+DAEMON_ID = "daemon"
+
+
+class AlreadyRunningError(Exception):
+    """Another live process has this supervisor's lock."""
+
+
+def in_process_id() -> str:
+    """Return a fresh id for a supervisor that lives inside a client."""
+    return f"p{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def supervisors_folder(home: Path) -> Path:
+    """Return the folder that has one folder for each supervisor."""
+    return home / "supervisors"
+
+
+@contextlib.contextmanager
+def locked(home: Path, supervisor_id: str) -> Iterator[Path]:
+    """Hold a supervisor's lock; yields its folder. Never waits.
+
+    Raises:
+        AlreadyRunningError: It is alive.
+    """
+    folder = supervisors_folder(home) / supervisor_id
+    while True:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # a sweeper removed the folder in between
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise AlreadyRunningError(f"supervisor {supervisor_id!r} is running") from error
+        if _is_same_file(descriptor, folder / "lock"):
+            break
+        os.close(descriptor)  # locked a file that a sweeper has removed: once more
+    try:
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def dead_supervisors(home: Path, own_id: str) -> list[str]:
+    """Return the ids of the other supervisors that left a folder. Some may be alive: `locked` tells."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(p.name for p in supervisors_folder(home).iterdir() if p.name != own_id and p.is_dir())
+    return []
+
+
+def remove(home: Path, supervisor_id: str) -> None:
+    """Remove a swept supervisor's folder. The caller holds its lock."""
+    shutil.rmtree(supervisors_folder(home) / supervisor_id, ignore_errors=True)
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

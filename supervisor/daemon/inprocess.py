@@ -1,0 +1,42 @@
+"""``--no-daemon``: the supervisor in a thread of the client's own process, for one command."""
+
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import structlog
+
+from claude_vm.supervisor.daemon import identity, logfile
+from claude_vm.supervisor.daemon.handler import handle
+from claude_vm.supervisor.daemon.main import open_host, raise_file_limit
+from claude_vm.supervisor.wire import paths
+from claude_vm.supervisor.wire.server import Client, serve_socket
+
+log = structlog.get_logger()
+
+
+def serve_one(connection: socket.socket) -> Callable[[], None]:
+    """Serve the client at the other end of `connection` in a background thread; return a way to wait for it.
+
+    The thread ends when the command has ended and nothing of it is left. It must be waited for: a process
+    that ends earlier leaves its VM to the next supervisor's sweep.
+    """
+    raise_file_limit()
+    home = Path(paths.home())
+    paths.make_private(str(home / "logs"))
+    logfile.configure(home / "logs" / "no-daemon.log")  # the daemon rotates its own
+    # not a daemon thread: an interpreter that ends must wait for the clean-up
+    thread = threading.Thread(target=anyio.run, args=(_serve, connection), name="supervisor")
+    thread.start()
+    return thread.join
+
+
+async def _serve(connection: socket.socket) -> None:
+    async with open_host(Path(paths.home()), identity.in_process_id(), in_process=True) as host:
+
+        async def handler(client: Client) -> int:
+            return await handle(host, client)
+
+        await serve_socket(connection, handler)

@@ -1,0 +1,95 @@
+"""From a command line to a request, or to the text that answers it at once."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from claude_vm.supervisor.grammar.application import application
+from claude_vm.supervisor.grammar.completion import completed
+from claude_vm.supervisor.grammar.layout import HelpRequestedError, UsageError
+from claude_vm.supervisor.grammar.output import Output, visible
+from claude_vm.supervisor.grammar.requests import Request
+from claude_vm.supervisor.grammar.runtime import Invocation
+from claude_vm.supervisor.grammar.words import OWN_WORDS, Split, WordsError, split
+
+__all__ = ["COMPLETE_VARIABLE", "Output", "Request", "parse"]
+
+COMPLETE_VARIABLE = "_CLAUDE_VM_COMPLETE"
+"""Set by the completion scripts to the name of their shell."""
+
+MIN_COLUMNS, MAX_COLUMNS = 50, 100
+
+
+def parse(
+    argv: Sequence[str], *, columns: int = 80, program: str = "claude-vm", completing: str | None = None
+) -> Request | Output:
+    """Return what a command line asks for.
+
+    `argv` is without the program's name; bytes that are no UTF-8 may stand in it as surrogate escapes. Help
+    is laid out for `columns`. `completing` is the value of `COMPLETE_VARIABLE`: if it is not empty, the
+    answer is the completion of the last word; None looks into this process's environment, so a daemon
+    says "". Nothing is printed, and nothing exits.
+
+    Raises:
+        Nothing: a wrong command line gives an `Output` with status 2.
+    """
+    shell = os.environ.get(COMPLETE_VARIABLE, "") if completing is None else completing
+    if shell:
+        return Output(text=visible_lines(completed(shell, argv, application())))
+    try:
+        parts = split(argv)
+    except WordsError as error:
+        return _wrong(error.message, f"{program} {error.command}".rstrip())
+    if parts.asks == "version":
+        return _version(program)
+    return _run(parts, columns, program)
+
+
+def visible_lines(text: str) -> str:
+    """Return `visible` text in which tabs stay, because they separate a candidate from its description."""
+    return "\t".join(visible(part) for part in text.split("\t"))
+
+
+def _run(parts: Split, columns: int, program: str) -> Request | Output:
+    root = application()
+    given = Invocation()
+    arguments = [*parts.flags]
+    if parts.command:
+        arguments.append(parts.command)
+    if parts.asks == "help":
+        # Flags before the question are of no interest, not even wrong ones.
+        arguments = [parts.command, "--help"] if parts.command else ["--help"]
+    elif parts.command in OWN_WORDS:
+        given.operands = parts.operands
+    else:
+        arguments.extend(parts.operands)
+    width = min(max(columns, MIN_COLUMNS), MAX_COLUMNS)
+    try:
+        with root.make_context(program, arguments, obj=given, terminal_width=width) as context:
+            answer = root.invoke(context)
+    except HelpRequestedError as asked:
+        return Output(text=visible(asked.text.rstrip("\n") + "\n"))
+    except UsageError as error:
+        return _wrong(error.format_message().rstrip("."), _path(error, program), _usage(error))
+    if not isinstance(answer, Request | Output):  # pragma: no cover - every command returns one
+        raise TypeError(answer)
+    return answer
+
+
+def _path(error: Any, program: str) -> str:
+    return str(error.ctx.command_path) if error.ctx is not None else program
+
+
+def _usage(error: Any) -> str:
+    return str(error.ctx.get_usage()) if error.ctx is not None else ""
+
+
+def _wrong(message: str, path: str, usage: str = "") -> Output:
+    lines = [f"claude-vm: {message} [usage]", *([usage] if usage else []), f"Try '{path} --help'."]
+    return Output(text=visible("\n".join(lines) + "\n"), status=2, to_stderr=True)
+
+
+def _version(program: str) -> Output:
+    from importlib.metadata import version  # noqa: PLC0415 - only when it is asked for
+
+    return Output(text=f"{program} {version('claude-vm')}\n")

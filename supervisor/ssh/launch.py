@@ -1,0 +1,116 @@
+"""What a session runs, as files for the guest and a command line that carries no data.
+
+The other half is the launcher in the guest, ``drivers/guest/session``: its opening comment says what it does
+with these files.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+
+from claude_vm.drivers.api import GuestFile
+from claude_vm.supervisor.ssh.errors import LaunchError
+
+LAUNCHER = "/usr/lib/claude-vm/session"
+"""Where the launcher is in a guest."""
+
+SESSIONS = "/run/claude-vm/sessions"
+"""Where the launcher looks for the files: a tmpfs, so that no secret reaches a disk."""
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Bash's own: an assignment to them fails, or is dropped without a word.
+_NOT_SETTABLE = frozenset(
+    (
+        "BASHOPTS",
+        "BASHPID",
+        "BASH_VERSINFO",
+        "DIRSTACK",
+        "EUID",
+        "FUNCNAME",
+        "GROUPS",
+        "PPID",
+        "SHELLOPTS",
+        "UID",
+    )
+)
+
+
+class Mode(StrEnum):
+    """How the words are run: exactly as they are, as one line for a shell, or not at all (a login shell)."""
+
+    EXEC = "exec"
+    EVAL = "eval"
+    SHELL = "shell"
+
+
+def launch_files(
+    session_id: str,
+    *,
+    mode: Mode,
+    argv: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: str = "",
+) -> tuple[GuestFile, ...]:
+    """Return the files that must be in the guest before `launch_command` runs there.
+
+    Words, values and `cwd` are file-system strings: bytes that are no UTF-8 stand as lone surrogates. `cwd`
+    is absolute, or empty for the user's home. The last file completes the set.
+
+    Raises:
+        LaunchError: A zero byte, an impossible variable, or a number of words that the mode can't run.
+    """
+    _check_id(session_id)
+    if (mode is Mode.EXEC and not argv) or (mode is Mode.EVAL and len(argv) != 1):
+        raise LaunchError(f"{len(argv)} words can't be run in the mode {mode.value}")
+    if cwd and not cwd.startswith("/"):
+        raise LaunchError(f"the working directory is not absolute: {cwd!r}")
+    for name in env or {}:
+        if not _NAME.fullmatch(name) or name in _NOT_SETTABLE:
+            raise LaunchError(
+                f"a shell can't set the environment variable {name!r}", hint="leave it out, or rename it"
+            )
+    folder = f"{SESSIONS}/{session_id}"
+    contents = {
+        "argv": _join(argv),
+        "env": _join(f"{name}={value}" for name, value in (env or {}).items()),
+        "cwd": _join([cwd] if cwd else []),
+        "mode": _join([mode.value]),
+    }
+    return tuple(GuestFile(f"{folder}/{name}", data) for name, data in contents.items())
+
+
+def launch_command(session_id: str, *, pty: bool) -> str:
+    """Return the command line that runs a session.
+
+    Without a terminal, the profile of the guest's user must not eat the session's input or write into its
+    output: it reads nothing and writes to stderr, and the launcher gets the real ones as 3 and 4.
+
+    Raises:
+        LaunchError: The id is none.
+    """
+    _check_id(session_id)
+    plain = f"exec {LAUNCHER} {session_id}"
+    return plain if pty else f"{plain} 3<&0 4>&1 </dev/null >&2"
+
+
+def group_file(session_id: str) -> str:
+    """Return the guest's file that has the number of the session's process group, once the launcher runs.
+
+    Raises:
+        LaunchError: The id is none.
+    """
+    _check_id(session_id)
+    return f"{SESSIONS}/{session_id}/group"
+
+
+def _check_id(session_id: str) -> None:
+    if not _SESSION_ID.fullmatch(session_id):
+        raise LaunchError(f"not a session id: {session_id!r}")
+
+
+def _join(words: Iterable[str]) -> bytes:
+    parts = [word.encode("utf-8", "surrogateescape") for word in words]
+    if any(b"\0" in part for part in parts):
+        raise LaunchError("a zero byte can't be passed to a program")
+    return b"".join(part + b"\0" for part in parts)

@@ -1,0 +1,280 @@
+"""One SSH connection to one guest. Nothing of this host's own SSH configuration or agent has a part in it."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from os import fsencode
+from pathlib import Path
+
+import anyio
+import asyncssh
+import msgspec
+
+from claude_vm.drivers.api import Access
+from claude_vm.supervisor.ssh.agent import AgentForwarding, OpenAgent
+from claude_vm.supervisor.ssh.errors import (
+    AuthenticationError,
+    ChannelRefusedError,
+    CommandTimeoutError,
+    ConnectError,
+    ConnectTimeoutError,
+    HostKeyError,
+    InputClosedError,
+    LinkLostError,
+    SshError,
+    UploadError,
+)
+from claude_vm.supervisor.ssh.process import MAX_PACKET, WINDOW, Process, ProcessSession, Pty
+
+KEEPALIVE_S = 15.0
+"""A silent connection is asked after this time, and given up after four questions without an answer."""
+
+KEEPALIVE_COUNT = 4
+
+CLOSE_S = 2.0
+"""How long closing may wait for the other side before the connection is cut."""
+
+# curve25519 first: under emulation it is faster than the hybrid with sntrup761, and ciphers with hardware
+# support come before chacha20, which the library computes in two passes.
+KEY_EXCHANGES = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
+
+_UPLOAD_CHUNK = 4 * 1024 * 1024
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """What a small command said. Of each output at most `RUN_LIMIT` bytes are kept; `truncated` tells."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+
+
+RUN_LIMIT = 1024 * 1024
+
+
+class _Owner(asyncssh.SSHClient):
+    """Learns why the connection ended."""
+
+    def __init__(self) -> None:
+        self.reason = "the connection was closed from this side"
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the reason."""
+        if exc is not None:
+            self.reason = str(exc) or type(exc).__name__
+
+
+class Link:
+    """An open connection. Made by `connect`; who has it closes it."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection, owner: _Owner, user: str) -> None:
+        self._connection = connection
+        self._user = user
+        self._owner = owner
+        self._agents = AgentForwarding(connection)
+
+    async def open_process(
+        self,
+        command: str,
+        *,
+        pty: Pty | None = None,
+        agent: OpenAgent | None = None,
+        group_file: str | None = None,
+    ) -> Process:
+        """Start a command by the guest user's shell.
+
+        With `pty` the terminal has its size before the command starts. With `agent` the process finds an
+        agent at ``SSH_AUTH_SOCK`` until it ends. sshd has one such socket for a connection, so a process
+        opened later on the same link sees the variable too, even without a grant of its own.
+
+        `group_file` is where the guest finds the number of the process group (see
+        `claude_vm.supervisor.ssh.launch.group_file`). It is needed for signals where the guest's user is
+        root: sshd refuses them for root, because it has no privilege separation then.
+
+        When cancelled, the command may have been started; closing its channel is on its way then.
+
+        Raises:
+            ChannelRefusedError: The guest starts nothing more.
+            LinkLostError: The connection is gone.
+        """
+        grant = self._agents.grant(agent) if agent is not None else None
+        session = ProcessSession(grant)
+        try:
+            await self._connection.create_session(
+                lambda: session,
+                command,
+                encoding=None,
+                env=(),
+                send_env=(),
+                request_pty="force" if pty is not None else False,
+                term_type=pty.term if pty is not None else None,
+                term_size=(pty.columns, pty.rows, pty.width, pty.height) if pty is not None else (),
+                term_modes=dict(pty.modes) if pty is not None else {},
+                window=WINDOW,
+                max_pktsize=MAX_PACKET,
+            )
+        except BaseException as error:
+            if grant is not None:
+                grant.revoke()
+            if session.channel is not None:
+                session.channel.abort()
+            if self._connection.is_closed():
+                raise self._lost() from error
+            if isinstance(error, asyncssh.Error | OSError):
+                raise ChannelRefusedError("the guest does not start a process", detail=str(error)) from error
+            raise
+        if group_file is not None and self._user == "root":
+            return Process(session, lambda name: self._kill(name, group_file))
+        return Process(session)
+
+    async def run(self, command: str, input: bytes = b"", *, timeout_s: float = 30.0) -> Completed:  # noqa: A002
+        """Run a small command without a terminal and return what it said.
+
+        Raises:
+            CommandTimeoutError: It did not end in time; its channel is closed.
+            ChannelRefusedError: The guest starts nothing more.
+            LinkLostError: The connection ended first.
+        """
+        outputs = [bytearray(), bytearray()]
+        totals = [0, 0]
+        try:
+            with anyio.fail_after(timeout_s):
+                process = await self.open_process(command)
+                try:
+                    async with anyio.create_task_group() as streams:
+                        streams.start_soon(_feed, process, input)
+                        for index, read in enumerate((process.read_stdout, process.read_stderr)):
+
+                            async def collect(index: int = index, read=read) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+                                while data := await read(MAX_PACKET):
+                                    totals[index] += len(data)
+                                    outputs[index] += data[: RUN_LIMIT - len(outputs[index])]
+
+                            streams.start_soon(collect)
+                    status = await process.wait()
+                finally:
+                    await process.aclose()
+        except TimeoutError:
+            raise CommandTimeoutError(f"no end after {timeout_s:g} s: {command}") from None
+        return Completed(status, bytes(outputs[0]), bytes(outputs[1]), truncated=max(totals) > RUN_LIMIT)
+
+    async def upload(self, source: Path, target: str, *, mode: int = 0o600) -> None:
+        """Copy a file into the guest by SFTP, over one that may be there.
+
+        `target` is absolute or relative to the user's home; its folder exists. A cancelled or failed upload
+        may leave a part of the file.
+
+        Raises:
+            UploadError: The file can't be read here or written there.
+            LinkLostError: The connection ended first.
+        """
+        attributes = asyncssh.SFTPAttrs(permissions=mode)
+        try:
+            async with (
+                await anyio.open_file(source, "rb") as local,
+                self._connection.start_sftp_client() as sftp,
+                sftp.open(fsencode(target), "wb", attributes, encoding=None) as remote,
+            ):
+                while data := await local.read(_UPLOAD_CHUNK):
+                    await remote.write(data)
+                await remote.setstat(attributes)
+        except (OSError, asyncssh.Error) as error:
+            if self._connection.is_closed():
+                raise self._lost() from error
+            raise UploadError(f"{source} was not copied into the guest", detail=str(error)) from error
+
+    async def wait_closed(self) -> str:
+        """Return why the connection ended, once it has."""
+        await self._connection.wait_closed()
+        return self._owner.reason
+
+    async def aclose(self) -> None:
+        """End the connection. May be called twice; shielded, and bounded by `CLOSE_S`."""
+        self._connection.close()
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            await self._connection.wait_closed()
+        self._connection.abort()
+
+    def _kill(self, name: str, group_file: str) -> None:
+        async def kill() -> None:
+            with contextlib.suppress(SshError):  # as with sshd's own way, nobody waits for a signal's answer
+                await self.run(f'kill -s {name} -- "-$(<{group_file})"')
+
+        self._connection.create_task(kill())
+
+    def _lost(self) -> LinkLostError:
+        return LinkLostError("the connection to the guest was lost", detail=self._owner.reason)
+
+
+async def connect(access: Access, *, timeout_s: float) -> Link:
+    """Open a connection to a started guest, whose host key must be the one that was made for it.
+
+    A cancelled call leaves no connection behind.
+
+    Raises:
+        ConnectTimeoutError: No connection within `timeout_s`.
+        HostKeyError: Somebody else answers.
+        AuthenticationError: The guest refuses our key.
+        ConnectError: Nobody answers, or not with SSH.
+    """
+    owner = _Owner()
+    where = f"{access.address}:{access.port}"
+    try:
+        with anyio.fail_after(timeout_s):
+            connection = await asyncssh.connect(
+                access.address,
+                access.port,
+                client_factory=lambda: owner,
+                config=[],
+                agent_path=None,
+                known_hosts=([asyncssh.import_public_key(access.host_key)], [], []),
+                client_keys=[str(access.client_key)],
+                username=access.user,
+                preferred_auth="publickey",
+                gss_host=None,
+                kex_algs=KEY_EXCHANGES,
+                encryption_algs=CIPHERS,
+                compression_algs=["none"],
+                keepalive_interval=KEEPALIVE_S,
+                keepalive_count_max=KEEPALIVE_COUNT,
+                login_timeout=timeout_s,
+                # The user name stands for itself; what else the library reads from the host is named above.
+                x509_trusted_certs=None,
+            )
+    except TimeoutError:
+        raise ConnectTimeoutError(f"no SSH connection to {where} after {timeout_s:g} s") from None
+    except asyncssh.HostKeyNotVerifiable as error:
+        raise HostKeyError(
+            f"what answers at {where} is not our guest",
+            detail=error.reason,
+            hint="another program took the port, or something sits between us and the guest",
+        ) from error
+    except asyncssh.PermissionDenied as error:
+        raise AuthenticationError(f"the guest at {where} refuses our key", detail=error.reason) from error
+    except (OSError, asyncssh.Error, ValueError) as error:
+        raise ConnectError(f"no SSH connection to {where}", detail=str(error)) from error
+    return Link(connection, owner, access.user)
+
+
+@contextlib.asynccontextmanager
+async def open_link(access: Access, *, timeout_s: float) -> AsyncIterator[Link]:
+    """Connect, and close at the end whatever happens.
+
+    Raises:
+        ConnectError: As `connect`.
+    """
+    link = await connect(access, timeout_s=timeout_s)
+    try:
+        yield link
+    finally:
+        await link.aclose()
+
+
+async def _feed(process: Process, data: bytes) -> None:
+    try:
+        for start in range(0, len(data), MAX_PACKET):
+            await process.write(data[start : start + MAX_PACKET])
+    except InputClosedError:
+        return  # a command need not read all of its input
+    process.write_eof()

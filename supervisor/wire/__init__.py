@@ -1,0 +1,1 @@
+"""The protocol between the command line and the daemon, over a unix socket."""

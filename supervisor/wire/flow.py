@@ -1,0 +1,201 @@
+"""Flow control for anyio tasks: windows, and a queue of frames that one task writes.
+
+Frames are queued whole and without waiting, and written by a task of their own. So a task that is cancelled
+while it sends never leaves half a frame on the connection, and what it said before is still said.
+"""
+
+from collections import deque
+
+import anyio
+from anyio.abc import ByteStream
+
+from claude_vm.supervisor.wire.errors import ProtocolError
+
+BATCH = 256 * 1024
+"""Bytes that are written at once, at most (or one frame)."""
+
+ROOM = 256 * 1024
+"""Queued bytes above which frames without a window of their own wait."""
+
+
+class Stir:
+    """Wakes all tasks that wait for something to change; they look again for themselves."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        """Wake the waiting tasks. Never waits."""
+        self._event.set()
+        self._event = anyio.Event()
+
+    async def wait(self) -> None:
+        """Wait for the next `set`. Between the caller's look and this call must be no other await."""
+        await self._event.wait()
+
+
+class Window:
+    """How many bytes of one stream may still be sent. Cancelling `take` takes nothing."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._credit = size
+        self._stir = Stir()
+        self._closed: Exception | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the stream is closed."""
+        return self._closed is not None
+
+    async def take(self, wanted: int) -> int:
+        """Wait for credit; take and return as much of `wanted` (> 0) as there is.
+
+        Raises:
+            Exception: The stream is closed: what `close` was given.
+        """
+        while True:
+            if self._closed is not None:
+                raise self._closed
+            if self._credit:
+                taken = min(wanted, self._credit)
+                self._credit -= taken
+                return taken
+            await self._stir.wait()
+
+    def give(self, count: int) -> None:
+        """Take an acknowledgement.
+
+        Raises:
+            ProtocolError: More is acknowledged than was sent.
+        """
+        if count > self._size - self._credit:
+            raise ProtocolError("more bytes are acknowledged than were sent")
+        self._credit += count
+        self._stir.set()
+
+    def close(self, error: Exception) -> None:
+        """Let every `take`, now and later, raise this error. The first close counts."""
+        if self._closed is None:
+            self._closed = error
+            self._stir.set()
+
+
+class Inflow:
+    """Bytes of one stream that have come and wait for their reader; never more than the window.
+
+    Bytes count until `take_acknowledged` says that they were passed on: that is what the sender is told.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._pieces: deque[bytes] = deque()
+        self._unacknowledged = 0
+        self._handed_out = 0
+        self._ended = False
+        self._stir = Stir()
+
+    def put(self, data: bytes) -> None:
+        """Take what has come. Never waits.
+
+        Raises:
+            ProtocolError: The sender exceeds its window, or goes on after its end.
+        """
+        if self._ended:
+            raise ProtocolError("data after the end of its stream")
+        self._unacknowledged += len(data)
+        if self._unacknowledged > self._size:
+            raise ProtocolError("more data than the window allows")
+        self._pieces.append(data)
+        self._stir.set()
+
+    def end(self) -> None:
+        """No more will come. What has come can still be read. Repeating it is fine."""
+        self._ended = True
+        self._stir.set()
+
+    async def receive(self, most: int) -> bytes:
+        """Return 1 to `most` bytes, or ``b""`` at the end. For one reader at a time."""
+        while not self._pieces:
+            if self._ended:
+                return b""
+            await self._stir.wait()
+        piece = self._pieces.popleft()
+        if len(piece) > most:
+            self._pieces.appendleft(piece[most:])
+            piece = piece[:most]
+        self._handed_out += len(piece)
+        return piece
+
+    def take_acknowledged(self) -> int:
+        """Return how many bytes were handed out since the last call. They no longer count as under way."""
+        count, self._handed_out = self._handed_out, 0
+        self._unacknowledged -= count
+        return count
+
+
+class Outbox:
+    """Whole frames on their way out. `run` writes them; everything else only queues."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._frames: deque[bytes] = deque()
+        self._queued = 0
+        self._stir = Stir()
+        self._broken = False
+        self._ending = False
+
+    def put(self, frame: bytes) -> None:
+        """Queue a frame. Never waits; on a connection that is broken or ends it is dropped."""
+        if not self._broken and not self._ending:
+            self._frames.append(frame)
+            self._queued += len(frame)
+            self._stir.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until there is little in the queue, or the connection is broken."""
+        while self._queued > ROOM and not self._broken:
+            await self._stir.wait()
+
+    async def wait_empty(self) -> None:
+        """Wait until everything is written, or the connection is broken."""
+        while self._queued and not self._broken:
+            await self._stir.wait()
+
+    def put_last(self, frame: bytes) -> None:
+        """Queue a frame after which no other is taken. Never waits; the first one counts."""
+        self.put(frame)
+        self._ending = True
+
+    def cut_off_with(self, frame: bytes) -> None:
+        """Drop what is queued, and let this be the last frame."""
+        self._queued -= sum(len(f) for f in self._frames)
+        self._frames.clear()
+        self._ending = False
+        self.put_last(frame)
+
+    def break_off(self) -> None:
+        """Drop everything: nobody will read it."""
+        self._broken = True
+        self._frames.clear()
+        self._queued = 0
+        self._stir.set()
+
+    async def run(self) -> None:
+        """Write what is queued until the connection breaks. Ends then, or is cancelled; never raises."""
+        while not self._broken:
+            if not self._frames:
+                await self._stir.wait()
+                continue
+            batch = [self._frames.popleft()]
+            size = len(batch[0])
+            while self._frames and size + len(self._frames[0]) <= BATCH:
+                size += len(self._frames[0])
+                batch.append(self._frames.popleft())
+            try:
+                await self._stream.send(b"".join(batch))
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+                self.break_off()
+                return
+            self._queued -= size
+            self._stir.set()

@@ -1,0 +1,149 @@
+"""The messages of the protocol between `claude-vm` and its daemon, and their numbers.
+
+A frame is one byte of type, four bytes of length (big endian), then that many bytes. Control messages are
+JSON objects, because the client must decode them with the standard library alone; streams are raw bytes.
+
+Text: JSON as UTF-8 in which bytes that are no UTF-8 stand as they are (Python's ``surrogateescape``, in both
+directions). So an argument, a variable or a directory of any bytes arrives as it was, whatever the locale.
+
+Order: the client sends HELLO and INVOKE at once; the server answers HELLO, or REFUSED and closes. Then notes
+and prompts may come, and output; a command that has a main process sends STARTED, from where on stdin flows;
+EXIT is the last frame. A client that closes its side before EXIT is gone: its session ends. HELLO, REFUSED,
+NOTE, EXIT and INVOKE's "argv" stay as they are in every later protocol, so that ``daemon stop`` works
+across versions.
+
+Flow control: each stream has a window of `WINDOW` bytes. Who sends data counts it; who has passed it
+on (to a file descriptor, to the SSH channel) acknowledges it with the matching ACK. Nobody sends more
+than `WINDOW` bytes that are not acknowledged, so that signals and sizes never wait behind data. Each
+channel to the SSH agent has a window of its own, `AGENT_WINDOW`, in each direction.
+
+This module imports the standard library only: the thin client loads it.
+"""
+
+from enum import IntEnum
+
+PROTOCOL = 1
+"""Number of this protocol. Client and daemon must agree on it."""
+
+MAX_DATA = 64 * 1024
+"""Largest piece of a stream in one frame, in bytes."""
+
+MAX_INVOKE = 8 * 1024 * 1024
+"""Largest INVOKE, in bytes: the largest argument list and environment that Linux allows (6 MiB) fit."""
+
+MAX_TEXT = 256 * 1024
+"""Largest payload of another control frame, in bytes."""
+
+WINDOW = 512 * 1024
+"""Bytes of one stream that may be under way without acknowledgement."""
+
+AGENT_WINDOW = 128 * 1024
+"""The same for one direction of a channel to the SSH agent."""
+
+MAX_AGENTS = 16
+"""Channels to the SSH agent that one client may have open at a time."""
+
+MAX_TERMINFO = 32 * 1024
+"""Largest compiled terminfo entry that travels, in bytes. Source: term(5), the extended format's limit."""
+
+
+class FrameType(IntEnum):
+    """Types of frames. Numbers are never reused. C: from the client, S: from the server."""
+
+    HELLO = 1  # C, S: {"protocol": int, "version": str, "pid": int}
+    REFUSED = 2  # S: {"code": str, "message": str, "hint": str}
+    INVOKE = 3  # C: see `claude_vm.supervisor.wire.records.Invocation`
+    NOTE = 4  # S: {"text": str, "level": "info"|"verbose"|"error"|"progress"}: for the user's stderr
+    PROMPT = 5  # S: {"text": str}: a question that takes a line from the terminal
+    ANSWER = 6  # C: {"line": str | null}: null when there is no terminal, or end of input
+    STARTED = 7  # S: {"pty": bool}: the main process runs; with a PTY the terminal goes raw now
+    EXIT = 8  # S: {"status": int}: 0 to 255
+
+    STDIN = 16  # C: bytes
+    STDIN_EOF = 17  # C: empty
+    STDIN_ACK = 18  # S: 4 bytes, how many more bytes of stdin were passed on
+    STDOUT = 19  # S: bytes
+    STDOUT_ACK = 20  # C: 4 bytes
+    STDOUT_CLOSED = 21  # C: empty: nobody reads the client's stdout any more
+    STDERR = 22  # S: bytes
+    STDERR_ACK = 23  # C: 4 bytes
+    STDERR_CLOSED = 24  # C: empty
+    SIZE = 25  # C: four unsigned 16-bit numbers: rows, columns, width and height in pixels
+    SIGNAL = 26  # C: the signal's name without SIG, ASCII
+
+    AGENT_OPEN = 32  # S: 4 bytes, a new channel to the client's SSH agent
+    AGENT_DATA = 33  # C, S: 4 bytes of channel, then bytes
+    AGENT_CLOSE = 34  # C, S: 4 bytes of channel: no more of it, in both directions
+    AGENT_ACK = 35  # C, S: 4 bytes of channel, 4 bytes: how many more bytes were passed on
+
+
+_HEAD = frozenset({FrameType.HELLO})
+
+FROM_CLIENT = _HEAD | {
+    FrameType.INVOKE,
+    FrameType.ANSWER,
+    FrameType.STDIN,
+    FrameType.STDIN_EOF,
+    FrameType.STDOUT_ACK,
+    FrameType.STDOUT_CLOSED,
+    FrameType.STDERR_ACK,
+    FrameType.STDERR_CLOSED,
+    FrameType.SIZE,
+    FrameType.SIGNAL,
+    FrameType.AGENT_DATA,
+    FrameType.AGENT_CLOSE,
+    FrameType.AGENT_ACK,
+}
+"""What the server takes."""
+
+FROM_SERVER = _HEAD | {
+    FrameType.REFUSED,
+    FrameType.NOTE,
+    FrameType.PROMPT,
+    FrameType.STARTED,
+    FrameType.EXIT,
+    FrameType.STDIN_ACK,
+    FrameType.STDOUT,
+    FrameType.STDERR,
+    FrameType.AGENT_OPEN,
+    FrameType.AGENT_DATA,
+    FrameType.AGENT_CLOSE,
+    FrameType.AGENT_ACK,
+}
+"""What the client takes."""
+
+SIZES = {
+    FrameType.HELLO: (2, MAX_TEXT),
+    FrameType.REFUSED: (2, MAX_TEXT),
+    FrameType.INVOKE: (2, MAX_INVOKE),
+    FrameType.NOTE: (2, MAX_TEXT),
+    FrameType.PROMPT: (2, MAX_TEXT),
+    FrameType.ANSWER: (2, MAX_TEXT),
+    FrameType.STARTED: (2, MAX_TEXT),
+    FrameType.EXIT: (2, MAX_TEXT),
+    FrameType.STDIN: (1, MAX_DATA),
+    FrameType.STDIN_EOF: (0, 0),
+    FrameType.STDIN_ACK: (4, 4),
+    FrameType.STDOUT: (1, MAX_DATA),
+    FrameType.STDOUT_ACK: (4, 4),
+    FrameType.STDOUT_CLOSED: (0, 0),
+    FrameType.STDERR: (1, MAX_DATA),
+    FrameType.STDERR_ACK: (4, 4),
+    FrameType.STDERR_CLOSED: (0, 0),
+    FrameType.SIZE: (8, 8),
+    FrameType.SIGNAL: (1, 16),
+    FrameType.AGENT_OPEN: (4, 4),
+    FrameType.AGENT_DATA: (5, 4 + MAX_DATA),
+    FrameType.AGENT_CLOSE: (4, 4),
+    FrameType.AGENT_ACK: (8, 8),
+}
+"""Smallest and largest payload of each type, in bytes."""
+
+SIGNALS = frozenset({"HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "TSTP", "CONT"})
+"""Signals that a client may pass on."""
+
+VERSION_MISMATCH_IDLE = "version-mismatch-idle"
+"""Code of a refusal: the daemon is of another version, has no session, and ends now."""
+
+VERSION_MISMATCH_BUSY = "version-mismatch-busy"
+"""Code of a refusal: the daemon is of another version and has sessions."""

@@ -1,0 +1,139 @@
+"""What a check of the drivers' contract works with."""
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shlex
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from claude_vm.drivers.api import (
+    Driver,
+    InstanceSpec,
+    Owner,
+    TemplateRecord,
+)
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.process import find_marked
+from claude_vm.supervisor.ssh.launch import group_file, launch_command, launch_files
+from claude_vm.supervisor.ssh.link import open_link
+
+CHECKS: dict[str, Callable[["Case"], Awaitable[None]]] = {}
+NEED_ISOLATION: set[str] = set()
+
+
+def check(function):
+    """Make a function part of the contract."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def needs_isolation(function):
+    """Make a function part of the contract of drivers whose guests are machines."""
+    NEED_ISOLATION.add(function.__name__)
+    return check(function)
+
+
+@dataclasses.dataclass
+class Case:
+    """What a check works with. `kill` ends a running VM from outside, as a crash would."""
+
+    driver: Driver
+    owner: Owner
+    template: TemplateRecord
+    project: Path
+    open_driver: Callable[[Owner], contextlib.AbstractAsyncContextManager[Driver]]
+    kill: Callable[[Driver, str], Awaitable[None]]
+    build: Callable[[Driver, str], Awaitable[TemplateRecord]]
+    patience_s: float = 60.0
+
+    def new_id(self):
+        return f"i-{secrets.token_hex(5)}"
+
+    def spec(self, instance_id, **changes):
+        sizes = {name: getattr(self.template, name) for name in ("cpus", "memory_mib", "disk_gib")}
+        values = {"template": self.template.name, "generation": self.template.generation, **sizes, **changes}
+        return InstanceSpec(instance_id, **values)
+
+    @contextlib.asynccontextmanager
+    async def cloned(self, **changes):
+        instance_id = self.new_id()
+        try:
+            await self.driver.clone(self.spec(instance_id, **changes))
+            yield instance_id
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.driver.delete(instance_id)
+
+    @contextlib.asynccontextmanager
+    async def started(self, **changes):
+        async with self.cloned(**changes) as instance_id:
+            with anyio.fail_after(self.patience_s):
+                access = await self.driver.start(instance_id, silent)
+            yield instance_id, access
+
+    @contextlib.asynccontextmanager
+    async def connected(self, **changes):
+        async with (
+            self.started(**changes) as (instance_id, access),
+            open_link(access, timeout_s=self.patience_s) as link,
+        ):
+            yield instance_id, access, link
+
+    async def listed(self, driver=None):
+        records = await (driver or self.driver).list_instances()
+        return {record.instance_id: record.status for record in records}
+
+    def traces(self):
+        """Return all that this owner has on this host, apart from its templates."""
+        found = {str(path) for path in self.owner.runtime.rglob("*")}
+        for folder, folders, names in os.walk(self.owner.home):
+            if Path(folder) == self.owner.home:
+                folders[:] = [name for name in folders if name not in ("cache", "templates")]
+            found |= {f"{folder}/{name}" for name in (*folders, *names)}
+        return found | {f"process {pid}" for pid, _ in find_marked(self.owner.mark)}
+
+
+def silent(phase, detail):
+    """Take progress."""
+
+
+async def refused(awaitable):
+    """Expect one of the driver's own errors."""
+    with pytest.raises(DriverError) as caught:
+        await awaitable
+    assert caught.value.code
+    assert caught.value.message
+
+
+async def python(link, script, *args):
+    """Run a script by the guest's Python; return what it printed."""
+    words = " ".join(map(shlex.quote, ("-", *map(str, args))))
+    done = await link.run(f"PYTHONDONTWRITEBYTECODE=1 python3 {words}", script.encode(), timeout_s=60)
+    assert done.status == 0, done.stderr.decode(errors="replace")
+    return done.stdout.decode("utf-8", "surrogateescape").strip()
+
+
+async def output(process):
+    data = b""
+    while part := await process.read_stdout(65536):
+        data += part
+    return data
+
+
+@contextlib.asynccontextmanager
+async def session(case, instance_id, link, mode, argv=(), *, env=None, cwd="", pty=None, agent=None):
+    """Run something by the launcher, as the supervisor does it."""
+    session_id = secrets.token_hex(5)
+    files = launch_files(session_id, mode=mode, argv=argv, env=env, cwd=cwd)
+    await case.driver.put_files(instance_id, files)
+    command = launch_command(session_id, pty=pty is not None)
+    process = await link.open_process(command, pty=pty, agent=agent, group_file=group_file(session_id))
+    try:
+        yield process
+    finally:
+        await process.aclose()

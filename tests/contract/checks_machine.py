@@ -1,0 +1,38 @@
+"""Checks of the contract for guests that are machines of their own."""
+
+import time
+
+from claude_vm_tests_case import needs_isolation
+
+from claude_vm.drivers.api import GuestFile
+
+
+@needs_isolation
+async def clones_differ_in_all_that_identifies_a_machine(case):
+    tell = (
+        "cat /etc/machine-id; hostname; head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; "
+        "cat /proc/sys/kernel/random/uuid; getent hosts $(hostname) >/dev/null && echo known"
+    )
+    seen = []
+    for _ in range(2):
+        async with case.connected() as (_, _, link):
+            seen.append((await link.run(tell)).stdout.decode().split())
+    assert len(seen[0]) == 5
+    assert seen[0].pop() == seen[1].pop() == "known"
+    assert not set(seen[0]) & set(seen[1])
+
+
+@needs_isolation
+async def clocks_are_right_after_the_start(case):
+    async with case.connected() as (_, _, link):
+        before = time.time()
+        seen = float((await link.run("date +%s.%N")).stdout)
+        assert before - 0.5 < seen < time.time() + 0.5
+
+
+@needs_isolation
+async def the_user_is_root_by_sudo_and_owns_files_given_to_root_not(case):
+    async with case.connected() as (instance_id, _, link):
+        await case.driver.put_files(instance_id, [GuestFile("/etc/contract", b"root's", owner="root")])
+        done = await link.run("sudo -n cat /etc/contract && sudo -n id -u && stat -c %U /etc/contract")
+        assert done.stdout.decode() == "root's0\nroot\n", done

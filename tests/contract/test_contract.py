@@ -1,0 +1,26 @@
+"""Every driver against the contract."""
+
+import platform
+import shutil
+
+import pytest
+from claude_vm_tests_suite import CHECKS, NEED_ISOLATION
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if name not in NEED_ISOLATION])
+async def test_simulated_guests_keep_the_contract(sim_site, project, name):
+    async with sim_site.case(project) as case:
+        await CHECKS[name](case)
+
+
+@pytest.mark.vm
+@pytest.mark.timeout(900)  # the first one builds the template
+@pytest.mark.skipif(
+    shutil.which(f"qemu-system-{platform.machine()}") is None, reason="QEMU is not installed on this host"
+)
+@pytest.mark.parametrize("name", CHECKS)
+async def test_qemu_guests_keep_the_contract(qemu_site, project, name):
+    async with qemu_site.case(project) as case:
+        await CHECKS[name](case)

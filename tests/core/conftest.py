@@ -1,0 +1,166 @@
+"""A core with the words of a test around it."""
+
+from collections import OrderedDict, deque
+
+import msgspec
+import pytest
+
+from claude_vm.supervisor.core import effects, events
+from claude_vm.supervisor.core.instance import InstanceState
+from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.core.pool import PoolPolicy
+
+
+def pool_key(name="t"):
+    return PoolKey(driver="sim", template=name, generation="1", cpus=2, memory_mib=512, disk_gib=4)
+
+
+def freeze(thing):
+    """All that a thing consists of, as one comparable value."""
+    match thing:
+        case msgspec.Struct():
+            fields = thing.__struct_fields__
+            return type(thing).__name__, tuple((name, freeze(getattr(thing, name))) for name in fields)
+        case OrderedDict() | dict():
+            return tuple((key, freeze(value)) for key, value in thing.items())
+        case list() | tuple() | deque():
+            return tuple(freeze(part) for part in thing)
+        case set() | frozenset():
+            return frozenset(thing)
+        case _ if hasattr(thing, "__dict__") and not isinstance(thing, type | str):
+            return type(thing).__name__, freeze(vars(thing))
+        case _:
+            return thing
+
+
+class Rig:
+    """A core under test. Time stands still unless a test moves `now`."""
+
+    def __init__(self, policy=None):
+        self.core = Core(policy)
+        self.now = 100.0
+        self.log = []
+
+    def send(self, kind, **fields):
+        """Give the core an event; return the effects without the notices of phases."""
+        event = kind(at=self.now, **fields)
+        self.log.append(event)
+        return [e for e in self.core.handle(event) if not isinstance(e, effects.TellSession)]
+
+    def send_for_phases(self, kind, **fields):
+        """Give the core an event; return only the phases that sessions are told."""
+        told = self.core.handle(kind(at=self.now, **fields))
+        return [(e.session_id, e.phase) for e in told if isinstance(e, effects.TellSession)]
+
+    def request(self, n=1, key=None):
+        fields = {"session_id": f"s{n}", "instance_id": f"i{n}", "key": key or pool_key()}
+        return self.send(events.SessionRequested, **fields)
+
+    def warm(self, n=1, key=None):
+        return self.send(events.WarmRequested, instance_id=f"i{n}", key=key or pool_key())
+
+    def make_warm(self, n=1, key=None):
+        self.warm(n, key)
+        return self.connect(n)
+
+    def cloned(self, n=1):
+        return self.send(events.CloneDone, instance_id=f"i{n}")
+
+    def started(self, n=1):
+        return self.send(events.StartDone, instance_id=f"i{n}", restored=True)
+
+    def connected(self, n=1):
+        return self.send(events.ConnectDone, instance_id=f"i{n}")
+
+    def connect(self, n=1):
+        self.cloned(n)
+        self.started(n)
+        return self.connected(n)
+
+    def run_started(self, n=1, session=None):
+        return self.send(events.RunStarted, instance_id=f"i{n}", session_id=f"s{session or n}")
+
+    def run(self, n=1):
+        self.request(n)
+        self.connect(n)
+        return self.run_started(n)
+
+    def run_done(self, n=1, status=0, session=None):
+        fields = {"instance_id": f"i{n}", "session_id": f"s{session or n}", "status": status}
+        return self.send(events.RunDone, **fields)
+
+    def deleted(self, n=1):
+        return self.send(events.DeleteDone, instance_id=f"i{n}")
+
+    def failed(self, n=1, code="boom", message="it broke"):
+        return self.send(events.EffectFailed, instance_id=f"i{n}", code=code, message=message)
+
+    def cancelled(self, n=1):
+        return self.send(events.EffectCancelled, instance_id=f"i{n}")
+
+    def died(self, n=1, reason="killed by signal 9"):
+        return self.send(events.VmDied, instance_id=f"i{n}", reason=reason)
+
+    def stop(self, n=1, status=130, reason="interrupted"):
+        return self.send(events.StopRequested, session_id=f"s{n}", reason=reason, status=status)
+
+    def found(self, n=1):
+        return self.send(events.InstanceFound, instance_id=f"i{n}", reason="left behind")
+
+    def shut_down(self):
+        return self.send(events.ShutdownRequested)
+
+    def tick(self, *, after):
+        self.now += after
+        return self.send(events.Tick)
+
+    def instance_state(self, n=1):
+        """The state as listed; once it is gone, as told by the last step of its story."""
+        for view in self.core.instances():
+            if view.instance_id == f"i{n}":
+                return view.state
+        steps = self.core.instance_story(f"i{n}").steps
+        return InstanceState(steps[-1].after) if steps else InstanceState.ABSENT
+
+    def session_state(self, n=1):
+        for view in self.core.sessions():
+            if view.session_id == f"s{n}":
+                return view.state
+        steps = self.core.session_story(f"s{n}").steps
+        return steps[-1].after if steps else "absent"
+
+    def snapshot(self):
+        return freeze(self.core)
+
+
+@pytest.fixture
+def rig():
+    """A core without a warm pool, with room for eight instances."""
+    return Rig()
+
+
+@pytest.fixture
+def make_rig():
+    """Make a core with a policy of its own."""
+
+    def make(**policy):
+        return Rig(PoolPolicy(**policy))
+
+    return make
+
+
+@pytest.fixture
+def key_of():
+    """Make a pool key from a name."""
+    return pool_key
+
+
+@pytest.fixture
+def ended():
+    """The expected end of a session."""
+
+    def make(n=1, status=0, code="", message=""):
+        return effects.EndSession(session_id=f"s{n}", status=status, code=code, message=message)
+
+    return make

@@ -1,0 +1,107 @@
+"""The journal: what a dead supervisor's successor can know."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from claude_vm.supervisor.daemon.journal import KEPT_ROWS, Journal
+
+
+def open_journal(path, boot="boot-1"):
+    return Journal.open(path, boot)
+
+
+def test_an_instance_is_left_until_it_is_forgotten(tmp_path):
+    path = tmp_path / "journal.db"
+    with open_journal(path) as (journal, remark):
+        row = journal.begin(instance_id="i-1", driver="qemu", kind="clone")
+        journal.end(row, "CloneDone")
+        journal.begin(instance_id="i-2", driver="qemu", kind="clone")
+        journal.forget("i-2")
+    assert remark == ""
+    with open_journal(path) as (journal, _):
+        (left,) = journal.left_instances()
+    assert (left.instance_id, left.driver, left.state, left.same_boot) == ("i-1", "qemu", "clone", True)
+
+
+def test_rows_of_another_boot_are_told_apart(tmp_path):
+    with open_journal(tmp_path / "j.db", "boot-1") as (journal, _):
+        journal.begin(instance_id="i-1", driver="qemu", kind="start")
+    with open_journal(tmp_path / "j.db", "boot-2") as (journal, _):
+        assert [left.same_boot for left in journal.left_instances()] == [False]
+
+
+def test_a_row_survives_kill_9_right_after_begin(tmp_path):
+    path = tmp_path / "journal.db"
+    program = (
+        "import os, sys, pathlib, time\n"
+        "from claude_vm.supervisor.daemon.journal import Journal\n"
+        "with Journal.open(pathlib.Path(sys.argv[1]), 'b') as (journal, _):\n"
+        "    journal.begin(instance_id='i-1', driver='qemu', kind='clone')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, path], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    with open_journal(path, "b") as (journal, _):
+        assert [left.instance_id for left in journal.left_instances()] == ["i-1"]
+
+
+@pytest.mark.parametrize("junk", [b"not a database at all", b"", b"SQLite format 3\x00" + os.urandom(4096)])
+def test_a_damaged_journal_is_kept_aside_and_replaced(tmp_path, junk):
+    path = tmp_path / "journal.db"
+    path.write_bytes(junk)
+    with open_journal(path) as (journal, remark):
+        journal.begin(instance_id="i-1", driver="qemu", kind="clone")
+    aside = list(tmp_path.glob("journal.db.damaged-*"))
+    if junk:
+        assert "damaged" in remark
+        assert aside[0].read_bytes() == junk
+    else:  # an empty file is what a full disk leaves; there is nothing in it to keep
+        assert remark == ""
+        assert aside == []
+
+
+def test_old_ended_rows_are_dropped_and_open_ones_kept(tmp_path):
+    path = tmp_path / "journal.db"
+    with open_journal(path) as (journal, _):
+        journal.begin(instance_id="i-open", driver="qemu", kind="clone")
+        journal._connection.execute("BEGIN")
+        for number in range(KEPT_ROWS + 50):
+            journal._connection.execute(
+                "INSERT INTO effects (boot_id, at, instance_id, driver, kind, outcome)"
+                " VALUES ('b', 0, ?, 'q', 'c', 'x')",
+                (f"i-{number}",),
+            )
+        journal._connection.execute("COMMIT")
+    with open_journal(path) as (journal, _):
+        count = journal._connection.execute("SELECT count(*) FROM effects").fetchone()[0]
+        unended = journal._connection.execute(
+            "SELECT instance_id FROM effects WHERE outcome IS NULL"
+        ).fetchall()
+    assert count <= KEPT_ROWS + 1
+    assert unended == [("i-open",)]
+
+
+def test_the_last_session_of_a_repository_unlocks_its_worktrees(tmp_path):
+    with open_journal(tmp_path / "j.db") as (journal, _):
+        journal.lock_worktrees("/repo", "s1")
+        journal.lock_worktrees("/repo", "s2")
+        assert journal.unlock_worktrees("/repo", "s1") is False
+        assert journal.locked_repositories() == [("/repo", "s2")]
+        assert journal.unlock_worktrees("/repo", "s2") is True
+        assert journal.locked_repositories() == []
+
+
+def test_a_checkpoint_runs_beside_an_open_journal(tmp_path):
+    path = tmp_path / "journal.db"
+    with open_journal(path) as (journal, _):
+        for number in range(100):
+            journal.begin(instance_id=f"i-{number}", driver="qemu", kind="clone")
+        before = path.stat().st_size
+        journal.checkpoint()
+        assert path.stat().st_size > before
+        journal.begin(instance_id="i-after", driver="qemu", kind="clone")
+        assert len(journal.left_instances()) == 101

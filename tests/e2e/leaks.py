@@ -1,0 +1,73 @@
+"""What a session could leave behind on this host: processes, sockets, folders, files.
+
+`snapshot` is taken before, `leaks` after. Nothing is excused by name that a session makes.
+"""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import psutil
+
+
+class LeakCheck:
+    """Looks at one claude-vm home, its processes and the folders for temporary files."""
+
+    def __init__(self, home: Path, *, daemon_may_run: bool = True) -> None:
+        self.home = home
+        self._daemon_may_run = daemon_may_run
+        self._temporary = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
+        self._before = {path: self._names(path) for path in self._temporary}
+        self._home_before = self._home_files()
+
+    def leaks(self) -> list[str]:
+        """Return a line for each thing that is there and should not be."""
+        return [*self._processes(), *self._home_leaks(), *self._temporary_leaks()]
+
+    def _processes(self) -> list[str]:
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline", "uids"]):
+            words = process.info["cmdline"] or []
+            text = " ".join(words)
+            ours = str(self.home) in text or "claude-vm:" in text
+            if not ours or process.info["uids"] is None or process.info["uids"].real != os.getuid():
+                continue
+            if process.pid == os.getpid() or "pytest" in text:
+                continue
+            if self._daemon_may_run and "claude_vm.supervisor.daemon" in text:
+                continue
+            found.append(f"process {process.pid}: {text[:200]}")
+        return found
+
+    def _home_files(self) -> set[Path]:
+        return set(self.home.rglob("*")) if self.home.exists() else set()
+
+    def _home_leaks(self) -> list[str]:
+        new = self._home_files() - self._home_before
+        return [f"file {path}" for path in sorted(new) if not self._is_the_daemons(path)]
+
+    def _is_the_daemons(self, path: Path) -> bool:
+        """What a living daemon has; a supervisor inside a client must take its own things with it."""
+        home = self.home
+        folders = (home / "run", home / "supervisors", home / "instances", home / "instances" / "daemon")
+        trees = (home / "logs", home / "supervisors" / "daemon")
+        socket = home / "run" / "daemon.sock"
+        return path in (*folders, socket) or any(path.is_relative_to(tree) for tree in trees)
+
+    @staticmethod
+    def _names(path: Path) -> set[str]:
+        """Names of what is ours in a folder that everybody uses."""
+        names = set()
+        for entry in path.iterdir() if path.is_dir() else ():
+            with contextlib.suppress(OSError):
+                if entry.lstat().st_uid == os.getuid():
+                    names.add(entry.name)
+        return names
+
+    def _temporary_leaks(self) -> list[str]:
+        found = []
+        for folder, before in self._before.items():
+            new = sorted(self._names(folder) - before)
+            found += [f"temporary {folder / n}" for n in new if n.startswith(("claude-vm", "cvm", "tmp"))]
+        return found

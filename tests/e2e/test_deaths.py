@@ -1,0 +1,139 @@
+"""Whatever is killed, and whenever: the next command finds nothing of it left."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+
+def running_session(claude_vm, *flags):
+    session = claude_vm.popen(
+        *flags,
+        "shell",
+        "--",
+        "sh",
+        "-c",
+        "echo up; sleep 600",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert session.stdout.readline() == b"up\n"
+    return session
+
+
+def finish(session, timeout=60):
+    try:
+        session.wait(timeout)
+        return session.stderr.read()
+    finally:
+        session.stdout.close()
+        session.stderr.close()
+
+
+def no_vm_after_the_next_command(claude_vm, waiting):
+    assert json.loads(claude_vm.run("ps", "--json").stdout) == []
+    waiting(lambda: claude_vm.vm_pids() == [], timeout=20)
+
+
+def test_a_killed_client_ends_its_session(claude_vm, waiting):
+    session = running_session(claude_vm)
+    session.kill()
+    finish(session)
+    waiting(lambda: claude_vm.vm_pids() == [], timeout=20)
+    no_vm_after_the_next_command(claude_vm, waiting)
+
+
+def test_a_killed_daemon_is_replaced_and_its_vms_are_swept(claude_vm, waiting):
+    session = running_session(claude_vm)
+    (vm,) = claude_vm.vm_pids()
+    os.kill(claude_vm.daemon_pid(), signal.SIGKILL)
+    said = finish(session)
+    assert session.returncode == 125
+    assert b"daemon" in said
+    assert claude_vm.vm_pids() == [vm]  # it outlives its supervisor
+    no_vm_after_the_next_command(claude_vm, waiting)
+
+
+def test_a_killed_vm_ends_its_session_with_the_reason(claude_vm, waiting):
+    session = running_session(claude_vm)
+    (vm,) = claude_vm.vm_pids()
+    os.kill(vm, signal.SIGKILL)
+    said = finish(session, timeout=30)
+    assert session.returncode == 125
+    assert b"vm-died" in said
+    no_vm_after_the_next_command(claude_vm, waiting)
+
+
+def test_a_killed_client_without_daemon_leaves_a_vm_that_the_next_command_sweeps(claude_vm, waiting):
+    claude_vm.stop_daemon()
+    session = running_session(claude_vm, "--no-daemon")
+    session.kill()
+    finish(session)
+    assert len(claude_vm.vm_pids()) == 1
+    no_vm_after_the_next_command(claude_vm, waiting)
+    waiting(lambda: [p.name for p in (claude_vm.home / "supervisors").iterdir()] == ["daemon"], timeout=20)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5, 2.5])
+def test_ctrl_c_before_the_command_runs_leaves_nothing(claude_vm, waiting, delay_s):
+    session = claude_vm.popen(
+        "shell",
+        "--",
+        "sh",
+        "-c",
+        "sleep 600",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        session.wait(0.15 + delay_s)  # how far the start has come by then is what this varies
+    except subprocess.TimeoutExpired:
+        session.send_signal(signal.SIGINT)
+    finish(session)
+    assert session.returncode == 130
+    waiting(lambda: claude_vm.vm_pids() == [], timeout=10)
+    no_vm_after_the_next_command(claude_vm, waiting)
+
+
+def test_a_daemon_killed_during_the_start_leaves_nothing_after_the_next_command(claude_vm, waiting):
+    claude_vm.run("ps")
+    session = claude_vm.popen("shell", "true", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    waiting(lambda: claude_vm.vm_pids() != [], interval=0.005)
+    os.kill(claude_vm.daemon_pid(), signal.SIGKILL)
+    finish(session)
+    no_vm_after_the_next_command(claude_vm, waiting)
+
+
+def test_the_leak_check_sees_what_a_leak_leaves(installation, tmp_path):
+    """A decoy of each kind: process, file in the home, temporary folder."""
+    from importlib.util import module_from_spec, spec_from_file_location
+    from pathlib import Path
+
+    specification = spec_from_file_location("leaks", Path(__file__).with_name("leaks.py"))
+    leaks = module_from_spec(specification)
+    specification.loader.exec_module(leaks)
+    check = leaks.LeakCheck(installation.home)
+    assert check.leaks() == []
+    file = installation.home / "instances" / "daemon" / "i-decoy" / "disk.qcow2"
+    temporary = Path("/tmp/claude-vm-decoy")
+    marked = subprocess.Popen(["sh", "-c", "sleep 60; : claude-vm:decoy"])
+    try:
+        file.parent.mkdir(parents=True)
+        file.touch()
+        temporary.mkdir()
+        found = check.leaks()
+    finally:
+        marked.kill()
+        marked.wait()
+        file.unlink()
+        file.parent.rmdir()
+        temporary.rmdir()
+    text = "\n".join(found)
+    assert "i-decoy" in text
+    assert "claude-vm-decoy" in text
+    assert f"process {marked.pid}" in text

@@ -1,0 +1,254 @@
+"""From a command line to a request or a text."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claude_vm.supervisor.grammar import requests, words
+from claude_vm.supervisor.grammar.application import application
+from claude_vm.supervisor.grammar.parse import COMPLETE_VARIABLE, Output, parse
+from claude_vm.supervisor.grammar.requests import (
+    Agent,
+    Clean,
+    CleanAll,
+    Daemon,
+    Doctor,
+    Flags,
+    Info,
+    ListTemplates,
+    Ps,
+    Setup,
+    Shell,
+    Stop,
+    Version,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_printed(capfd):
+    yield
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "request_"),
+    [
+        ("", Agent()),
+        ("fix", Agent(args=("fix",))),
+        ("agent --version", Agent(args=("--version",))),
+        ("shell", Shell()),
+        ("shell ls -A", Shell(words=("ls", "-A"))),
+        ("setup", Setup()),
+        ("setup --no-agent", Setup(agent=False)),
+        ("ps", Ps()),
+        ("ps --json", Ps(json=True)),
+        ("stop a b", Stop(sessions=("a", "b"))),
+        ("stop --all", Stop(all=True)),
+        ("stop -- -A", Stop(sessions=("-A",))),
+        ("list", ListTemplates()),
+        ("list --disk-usage --unused --json", ListTemplates(disk_usage=True, unused=True, json=True)),
+        ("info --json", Info(json=True)),
+        ("clean --yes", Clean(yes=True)),
+        ("clean --force", Clean(force=True)),
+        ("clean-all -y --force", CleanAll(yes=True, force=True)),
+        ("daemon run", Daemon(action="run")),
+        ("daemon status --json", Daemon(action="status", json=True)),
+        ("daemon stop --force", Daemon(action="stop", force=True)),
+        ("doctor --json", Doctor(json=True)),
+        ("version", Version()),
+        ("version --json", Version(json=True)),
+    ],
+)
+def test_each_command_line_makes_its_request(argv, request_):
+    assert parse(argv.split(), completing="") == request_
+
+
+COMMAND_LINES = (
+    *("x", "shell", "setup", "ps", "stop a", "list", "info", "clean", "clean-all", "daemon run", "doctor"),
+    "version",
+)
+
+
+def test_every_request_has_a_command_that_makes_it():
+    made = {type(parse(argv.split(), completing="")).__name__ for argv in COMMAND_LINES}
+    declared = {
+        name
+        for name, kind in vars(requests).items()
+        if isinstance(kind, type) and issubclass(kind, requests.Request) and kind is not requests.Request
+    }
+    assert made == declared
+
+
+ALL_FLAGS = (
+    *("--disk", "30", "--memory=4", "--cpus", "2", "--driver", "sim", "--mount", "/a", "--mount=/b:ro"),
+    *("--env", "A=1", "--env", "B=", "--env-file", "f", "--inherit-env", "HOME"),
+    *("-A", "--auto-setup", "--any-directory", "--no-daemon", "-v"),
+)
+AS_RECORD = Flags(
+    disk="30",
+    memory="4",
+    cpus="2",
+    driver="sim",
+    mounts=("/a", "/b:ro"),
+    env=("A=1", "B="),
+    env_files=("f",),
+    inherit_env=("HOME",),
+    forward_ssh_agent=True,
+    auto_setup=True,
+    any_directory=True,
+    no_daemon=True,
+    verbose=True,
+)
+
+
+@pytest.mark.parametrize(
+    "command", [*sorted(words.COMMANDS - {"completion", "stop", "daemon"}), "daemon run"]
+)
+def test_runtime_flags_are_taken_before_and_after_every_sub_command(command):
+    named = command.split()
+    before = parse([*ALL_FLAGS, *named], completing="")
+    after = parse([*named, *ALL_FLAGS], completing="")
+    assert before == after
+    assert before.flags == AS_RECORD
+
+
+def test_every_runtime_flag_of_the_splitter_is_declared_and_the_other_way_round():
+    declared = {
+        name: not parameter.is_flag
+        for parameter in application().params
+        for name in parameter.opts
+        if name.startswith("--") and name != "--version"
+    }
+    short = {name[1:] for parameter in application().params for name in parameter.opts if name[1] != "-"}
+    assert declared == dict(words.RUNTIME_FLAGS)
+    assert short == set(words.SHORT_FLAGS)
+    assert set(application().commands) == words.COMMANDS
+
+
+def test_claudes_arguments_survive_byte_for_byte():
+    hostile = (
+        "",
+        " ",
+        "a b",
+        "'\"",
+        "$(x)",
+        "\n",
+        "\x1b[2J",
+        "-rf",
+        "--",
+        "-A",
+        os.fsdecode(b"\xff\xfe"),
+        "é\u202e",
+    )
+    assert parse(["--", *hostile], completing="") == Agent(args=hostile)
+    assert parse(["shell", "--", *hostile], completing="") == Shell(words=hostile)
+    assert parse(["x", *hostile], completing="") == Agent(args=("x", *hostile))
+
+
+def test_bytes_that_are_no_utf8_survive_in_values():
+    name = os.fsdecode(b"/\xff")
+    assert parse(["--mount", name, "stop", name], completing="") == Stop(
+        sessions=(name,), flags=Flags(mounts=(name,))
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("ps --jsno", "--json"),
+        ("ps extra", "extra"),
+        ("daemon", "Missing command"),
+        ("daemon stpo", "stop"),
+        ("completion", "SHELL"),
+        ("completion tcsh", "bash"),
+        ("stop", "--all"),
+        ("stop a --all", "not both"),
+        ("-v -q", "exclude"),
+        ("--disk", "--disk needs a value"),
+        ("setup --chromium", "not available yet"),
+        ("clean --yse", "--yes"),
+    ],
+)
+def test_wrong_command_line_is_answered_with_status_2_on_stderr(argv, says):
+    answer = parse(argv.split(), completing="")
+    assert isinstance(answer, Output)
+    assert (answer.status, answer.to_stderr) == (2, True)
+    assert answer.text.startswith("claude-vm: ")
+    assert " [usage]\n" in answer.text
+    assert says in answer.text
+    assert "--help'.\n" in answer.text
+
+
+def test_error_names_the_sub_command_whose_help_says_more():
+    assert "Try 'claude-vm setup --help'." in parse(["setup", "--docker"], completing="").text
+    assert "Try 'claude-vm daemon stop --help'." in parse(["daemon", "stop", "x"], completing="").text
+
+
+def test_control_characters_of_a_wrong_word_do_not_reach_the_terminal():
+    answer = parse(["ps", "--\x1b[2J\x9b\u202e\udcff"], completing="")
+    assert answer.status == 2
+    assert all(character == "\n" or character.isprintable() for character in answer.text)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["--help", "-A --help", "shell --help", "ps -h", "daemon --help", "daemon stop -h"],
+)
+def test_help_is_a_text_with_status_0(argv):
+    answer = parse(argv.split(), completing="")
+    assert (answer.status, answer.to_stderr) == (0, False)
+    assert answer.text.startswith("Usage: claude-vm")
+
+
+def test_help_names_every_sub_command_flag_example_and_exit_status():
+    text = parse(["--help"], completing="").text
+    for word in (*words.COMMANDS, *words.RUNTIME_FLAGS, "-A", "Examples:", "125", "128+n", "--version"):
+        assert word in text
+
+
+@pytest.mark.parametrize("columns", [1, 50, 80, 1000])
+def test_help_fits_the_terminal(columns):
+    text = parse(["--help"], columns=columns, completing="").text
+    prose = text.partition("Examples:")[0]
+    assert max(map(len, prose.splitlines())) <= min(max(columns, 50), 100)
+
+
+def test_program_name_of_an_alias_shows_in_help():
+    assert parse(["--help"], program="claude-vm-x", completing="").text.startswith("Usage: claude-vm-x ")
+
+
+@pytest.mark.parametrize("argv", ["--version", "-A --version x", "ps --version", "shell --version"])
+def test_version_is_one_line(argv):
+    answer = parse(argv.split(), completing="")
+    assert answer.status == 0
+    assert answer.text.startswith("claude-vm ")
+    assert answer.text.count("\n") == 1
+
+
+def test_environment_asks_for_completion_unless_the_caller_says_otherwise(monkeypatch):
+    monkeypatch.setenv(COMPLETE_VARIABLE, "bash")
+    assert parse(["p"]) == Output(text="ps\n")
+    assert parse(["p"], completing="") == Agent(args=("p",))
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(st.characters(), max_size=5),
+            st.sampled_from(
+                sorted(words.RUNTIME_FLAGS) + sorted(words.COMMANDS) + ["--json", "-h", "--", "-v"]
+            ),
+        ),
+        max_size=6,
+    )
+)
+def test_any_words_give_a_request_or_a_printable_text(argv):
+    answer = parse(argv, completing="")
+    if isinstance(answer, Output):
+        assert answer.text.endswith("\n")
+        assert all(character in "\n\t" or character.isprintable() for character in answer.text)
+    else:
+        assert isinstance(answer, requests.Request)

@@ -1,0 +1,101 @@
+"""What people install is what is on the disk."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from claude_vm.supervisor.wire.version import VERSION
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("supervisor", "drivers", "context", "bench")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """An sdist of this tree, and a wheel built from that sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder]
+    subprocess.run([*command, "--sdist", ROOT], check=True, capture_output=True)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (tree,) = (folder / "unpacked").iterdir()
+    subprocess.run([*command, "--wheel", tree], check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return sdist, wheel
+
+
+def files_on_disk():
+    return {
+        f"claude_vm/{path.relative_to(ROOT)}"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_a_wheel_built_from_the_sdist_has_every_file_of_the_packages(built):
+    _, wheel = built
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == files_on_disk()
+
+
+def test_each_package_says_that_it_is_typed(built):
+    _, wheel = built
+    with zipfile.ZipFile(wheel) as archive:
+        assert {f"claude_vm/{p}/py.typed" for p in PACKAGES} <= set(archive.namelist())
+
+
+def test_the_sdist_has_what_a_packager_needs(built):
+    sdist, _ = built
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"pyproject.toml", "hatch_build.py", "LICENSE-MIT", "LICENSE-APACHE", "README.md"} <= names
+
+
+def test_the_version_is_said_in_one_voice():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
+
+
+@pytest.mark.timeout(300)
+def test_an_installed_copy_of_the_folder_gives_a_working_command(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    pip = [
+        tmp_path / "venv" / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    ignored = shutil.ignore_patterns(".git", ".venv", ".dev", "*cache*", ".hypothesis")
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored, symlinks=True)
+    subprocess.run([*pip, tmp_path / "copy"], check=True, capture_output=True)
+    for program, word in (
+        ("claude-vm", "--version"),
+        ("claude-vm-setup", "--help"),
+        ("claude-vm-shell", "--help"),
+    ):
+        done = subprocess.run(
+            [tmp_path / "venv" / "bin" / program, word],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        )
+        assert done.stdout
+    assert (
+        VERSION
+        in subprocess.run(
+            [tmp_path / "venv" / "bin" / "claude-vm", "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    )

@@ -1,0 +1,233 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+IDENTITY = {
+    "id": "1",
+    "op": "identify",
+    "entropy": "QUFB" * 16,
+    "unix_s": 1.5,
+    "hostname": "claude-vm-1",
+    "machine_id": "0" * 32,
+    "user": "root",
+    "host_key": "private",
+    "authorized_key": "public",
+}
+shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+class Recorder:
+    """A System that only writes down what it is asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.calls.append((name, arguments))
+
+
+@pytest.fixture
+def guest(helper, tmp_path, monkeypatch):
+    """A helper whose files are in a scratch folder and whose system calls are recorded."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, value in {"RUN": run, "IDENTIFIED": run / "identified", "SEALED": run / "sealed"}.items():
+        monkeypatch.setattr(helper, name, str(value))
+    monkeypatch.setattr(
+        helper, "make_directories", lambda path, _owner: Path(path).mkdir(parents=True, exist_ok=True)
+    )
+    monkeypatch.setattr(helper.os, "fchown", lambda *_: None)
+    monkeypatch.setattr(helper, "account", lambda _name: (os.getuid(), os.getgid(), str(tmp_path)))
+    real = helper.replace
+    recorder = Recorder()
+
+    def replace(path, data, mode, owner=(0, 0)):
+        recorder.calls.append(("replace", (path.removeprefix(str(run)),)))
+        real(path, data, mode, owner)
+
+    monkeypatch.setattr(helper, "replace", replace)
+    return helper.Helper(recorder)
+
+
+def ask(guest, **request):
+    return json.loads(guest.answer(json.dumps(request).encode()))
+
+
+@given(st.lists(st.binary(max_size=40)), st.integers(min_value=1, max_value=30))
+@shared
+def test_lines_do_not_depend_on_how_the_stream_is_cut(helper, chunks, size):
+    stream = b"".join(chunks)
+    whole, cut = helper.Lines(20), helper.Lines(20)
+
+    expected = whole.feed(stream)
+    found = [line for start in range(0, len(stream), size) for line in cut.feed(stream[start : start + size])]
+
+    assert found == expected
+
+
+def test_a_line_that_is_too_long_is_dropped_and_the_next_one_is_read(helper):
+    lines = helper.Lines(8)
+
+    assert lines.feed(b"123456789") == []
+    assert lines.feed(b"0\nnext\n") == [b"next"]
+    assert len(lines.buffer) == 0
+
+
+@given(st.binary(max_size=200))
+@shared
+def test_no_bytes_make_the_helper_fail(guest, data):
+    answer = json.loads(guest.answer(data))
+
+    assert answer["ok"] is False
+    assert guest.identified is False
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(sorted(set(IDENTITY) - {"id", "op"})), json_values)
+@shared
+def test_no_field_of_identify_makes_the_helper_fail(guest, name, value):
+    guest.identified = False
+    answer = ask(guest, **{**IDENTITY, name: value})
+
+    assert answer["ok"] is guest.identified
+
+
+@pytest.mark.parametrize("operation", ["mount", "files", "clock", "resize", "unmount", "run"])
+@given(
+    fields=st.dictionaries(
+        st.sampled_from(["mounts", "files", "unix_s", "bytes", "path", "argv"]), json_values
+    )
+)
+@shared
+def test_no_request_makes_the_helper_fail(guest, operation, fields):
+    answer = ask(guest, **{"id": "7", "op": operation, "user": 5, **fields})
+
+    assert answer["id"] == "7"
+
+
+def test_deep_nesting_is_refused(guest):
+    assert json.loads(guest.answer(b"[" * 100_000))["ok"] is False
+
+
+def test_random_state_comes_before_keys_and_names(guest):
+    assert ask(guest, **IDENTITY) == {"id": "1", "ok": True}
+
+    names = [name for name, _ in guest.system.calls]
+    assert names[0] == "reseed"
+    assert guest.system.calls.index(("reseed", (b"AAA" * 16,))) < names.index("replace")
+    assert guest.identified
+
+
+def test_ssh_stays_closed_when_the_random_pool_can_not_be_reseeded(guest):
+    def refuse(_entropy):
+        raise PermissionError(1, "Operation not permitted")
+
+    guest.system.reseed = refuse
+
+    assert ask(guest, **IDENTITY)["error"] == "Operation not permitted"
+    assert not guest.identified
+    assert guest.system.calls == []
+
+
+def test_a_seal_takes_identity_and_keys_away_and_forbids_run(guest, tmp_path):
+    ask(guest, **IDENTITY)
+    assert (tmp_path / "run/ssh/host_key").read_text() == "private"
+
+    ask(guest, id="2", op="seal")
+
+    assert not guest.identified
+    assert list((tmp_path / "run/ssh").iterdir()) == []
+    assert ask(guest, id="3", op="run", argv=["true"], user="root", limit_s=1)["error"] == "sealed"
+
+
+def test_a_helper_that_starts_again_is_what_it_was(helper, guest):
+    ask(guest, **IDENTITY)
+    assert helper.Helper(guest.system).identified
+
+    ask(guest, id="2", op="seal")
+    again = helper.Helper(guest.system)
+    assert not again.identified
+    assert again.sealed
+
+
+def test_mounts_come_in_depth_order_and_read_only_ones_are_flagged(helper, guest):
+    mounts = [
+        {"tag": "slot1", "path": "/a/b", "readonly": True, "options": "o"},
+        {"tag": "slot0", "path": "/a", "readonly": False, "options": "o"},
+    ]
+    helper.make_directories = lambda *_: None
+
+    assert ask(guest, id="1", op="mount", mounts=mounts)["ok"]
+
+    calls = [arguments for name, arguments in guest.system.calls if name == "mount"]
+    assert [call[1] for call in calls] == ["/a", "/a/b"]
+    assert [call[3] & helper.MS_RDONLY for call in calls] == [0, helper.MS_RDONLY]
+
+
+@pytest.mark.parametrize("path", ["../etc/x", "/a/../b", "a\0b"])
+def test_paths_with_surprises_are_refused(guest, path):
+    file = {"path": path, "data": "", "mode": 0o600, "owner": "user", "append": False}
+
+    assert "path" in ask(guest, id="1", op="files", files=[file])["error"]
+
+
+def test_a_file_takes_the_place_of_a_link_instead_of_following_it(guest, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("old")
+    (tmp_path / "link").symlink_to(outside)
+    guest.user = (os.getuid(), os.getgid(), str(tmp_path))
+
+    file = {"path": "link", "data": "bmV3", "mode": 0o640, "owner": "user", "append": False}
+    assert ask(guest, id="1", op="files", files=[file])["ok"]
+
+    assert outside.read_text() == "old"
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"new"
+    assert (tmp_path / "link").stat().st_mode & 0o7777 == 0o640
+
+
+@pytest.mark.timeout(10)
+def test_appending_to_a_pipe_is_refused_without_waiting(guest, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    guest.user = (os.getuid(), os.getgid(), str(tmp_path))
+
+    file = {"path": "pipe", "data": "bmV3", "mode": 0o600, "owner": "user", "append": True}
+
+    assert ask(guest, id="1", op="files", files=[file])["ok"] is False
+
+
+def test_a_file_name_of_255_bytes_works(guest, tmp_path):
+    guest.user = (os.getuid(), os.getgid(), str(tmp_path))
+    name = "n" * 255
+
+    file = {"path": name, "data": "bmV3", "mode": 0o600, "owner": "user", "append": False}
+
+    assert ask(guest, id="1", op="files", files=[file])["ok"]
+    assert (tmp_path / name).exists()
+
+
+def test_a_program_answers_when_it_has_ended(guest):
+    request = {"id": "9", "op": "run", "argv": ["sh", "-c", "echo out; exit 3"], "user": "x", "limit_s": 20}
+    job_user = {"user": None, "group": None, "extra_groups": None}
+    import subprocess
+
+    original = subprocess.Popen
+    guest_module = type(guest).__init__.__globals__
+    guest_module["Popen"] = lambda *a, **k: original(*a, **{**k, **job_user})
+
+    assert guest.answer(json.dumps(request).encode()) == b""
+    line = b""
+    while not line:
+        line = guest.go_on()
+    assert json.loads(line) == {"id": "9", "ok": True, "status": 3, "output": "out\n"}
+    assert guest.job is None

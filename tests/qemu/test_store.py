@@ -1,0 +1,154 @@
+import fcntl
+import os
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from claude_vm.drivers.api import TemplateRecord
+from claude_vm.drivers.errors import TemplateMissingError
+from claude_vm.drivers.qemu import store
+from claude_vm.drivers.qemu.store import (
+    Stored,
+    building_folder,
+    dead_builds,
+    discard,
+    find_generation,
+    publish,
+)
+
+
+def stored(name="t", generation="g1"):
+    record = TemplateRecord(
+        name=name, generation=generation, driver="qemu", project="/p", created_at=1.0, cpus=2, memory_mib=512,
+        disk_gib=8, size_bytes=5, user="claude", home="/home/claude", claude_version=None, image="i",
+    )  # fmt: skip
+    return Stored(record, 1000, 1000, "/k", "/i", "quiet")
+
+
+def make(home, name="t", generation="g1"):
+    with building_folder(store.template_folder(home, name)) as building:
+        (building / "template.json").write_bytes(msgspec.json.encode(stored(name, generation)))
+        return publish(building, generation)
+
+
+def test_a_published_generation_is_the_current_one_and_keeps_its_name(tmp_path):
+    make(tmp_path)
+    make(tmp_path, generation="g2")
+
+    found = find_generation(tmp_path, "t", "current")
+
+    assert found.folder.name == "g2"
+    assert find_generation(tmp_path, "t", "g1").stored.record.generation == "g1"
+    assert [item.stored.record.generation for item in store.current_generations(tmp_path)] == ["g2"]
+
+
+def test_readers_see_a_generation_at_every_moment_of_a_swap(tmp_path):
+    make(tmp_path)
+    missing = []
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            try:
+                find_generation(tmp_path, "t", "current")
+            except TemplateMissingError as error:
+                missing.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(50):
+        make(tmp_path, generation=f"h{number}")
+    done.set()
+    reader.join()
+    assert missing == []
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    folder = store.template_folder(tmp_path, "t")
+    with building_folder(folder) as building:
+        (building / "disk.qcow2").touch()
+
+    assert list(folder.iterdir()) == []
+
+
+def test_a_build_that_goes_on_is_not_dead_and_one_whose_builder_died_is(tmp_path):
+    folder = store.template_folder(tmp_path, "t")
+    with building_folder(folder) as building:
+        assert dead_builds(tmp_path) == []
+
+        dead = folder / f"{store.BUILDING}dead"
+        dead.mkdir()
+        (dead / "lock").touch()
+        nested = building / "snapshots" / f"{store.BUILDING}nested"
+        nested.mkdir(parents=True)
+        (nested / "lock").touch()
+
+        assert sorted(dead_builds(tmp_path)) == sorted([dead, nested])
+
+
+def test_a_folder_without_its_lock_file_yet_is_given_a_minute(tmp_path):
+    young = store.template_folder(tmp_path, "t") / f"{store.BUILDING}young"
+    young.mkdir(parents=True)
+    assert dead_builds(tmp_path) == []
+
+    os.utime(young, (time.time() - 120, time.time() - 120))
+    assert dead_builds(tmp_path) == [young]
+
+
+def test_an_interrupted_removal_is_found_again(tmp_path):
+    generation = make(tmp_path)
+    trash = generation.with_name(f"{store.TRASH}x")
+    generation.rename(trash)
+
+    assert dead_builds(tmp_path) == [trash]
+    discard(trash)
+    assert dead_builds(tmp_path) == []
+
+
+def test_the_lock_is_not_inherited_by_programs(tmp_path):
+    with building_folder(tmp_path) as building:
+        flags = [
+            fcntl.fcntl(int(fd), fcntl.F_GETFD)
+            for fd in (path.name for path in Path("/proc/self/fd").iterdir())
+            if os.path.realpath(f"/proc/self/fd/{fd}") == str(building / "lock")
+        ]
+        assert flags == [fcntl.FD_CLOEXEC]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"record": 5}', b"\xff"])
+def test_a_damaged_record_is_a_missing_template(tmp_path, content):
+    (make(tmp_path) / "template.json").write_bytes(content)
+
+    with pytest.raises(TemplateMissingError):
+        find_generation(tmp_path, "t", "g1")
+    assert store.current_generations(tmp_path) == []
+
+
+def test_a_snapshot_is_complete_or_not_there(tmp_path):
+    make(tmp_path)
+    generation = find_generation(tmp_path, "t", "g1")
+    folder = generation.folder / "snapshots" / "key"
+    folder.mkdir(parents=True)
+    (folder / "ram").touch()
+    assert generation.snapshot("key") is None
+
+    (folder / "state").touch()
+    assert generation.snapshot("key").disk == generation.disk
+    (folder / "disk.qcow2").touch()
+    assert generation.snapshot("key").disk == folder / "disk.qcow2"
+
+
+def test_use_is_recorded_without_touching_the_generation(tmp_path):
+    generation = make(tmp_path)
+    before = (generation / "template.json").stat().st_mtime_ns
+
+    assert store.last_used(tmp_path, "t") == 0.0
+    store.touch(tmp_path, "t")
+    store.touch(tmp_path, "unknown")
+
+    assert store.last_used(tmp_path, "t") > 0.0
+    assert (generation / "template.json").stat().st_mtime_ns == before
+    assert not store.template_folder(tmp_path, "unknown").exists()

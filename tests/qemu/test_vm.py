@@ -1,0 +1,244 @@
+"""What only a real QEMU and a real guest can show, beyond the contract of all drivers."""
+
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from claude_vm.drivers.api import InstanceSpec, Mount, Owner, TemplateSpec
+from claude_vm.drivers.process import find_marked
+from claude_vm.drivers.qemu import instance, store
+from claude_vm.drivers.qemu.driver import open_driver
+from claude_vm.supervisor.ssh.link import connect
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.vm,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        shutil.which(f"qemu-system-{platform.machine()}") is None, reason="QEMU is not installed on this host"
+    ),
+]
+
+CACHE = Path.home() / ".claude-vm" / "cache"
+TEMPLATE = {"cpus": 2, "memory_mib": 768, "disk_gib": 8, "uid": os.getuid(), "gid": os.getgid()}
+
+
+def silent(_phase, _detail):
+    pass
+
+
+class Site:
+    """A data folder with one template; `phases` are what the driver told of its progress."""
+
+    def __init__(self):
+        self.root = Path(tempfile.mkdtemp(prefix="vm-"))
+        self.runtime = Path(tempfile.mkdtemp(prefix="cv-"))
+        self.owner = Owner(self.root / "home", "vm-test", self.runtime)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        self.owner.home.mkdir()
+        (self.owner.home / "cache").symlink_to(CACHE)
+        self.project = self.root / "project, one: ü"
+        self.project.mkdir()
+        self.phases = []
+        self.number = 0
+        anyio.run(self.build)
+
+    async def build(self):
+        async with open_driver(self.owner) as driver:
+            await driver.build_template(TemplateSpec(name="t", project="/p", **TEMPLATE), silent)
+
+    def close(self):
+        assert find_marked(self.owner.mark) == []
+        assert list(self.runtime.iterdir()) == []
+        shutil.rmtree(self.root)
+        shutil.rmtree(self.runtime)
+
+    @asynccontextmanager
+    async def guest(self, driver, **changes):
+        """Start an instance and connect to it; delete it in the end."""
+        (template,) = await driver.templates()
+        self.number += 1
+        facts = {"cpus": 2, "memory_mib": 768, "disk_gib": 8, **changes}
+        spec = InstanceSpec(f"i-{self.number:010x}", "t", template.generation, **facts)
+        self.phases = []
+        await driver.clone(spec)
+        try:
+            access = await driver.start(spec.instance_id, lambda phase, _detail: self.phases.append(phase))
+            link = await connect(access, timeout_s=60)
+            try:
+                yield spec.instance_id, access, link
+            finally:
+                await link.aclose()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await driver.delete(spec.instance_id)
+
+    def mounts(self):
+        return (Mount(str(self.project), str(self.project)),)
+
+
+@pytest.fixture(scope="module")
+def site():
+    site = Site()
+    yield site
+    site.close()
+
+
+async def say(link, script):
+    """Run a script as root in the guest, and return what it printed."""
+    done = await link.run("sudo -n python3 -", input=textwrap.dedent(script).encode(), timeout_s=120)
+    return done.stdout.decode().strip()
+
+
+async def test_a_guests_root_can_not_leave_a_set_user_id_file_in_a_mount(site):
+    (site.project / "tool").write_text("#!/bin/sh\n")
+    script = f"""
+        import os, stat
+        os.chdir({str(site.project)!r})
+        def attempt(work):
+            try:
+                work()
+            except OSError as error:
+                return error.errno
+            return 0
+        found = [
+            attempt(lambda: os.chmod("tool", 0o4755)),
+            attempt(lambda: os.open("made", os.O_CREAT | os.O_WRONLY, 0o4755)),
+            attempt(lambda: os.mknod("device", stat.S_IFCHR | 0o666, os.makedev(1, 3))),
+            attempt(lambda: os.setxattr("tool", "security.capability", bytes.fromhex("0100000200040000" + "00" * 12))),
+            attempt(lambda: os.chmod("tool", 0o755)),
+        ]
+        print(found[-1], all(found[:-1]))
+        """
+    async with open_driver(site.owner) as driver, site.guest(driver, mounts=site.mounts()) as (_, _, link):
+        assert await say(link, script) == "0 True"
+
+    for path in site.project.iterdir():
+        assert path.lstat().st_mode & 0o6000 == 0
+        assert path.is_file()
+        assert path.lstat().st_uid == os.getuid()
+        assert "security.capability" not in os.listxattr(path)
+
+
+async def test_another_size_gets_a_snapshot_of_its_own_once_and_a_larger_disk_is_grown(site):
+    script = "import os; s = os.statvfs('/'); print(os.cpu_count(), round(s.f_blocks * s.f_frsize / 2**30))"
+    async with open_driver(site.owner) as driver:
+        async with site.guest(driver, cpus=1, memory_mib=640, disk_gib=11) as (_, access, link):
+            assert access.restored
+            assert "preparing a snapshot" in site.phases
+            assert await say(link, script) == "1 11"
+            memory = int(await say(link, "print(open('/proc/meminfo').read().split()[1])"))
+            assert 500 * 1024 < memory < 640 * 1024
+        async with site.guest(driver, cpus=1, memory_mib=640) as (_, access, link):
+            assert access.restored
+            assert "preparing a snapshot" not in site.phases
+            assert await say(link, script) == "1 8"
+
+
+async def test_a_snapshot_that_can_not_be_read_is_no_end_but_a_boot(site):
+    async with open_driver(site.owner) as driver:
+        (template,) = await driver.templates()
+        folder = store.template_folder(site.owner.home, "t") / template.generation / "snapshots"
+        # The first one is that of the template's own size.
+        state = min(folder.glob("*/state"), key=lambda path: path.stat().st_mtime)
+        good = state.read_bytes()
+        state.write_bytes(good[: len(good) // 2])
+        try:
+            async with site.guest(driver, mounts=site.mounts()) as (_, access, link):
+                assert not access.restored
+                assert "the snapshot does not work" in site.phases
+                assert await say(link, "print(1)") == "1"
+        finally:
+            state.write_bytes(good)
+
+
+async def test_a_new_generation_leaves_the_clones_of_the_old_one_whole(site):
+    whole = "cat $(find /usr/lib -name '*.so*' -type f | sort) /usr/bin/* 2>/dev/null | sha256sum"
+    async with open_driver(site.owner) as driver:
+        (old,) = await driver.templates()
+        async with site.guest(driver) as (_, _, link):
+            await site.build()
+            (new,) = await driver.templates()
+            assert new.generation != old.generation
+            assert [text for text in await driver.collect_garbage() if "template" in text] == []
+            # Blocks that this clone has never read come from the old generation's disk.
+            await say(link, "open('/proc/sys/vm/drop_caches', 'w').write('3')")
+            before = (await link.run(whole, timeout_s=300)).stdout
+            async with site.guest(driver) as (_, _, other):
+                assert (await other.run(whole, timeout_s=300)).stdout == before
+        assert [text for text in await driver.collect_garbage() if "template" in text] == [
+            f"template t, generation {old.generation}"
+        ]
+
+
+async def test_what_a_killed_builder_leaves_is_removed(site):
+    script = f"""
+        import anyio, sys
+        from pathlib import Path
+        from claude_vm.drivers.api import Owner, TemplateSpec
+        from claude_vm.drivers.qemu.driver import open_driver
+        async def main():
+            async with open_driver(Owner(Path({str(site.owner.home)!r}), "vm-test", Path({str(site.runtime)!r}))) as driver:
+                spec = TemplateSpec(name="t", project="/p", **{TEMPLATE!r})
+                await driver.build_template(spec, lambda phase, _: print(phase, flush=True))
+        anyio.run(main)
+        """
+    builder = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE)
+    while builder.stdout.readline().strip() != b"booting":
+        assert builder.poll() is None
+    while not find_marked(f"{site.owner.mark}:build"):
+        await anyio.sleep(0.05)
+    builder.send_signal(signal.SIGKILL)
+    builder.wait()
+    builder.stdout.close()
+
+    async with open_driver(site.owner) as driver:
+        (before,) = await driver.templates()
+        assert find_marked(f"{site.owner.mark}:build")
+        removed = await driver.collect_garbage()
+        assert any("interrupted build" in text for text in removed)
+        assert find_marked(site.owner.mark) == []
+        assert await driver.templates() == [before]
+    assert list(store.template_folder(site.owner.home, "t").glob(f"{store.BUILDING}*")) == []
+
+
+async def test_a_flood_on_the_console_does_not_fill_the_hosts_disk(site):
+    script = """
+        with open("/dev/ttyS0", "w") as console:
+            for number in range(3000):
+                console.write("x" * 99 + "\\n")
+        print("written")
+        """
+    async with open_driver(site.owner) as driver, site.guest(driver) as (name, _, link):
+        log = instance.folder_of(site.owner, name) / "serial.log"
+        before = log.stat().st_size
+        assert await say(link, script) == "written"
+        assert log.stat().st_size == before
+
+
+async def test_a_helper_that_was_killed_goes_on_as_the_same_guest(site):
+    async with open_driver(site.owner) as driver, site.guest(driver) as (name, access, link):
+        script = (
+            "import os, subprocess; subprocess.run(['systemctl', 'kill', '-s', 'KILL', 'claude-vm-helper'])"
+        )
+        await say(link, script)
+        with anyio.fail_after(60):
+            while True:
+                try:
+                    await driver.set_clock(name)
+                    break
+                except Exception:
+                    await anyio.sleep(0.2)
+        again = await connect(access, timeout_s=60)
+        assert (await again.run("echo again", timeout_s=60)).stdout == b"again\n"
+        await again.aclose()

@@ -1,0 +1,164 @@
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import asyncssh
+import msgspec
+import pytest
+
+from claude_vm.drivers.sim.guest import Guest
+from claude_vm.supervisor.ssh.errors import ChannelRefusedError, LinkLostError
+from claude_vm.supervisor.ssh.launch import launch_command, launch_files
+from claude_vm.supervisor.ssh.link import open_link
+from claude_vm.supervisor.ssh.process import Pty
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("sshd.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+sshd_module = _load("claude_vm_tests_sshd")
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class SimServer:
+    """A simulated guest, with the interface of `Sshd`."""
+
+    def __init__(self, folder):
+        folder.mkdir()
+        self.guest = Guest(folder, None)
+        self.run = self.guest.run
+        self.scratch = self.guest.home
+        self.pinned = None
+
+    async def start(self):
+        self.pinned = await self.guest.start()
+
+    def access(self, *, host_key="host", client_key="client"):
+        other = asyncssh.generate_private_key("ssh-ed25519")
+        access = self.pinned
+        if host_key != "host":
+            access = msgspec.structs.replace(access, host_key=other.export_public_key().decode())
+        if client_key != "client":
+            path = self.guest.folder / client_key
+            path.write_bytes(other.export_private_key())
+            access = msgspec.structs.replace(access, client_key=path)
+        return access
+
+    def command(self, line):
+        return line
+
+    def hang_up(self):
+        self.guest.stop_nowait("hung up")
+
+
+@pytest.fixture
+def openssh(tmp_path):
+    if sshd_module.find_sshd() is None:
+        pytest.skip("no sshd on this host (Debian: openssh-server)")
+    server = sshd_module.Sshd(tmp_path / "server")
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["openssh", "sim"])
+async def server(request, tmp_path):
+    """An SSH server as a guest has it: OpenSSH's, and the simulated one."""
+    if request.param == "openssh":
+        yield request.getfixturevalue("openssh")
+    else:
+        sim = SimServer(tmp_path / "server")
+        await sim.start()
+        yield sim
+        await sim.guest.stop("the test is over")
+
+
+@pytest.fixture
+async def link(server):
+    async with open_link(server.access(), timeout_s=20) as link:
+        yield link
+
+
+@pytest.fixture
+def launch(server, link):
+    """Open a process of the launcher, with its files in place of those that a driver would bring."""
+    count = 0
+
+    async def start(mode, argv=(), *, env=None, cwd="", pty=None, agent=None):
+        nonlocal count
+        count += 1
+        session_id = f"{count:010x}"
+        for file in launch_files(session_id, mode=mode, argv=argv, env=env, cwd=cwd):
+            path = server.run / "sessions" / session_id / Path(file.path).name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file.data)
+        command = launch_command(session_id, pty=pty is not None)
+        command = server.command(command)
+        group = str(server.run / "sessions" / session_id / "group")
+        return await link.open_process(command, pty=pty, agent=agent, group_file=group)
+
+    return start
+
+
+@pytest.fixture
+async def pty_allowed(link):
+    """Skip where sshd without privileges can't hand over a terminal: a devpts not mounted with gid=tty."""
+    try:
+        process = await link.open_process("true", pty=Pty("dumb", 24, 80))
+    except (LinkLostError, ChannelRefusedError):
+        pytest.skip(
+            "this host's devpts is not mounted with the group tty: no terminals from an unprivileged sshd"
+        )
+    await process.aclose()
+
+
+class SocketStream:
+    """A connection to an agent at a unix socket, as the client's end of the protocol has it."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    async def receive(self):
+        try:
+            return await self.stream.receive()
+        except anyio.EndOfStream:
+            return b""
+
+    async def send(self, data):
+        await self.stream.send(data)
+
+    async def aclose(self):
+        await self.stream.aclose()
+
+
+@pytest.fixture
+def real_agent(tmp_path_factory):
+    """An ssh-agent with one key, as an `OpenAgent`."""
+    folder = tmp_path_factory.mktemp("a")
+    path = folder / "s"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.PIPE)
+    assert agent.stdout.readline()
+    key = folder / "key"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a key of the test", "-f", str(key)], check=True
+    )
+    subprocess.run(["ssh-add", "-q", str(key)], check=True, env={**os.environ, "SSH_AUTH_SOCK": str(path)})
+
+    async def open_agent():
+        return SocketStream(await anyio.connect_unix(path))
+
+    yield open_agent
+    agent.terminate()
+    agent.wait()
+    agent.stdout.close()
