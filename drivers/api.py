@@ -275,8 +275,12 @@ class Driver(Protocol):
         """
         ...
 
-    async def collect_garbage(self) -> Sequence[str]:
-        """Remove old generations, half-built ones and images that nothing uses; return what was removed."""
+    async def collect_garbage(self, *, images: bool = False) -> Sequence[str]:
+        """Remove old generations and half-built ones that nothing uses; return what was removed.
+
+        With `images` also cached base images, so that the next build has to make its own again; never those
+        of a cache folder that is a link, because it is shared with another home.
+        """
         ...
 
 

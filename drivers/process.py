@@ -192,6 +192,10 @@ async def _open(
             raise DriverError(f"the directory {cwd} does not exist") from error
         raise ToolMissingError(f"{argv[0]} is not installed", hint=missing_hint) from error
     except OSError as error:
+        # A folder on the path that we may not read makes "no such file" a "permission denied".
+        path = (os.environ if env is None else env).get("PATH")
+        if "/" not in argv[0] and shutil.which(argv[0], path=path) is None:
+            raise ToolMissingError(f"{argv[0]} is not installed", hint=missing_hint) from error
         raise DriverError(f"{argv[0]} can't be started: {error.strerror}") from error
 
 

@@ -180,7 +180,8 @@ def _devices(host: Host, guest: Guest) -> Sequence[str]:
     return (
         # A flush would wait for the host's disk for the sake of data that never survive the session.
         *("-blockdev", f"{disk},cache.direct=off,cache.no-flush=on,file.cache.no-flush=on"),
-        *("-device", "virtio-blk-pci,id=disk,drive=disk"),
+        # A full disk is an error in the guest, not a guest that stands still.
+        *("-device", "virtio-blk-pci,id=disk,drive=disk,werror=report,rerror=report"),
         *("-netdev", "user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"),
         *("-device", "virtio-net-pci,netdev=net,romfile="),
         *("-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"),

@@ -23,12 +23,13 @@ from claude_vm.drivers.api import (
     TemplateRecord,
     TemplateSpec,
 )
-from claude_vm.drivers.errors import BootError, DriverError, TemplateInUseError, ToolMissingError
-from claude_vm.drivers.images.debian import images, remove_image
+from claude_vm.drivers.errors import DriverError, TemplateInUseError, ToolMissingError
+from claude_vm.drivers.images.debian import images as cached_images
+from claude_vm.drivers.images.debian import remove_image
 from claude_vm.drivers.qemu import accelerator, instance, store
 from claude_vm.drivers.qemu.arguments import SLOTS, Host
 from claude_vm.drivers.qemu.channel import Channel
-from claude_vm.drivers.qemu.machine import HELPER_S, set_clock
+from claude_vm.drivers.qemu.machine import HELPER_S, NeverBootedError, set_clock
 from claude_vm.drivers.qemu.snapshots import end_build, files_of
 from claude_vm.drivers.qemu.template import build
 
@@ -142,7 +143,7 @@ class QemuDriver:
         host = await self._find_host()
         try:
             built = await build(host, self._owner, spec, progress)
-        except BootError as error:
+        except NeverBootedError as error:
             if host.accelerator != "kvm":
                 raise
             accelerator.condemn(self._home, error.message)
@@ -176,8 +177,7 @@ class QemuDriver:
         self._refuse_used(name)
         if not folder.is_dir():
             return
-        trash = folder.with_name(f"{store.TRASH}{folder.name}")
-        folder.rename(trash)
+        trash = store.set_aside(folder)
         try:
             # Somebody may have cloned it in between; then it goes back.
             self._refuse_used(name)
@@ -188,24 +188,31 @@ class QemuDriver:
         with suppress(OSError):
             folder.parent.rmdir()
 
-    async def collect_garbage(self) -> Sequence[str]:
+    async def collect_garbage(self, *, images: bool = False) -> Sequence[str]:
         """Remove what nothing uses any more."""
         removed = await self._remove_dead_builds()
-        used = {(template, generation) for _, template, generation in instance.uses(self._home)}
         kept: set[str] = set()
         for folder in sorted((self._home / "templates").glob("*/qemu/[0-9]*")):
             name = folder.parent.parent.name
             current = (folder.parent / "current").resolve() == folder.resolve()
+            if not current and await self._discard_unused(name, folder):
+                removed.append(f"template {name}, generation {folder.name}")
+                continue
             with suppress(DriverError):
                 kept.add(store.find_generation(self._home, name, folder.name).stored.record.image)
-            if not current and (name, folder.name) not in used:
-                await anyio.to_thread.run_sync(store.discard, folder)
-                removed.append(f"template {name}, generation {folder.name}")
-        for image in await anyio.to_thread.run_sync(images, self._home / "cache"):
-            if image.key not in kept:
-                await remove_image(self._home / "cache", image.key)
-                removed.append(f"image {image.key}")
+        if images:
+            removed += await self._remove_images(kept)
         return removed
+
+    async def _remove_images(self, kept: set[str]) -> list[str]:
+        cache = self._home / "cache"
+        # A build that goes on uses an image that no generation names yet.
+        if cache.is_symlink() or any((self._home / "templates").glob(f"*/qemu/{store.BUILDING}*")):
+            return []
+        unused = [i.key for i in await anyio.to_thread.run_sync(cached_images, cache) if i.key not in kept]
+        for key in unused:
+            await remove_image(cache, key)
+        return [f"image {key}" for key in unused]
 
     async def aclose(self) -> None:
         """Close the connections to guests; the VMs go on."""
@@ -214,9 +221,22 @@ class QemuDriver:
         self._channels.clear()
 
     def _refuse_used(self, name: str) -> None:
-        users = tuple(sorted({user for user, template, _ in instance.uses(self._home) if template == name}))
+        users = tuple(
+            sorted({user for user, (template, _) in instance.users(self._home) if template == name})
+        )
         if users:
             raise TemplateInUseError(f"the template {name} is in use", instances=users)
+
+    async def _discard_unused(self, name: str, folder: Path) -> bool:
+        """Remove a generation unless an instance uses it, also one that is being cloned at this moment."""
+        if (name, folder.name) in instance.uses(self._home):
+            return False
+        trash = store.set_aside(folder)
+        if (name, folder.name) in instance.uses(self._home):
+            trash.rename(folder)
+            return False
+        await anyio.to_thread.run_sync(store.discard, trash)
+        return True
 
     async def _remove_dead_builds(self) -> list[str]:
         removed = []
@@ -258,6 +278,8 @@ async def open_driver(owner: Owner) -> AsyncIterator[QemuDriver]:
     finally:
         with anyio.CancelScope(shield=True):
             await driver.aclose()
+        with suppress(OSError):  # it has instances, or never had one
+            (owner.home / "instances" / owner.supervisor_id).rmdir()
 
 
 __all__ = ["QemuDriver", "ToolMissingError", "open_driver"]

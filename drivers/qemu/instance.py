@@ -23,7 +23,7 @@ from claude_vm.drivers.process import ProcessIdentity, find_marked
 from claude_vm.drivers.qemu.arguments import SLOTS, Guest, Host, Ram, Slot
 from claude_vm.drivers.qemu.channel import Channel
 from claude_vm.drivers.qemu.identity import new_identity, write_private
-from claude_vm.drivers.qemu.machine import BOOT_S, HELPER_S, LOAD_S, Machine, open_machine, set_clock
+from claude_vm.drivers.qemu.machine import HELPER_S, LOAD_S, Machine, boot_limit_s, open_machine, set_clock
 from claude_vm.drivers.qemu.snapshots import ensure_snapshot, files_of, make_overlay, plain
 from claude_vm.drivers.qemu.spawn import end, reap, tail
 from claude_vm.drivers.qemu.store import Generation, Snapshot, find_generation
@@ -160,7 +160,7 @@ async def _start(
             if snapshot is not None:
                 state = snapshot.state
                 await machine.step("restore", lambda: machine.monitor.load(state), LOAD_S)
-            await machine.wait_for_helper(BOOT_S if snapshot is None else HELPER_S)
+            await machine.wait_for_helper(boot_limit_s(host) if snapshot is None else HELPER_S)
         except BootError as error:
             if snapshot is not None:
                 raise _RestoreError(error.message, detail=error.detail) from error
@@ -351,11 +351,16 @@ def _reason(wait_status: int | None, log: Path) -> str:
     return "the guest shut down" if code == 0 else f"QEMU failed (exit status {code}){said}"
 
 
-def uses(home: Path) -> list[tuple[str, str, str]]:
-    """Return (instance id, template, generation) of each instance of any supervisor of this home."""
+def users(home: Path) -> list[tuple[str, tuple[str, str]]]:
+    """Return the instances of all supervisors of this home, each with its template and generation."""
     found = []
     for path in (home / "instances").glob("*/*/instance.json"):
         saved = load(path.parent)
         if saved is not None:
-            found.append((path.parent.name, saved.spec.template, saved.spec.generation))
+            found.append((path.parent.name, (saved.spec.template, saved.spec.generation)))
     return found
+
+
+def uses(home: Path) -> set[tuple[str, str]]:
+    """Return the templates and generations that instances use."""
+    return {used for _, used in users(home)}

@@ -19,7 +19,7 @@ from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.process import ProcessIdentity, find_marked, run_tool
 from claude_vm.drivers.qemu.arguments import Guest, Host, Ram, Slot, snapshot_key
 from claude_vm.drivers.qemu.identity import Identity, new_identity
-from claude_vm.drivers.qemu.machine import BOOT_S, HELPER_S, Files, Machine, open_machine
+from claude_vm.drivers.qemu.machine import HELPER_S, Files, Machine, boot_limit_s, open_machine
 from claude_vm.drivers.qemu.spawn import end
 from claude_vm.drivers.qemu.store import Generation, Snapshot, Stored, building_folder
 
@@ -160,7 +160,7 @@ async def take(
     try:
         progress("booting", "")
         async with open_machine(host, guest, files, spawned=started.append, root_guest=True) as machine:
-            await machine.wait_for_helper(BOOT_S)
+            await machine.wait_for_helper(boot_limit_s(host))
             await _settle(machine)
             if customise is not None:
                 await customise(machine)

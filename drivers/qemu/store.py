@@ -158,18 +158,21 @@ def dead_builds(home: Path) -> list[Path]:
     """Return the folders of builds whose builder has died, and of removals that were interrupted."""
     builds = (home / "templates").glob(f"*/qemu/**/{BUILDING}*")
     found = [folder for folder in builds if not _is_locked(folder / "lock")]
-    found += (home / "templates").glob(f"{TRASH}*")
+    found += (home / "templates").glob(f"*/{TRASH}*")
     found += (home / "templates").glob(f"*/qemu/{TRASH}*")
     return found
 
 
+def set_aside(folder: Path) -> Path:
+    """Take a folder out of everybody's sight, by a rename that can be undone; return where it is now."""
+    trash = folder.with_name(f"{TRASH}{secrets.token_hex(4)}")
+    folder.rename(trash)
+    return trash
+
+
 def discard(folder: Path) -> None:
     """Remove a folder so that nobody ever sees half of it."""
-    if not folder.name.startswith(TRASH):
-        trash = folder.with_name(f"{TRASH}{secrets.token_hex(4)}")
-        folder.rename(trash)
-        folder = trash
-    shutil.rmtree(folder)
+    shutil.rmtree(folder if folder.name.startswith(TRASH) else set_aside(folder))
 
 
 def size_bytes(folder: Path) -> int:

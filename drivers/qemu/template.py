@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ _TRUST: Final = Path(__file__).parents[1] / "guest" / "trust.py"
 _INSTALL_S: Final = 180.0
 _CERTIFICATES_S: Final = 300.0
 _FILES_AT_ONCE: Final = 4 * 1024 * 1024
+_DISK_NEED: Final = 1 << 30
+_MEMORY_NEED: Final = 1 << 30
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -42,13 +45,11 @@ async def build(host: Host, owner: Owner, spec: TemplateSpec, progress: Progress
     Raises:
         DriverError: With the failing tool's last output; then nothing has changed.
     """
-    image = await _image(host, owner, spec, progress)
-    if spec.disk_gib < image.disk_gib:
-        raise DriverError(
-            f"a disk of {spec.disk_gib} GiB is too small", hint=f"the guest's own needs {image.disk_gib} GiB"
-        )
     folder = template_folder(owner.home, spec.name)
+    # The folder comes first: it keeps the image from being taken for garbage.
     with building_folder(folder) as building:
+        image = await _image(host, owner, spec, progress)
+        _check_space(building, spec, image)
         name = new_generation_name()
         stored = _stored(spec, image, name)
         snapshot = building / "snapshots" / key_of(host, stored, spec.cpus, spec.memory_mib)
@@ -74,6 +75,27 @@ async def build(host: Host, owner: Owner, spec: TemplateSpec, progress: Progress
         progress("storing the template", "")
         published = await anyio.to_thread.run_sync(publish, building, name)
     return Generation(published, stored)
+
+
+def _check_space(folder: Path, spec: TemplateSpec, image: Image) -> None:
+    """Refuse a build that would fill the disk.
+
+    A memory file that can't grow kills its VM without a word, so this is said before.
+
+    Raises:
+        DriverError: There is too little space, or the template's disk is too small for the guest.
+    """
+    if spec.disk_gib < image.disk_gib:
+        raise DriverError(
+            f"a disk of {spec.disk_gib} GiB is too small", hint=f"the guest's own needs {image.disk_gib} GiB"
+        )
+    needed = _DISK_NEED + min(spec.memory_mib << 20, _MEMORY_NEED)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DriverError(
+            f"the disk has {free / 2**30:.1f} GiB free, and a template needs about {needed / 2**30:.1f} GiB",
+            hint=f"make room where {folder.parent} is, or set CLAUDE_VM_HOME to another disk",
+        )
 
 
 async def _image(host: Host, owner: Owner, spec: TemplateSpec, progress: Progress) -> Image:
@@ -153,8 +175,3 @@ def proxy_files(proxies: Sequence[tuple[str, str]]) -> list[GuestFile]:
         GuestFile("/etc/profile.d/claude-vm-proxies.sh", "".join(exports).encode(), 0o644, "root"),
         GuestFile("/etc/apt/apt.conf.d/90claude-vm-proxies", "".join(apt).encode(), 0o644, "root"),
     ]
-
-
-def building_name(path: Path) -> str:
-    """Return what people call a half-built generation."""
-    return f"{path.parent.parent.name} (interrupted build)"

@@ -89,6 +89,7 @@ class SimDriver:
             instance = self._known(instance_id)
             if instance_id in self._guests:
                 raise DriverError(f"the instance {instance_id} runs already")
+            _log.warning(WARNING)
             progress("simulating a VM", WARNING)
             generation, _ = self._store.generation(instance.spec.template, instance.spec.generation)
             tools = generation / "bin"
@@ -227,7 +228,7 @@ class SimDriver:
                 raise TemplateInUseError(f"the template {name} is in use", instances=users)
             self._store.remove_template(name)
 
-    async def collect_garbage(self) -> Sequence[str]:
+    async def collect_garbage(self, *, images: bool = False) -> Sequence[str]:  # noqa: ARG002 - it has none
         """Remove what nothing uses."""
         return self._store.remove_garbage()
 
@@ -274,7 +275,6 @@ async def open_driver(owner: Owner, script: Script | None = None) -> AsyncIterat
     Raises:
         DriverError: ``sim.json`` is no script.
     """
-    _log.warning(WARNING)
     driver = SimDriver(owner, read_script(owner.home) if script is None else script)
     try:
         yield driver

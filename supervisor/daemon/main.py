@@ -3,7 +3,6 @@
 The same code serves one client inside its own process (`--no-daemon`): see `inprocess`.
 """
 
-import errno
 import os
 import resource
 import signal
@@ -19,7 +18,9 @@ import anyio
 import anyio.abc
 import structlog
 
+from claude_vm.drivers import registry
 from claude_vm.drivers.api import Owner
+from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import boot_id
 from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.core.machine import Core
@@ -71,7 +72,7 @@ async def open_host(home: Path, supervisor_id: str, *, in_process: bool) -> Asyn
         dispatcher = Dispatcher(Core(PoolPolicy()), journal, drivers, tasks)
         adopt.release_worktrees(journal, supervisor_id)
         await adopt.adopt(dispatcher, drivers, journal)
-        tasks.start_soon(_sweep_others, home, supervisor_id, runtime, boot)
+        tasks.start_soon(_clean_up, drivers, runtime, boot)
         tasks.start_soon(_checkpoint, journal)
         tasks.start_soon(watch_host_clock, lambda seconds: _clock_jumped(dispatcher, seconds))
         yield Host(
@@ -97,11 +98,16 @@ def _clock_jumped(dispatcher: Dispatcher, seconds: float) -> None:
     dispatcher.set_clocks()
 
 
-async def _sweep_others(home: Path, own_id: str, runtime: Path, boot: str) -> None:
+async def _clean_up(drivers: DriverSet, runtime: Path, boot: str) -> None:
+    """What other supervisors and dead builders left. Beside the first commands, which need none of it."""
+    owner = drivers.owner
     try:
-        await adopt.sweep_others(home, own_id, runtime, boot)
-    except OSError as error:
-        log.warning("sweep-failed", error=str(error))
+        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot)
+        for name in registry.ALL:
+            for removed in await (await drivers.get(name)).collect_garbage():
+                log.info("garbage-removed", what=removed)
+    except (DriverError, OSError) as error:
+        log.warning("clean-up-failed", error=str(error))
 
 
 async def _checkpoint(journal: Journal) -> None:
@@ -239,14 +245,22 @@ def main(*, foreground: bool = False) -> int:
         paths.make_private(str(home / "logs"))
         logfile.configure(None if foreground else Path(paths.log_path(str(home))))
         anyio.run(_run, home, report)
-    except identity.AlreadyRunningError as error:
-        report.failed(f"already-running: {error}")
-        return 1
-    except OSError as error:
-        report.failed(f"{errno.errorcode.get(error.errno or 0, 'error')}: {error}")
-        log.exception("daemon-failed")
+    except Exception as error:
+        cause = _first(error)
+        if isinstance(cause, identity.AlreadyRunningError):
+            report.failed(f"already-running: {cause}")
+        else:
+            log.exception("daemon-failed")
+            report.failed(f"{type(cause).__name__}: {cause}")
         return 1
     return 0
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the first error of a group, which is what went wrong first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _run(home: Path, report: "_Readiness") -> None:

@@ -58,8 +58,14 @@ class Progress:
 async def open_progress(client: Client, *, quiet: bool, verbose: bool) -> AsyncIterator[Progress]:
     """Open a progress that is told to `client` while the context lasts; what is left is told at its end."""
     progress = Progress(client, quiet=quiet, verbose=verbose)
+    failures: list[Exception] = []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(progress._tell)  # noqa: SLF001 - its own opener
-        yield progress
+        try:
+            yield progress
+        except Exception as error:  # noqa: BLE001 - raised again, outside the group that would wrap it
+            failures.append(error)
         tasks.cancel_scope.cancel()
     await progress._flush()  # noqa: SLF001
+    if failures:
+        raise failures[0]

@@ -19,8 +19,6 @@ from claude_vm.supervisor.wire.server import Client, Signal, Size
 
 log = structlog.get_logger()
 
-SIGNAL_STATUS = {"HUP": 129, "INT": 130, "QUIT": 131, "TERM": 143}
-
 
 class Launch(msgspec.Struct, frozen=True):
     """A main command: what runs, with what environment, where. See `claude_vm.supervisor.ssh.launch`."""

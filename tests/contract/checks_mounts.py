@@ -219,11 +219,13 @@ print(bool(select.select([fd], [], [], 5)[0]))
     mount = Mount(str(case.project), str(case.project))
     async with (
         case.connected(mounts=(mount,)) as (instance_id, _, link),
-        session(case, instance_id, link, Mode.EXEC, ["python3", "-uc", watch, mount.guest]) as process,
+        session(case, instance_id, link, Mode.EXEC, ["python3", "-c", watch, mount.guest]) as process,
     ):
-        assert await process.read_stdout(100) == b"ready\n"
+        ready = await process.read_stdout(100)
+        assert ready == b"ready\n", ready
         (case.project / "changed").write_text("new content")
         (case.project / "added").write_text("")
         (case.project / "removed").unlink()
         await process.write(b"\n")
-        assert await output(process) == b"False ['added', 'changed'] new content\nTrue\n"
+        told = await output(process)
+        assert told == b"False ['added', 'changed'] new content\nTrue\n", told

@@ -54,7 +54,7 @@ async def the_launcher_passes_on_statuses_signals_and_streams(case):
             assert await output(process) == bytes(range(256))
             assert await process.wait() == 0
         async with session(
-            case, instance_id, link, Mode.EXEC, ["sh", "-c", "echo ready; sleep 1000"]
+            case, instance_id, link, Mode.EXEC, ["sh", "-c", "echo ready; exec sleep 1000"]
         ) as process:
             assert await process.read_stdout(100) == b"ready\n"
             process.send_signal("INT")

@@ -23,6 +23,12 @@ from claude_vm.drivers.process import (
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(600)"
 
 
@@ -101,6 +107,13 @@ async def test_a_missing_program_says_what_to_install():
     with pytest.raises(ToolMissingError, match="no-such-tool is not installed") as caught:
         await run_tool(["no-such-tool"], timeout_s=30, missing_hint="apt-get install it")
     assert caught.value.hint == "apt-get install it"
+
+
+async def test_a_missing_program_is_missing_whatever_the_path_has(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0)
+    environ = {"PATH": f"{tmp_path}/locked:/usr/bin:/bin"}
+    with pytest.raises(ToolMissingError):
+        await run_tool(["no-such-tool"], timeout_s=30, env=environ)
 
 
 async def test_a_missing_directory_is_not_taken_for_a_missing_program(tmp_path):

@@ -4,6 +4,7 @@ The template is built once for the whole test run. Base images and Claude Code's
 content-addressed, so they come from the cache of the user who runs the tests, and are put there.
 """
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -44,6 +45,7 @@ class Installation:
         self.user_home = root / "home"
         self.home = self.user_home / ".claude-vm"
         self.project = root / "project"
+        self._started = []
         self.home.mkdir(parents=True)
         self.project.mkdir()
         cache = Path.home() / ".claude-vm" / "cache"
@@ -62,9 +64,23 @@ class Installation:
         self.env |= {k: v for k, v in os.environ.items() if k.lower() == "npm_config_registry"}
 
     def popen(self, *args, cwd=None, env=None, **options):
-        return subprocess.Popen(
+        """Start the program; the fixture `claude_vm` ends it if the test does not."""
+        started = subprocess.Popen(
             [PROGRAM, *args], cwd=cwd or self.project, env=self.env | (env or {}), **options
         )
+        self._started.append(started)
+        return started
+
+    def end_started(self):
+        """Kill what a failed test left running, and close its pipes."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+        self._started.clear()
 
     def run(self, *args, cwd=None, env=None, timeout=RUN_TIMEOUT_S, data=b"", **options):
         """Run the program to its end on pipes; stdout and stderr are bytes."""
@@ -147,6 +163,7 @@ def claude_vm(installation):
     """The installation, with a check after the test that the test's sessions left nothing."""
     check = LeakCheck(installation.home)
     yield installation
+    installation.end_started()
     deadline = time.monotonic() + LEAK_DEADLINE_S
     while (leaks := check.leaks()) and time.monotonic() < deadline:
         time.sleep(0.2)

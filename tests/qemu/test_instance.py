@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import msgspec
+import psutil
 import pytest
 
 from claude_vm.drivers.api import InstanceSpec, InstanceStatus, Mount, Owner, TemplateRecord
@@ -55,6 +56,9 @@ def stand_in(owner, short):
     def start(instance_id=ONE, mark=owner.mark):
         argv = [sys.executable, "-c", SLEEP, "-name", f"guest={mark}:{instance_id}"]
         started.append(spawn(argv, short / "log", []))
+        # For a moment of its exec, a process has no argument list.
+        while not psutil.Process(started[-1].pid).cmdline():
+            pass
         return started[-1]
 
     yield start

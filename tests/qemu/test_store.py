@@ -1,6 +1,5 @@
 import fcntl
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -45,25 +44,25 @@ def test_a_published_generation_is_the_current_one_and_keeps_its_name(tmp_path):
     assert [item.stored.record.generation for item in store.current_generations(tmp_path)] == ["g2"]
 
 
-def test_readers_see_a_generation_at_every_moment_of_a_swap(tmp_path):
+def test_readers_see_a_generation_at_every_moment_of_a_swap(tmp_path, monkeypatch):
     make(tmp_path)
-    missing = []
-    done = threading.Event()
+    seen = []
 
-    def read():
-        while not done.is_set():
-            try:
-                find_generation(tmp_path, "t", "current")
-            except TemplateMissingError as error:
-                missing.append(error)
+    def watched(name):
+        original = getattr(Path, name)
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(50):
-        make(tmp_path, generation=f"h{number}")
-    done.set()
-    reader.join()
-    assert missing == []
+        def step(*arguments, **options):
+            seen.append(find_generation(tmp_path, "t", "current").folder.name)
+            return original(*arguments, **options)
+
+        return step
+
+    for name in ("rename", "symlink_to"):
+        monkeypatch.setattr(Path, name, watched(name))
+    make(tmp_path, generation="g2")
+
+    assert set(seen) == {"g1"}
+    assert find_generation(tmp_path, "t", "current").folder.name == "g2"
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):

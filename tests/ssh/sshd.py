@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from claude_vm.drivers.api import Access
+from claude_vm.drivers.sim.guest import MARK, kill_marked
 
 LAUNCHER = Path(__file__).parents[2] / "drivers/guest/session"
 
@@ -38,7 +39,7 @@ class Sshd:
             f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\nPidFile none\nUsePAM no\n"
             f"StrictModes no\nSubsystem sftp internal-sftp\nUseDNS no\nPermitRootLogin yes\n"
             f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxSessions 50\nLogLevel ERROR\n"
-            f"PrintMotd no\nPrintLastLog no\nSetEnv CLAUDE_VM_RUN={self.run}\n"
+            f"PrintMotd no\nPrintLastLog no\nSetEnv CLAUDE_VM_RUN={self.run} {MARK}={folder}\n"
         )
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
@@ -95,3 +96,4 @@ class Sshd:
         self.listener.close()
         self.thread.join()
         self.hang_up()
+        kill_marked(self.folder)  # a closed connection ends no process that has only pipes

@@ -86,7 +86,7 @@ def test_signal_numbers_are_those_of_linux():
 
 @pytest.mark.parametrize(("name", "status"), [("INT", 130), ("TERM", 143), ("HUP", 129)])
 async def test_a_signal_reaches_the_process_group(launch, name, status):
-    process = await launch(Mode.EXEC, ["sh", "-c", "echo ready; sleep 1000; true"])
+    process = await launch(Mode.EXEC, ["sh", "-c", "(echo ready; exec sleep 1000); true"])
     await read_until(process, b"ready\n")
     process.send_signal(name)
     assert await process.wait() == status

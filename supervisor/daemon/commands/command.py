@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
+import anyio
 import msgspec
 
 from claude_vm.context.config.layers import Settings, load_settings
@@ -12,10 +14,19 @@ from claude_vm.context.project import Project, check_project, find_project
 from claude_vm.drivers.api import Driver
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
+from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.grammar.requests import Flags
 from claude_vm.supervisor.wire.escape import escape, escape_json
-from claude_vm.supervisor.wire.server import Client
+from claude_vm.supervisor.wire.server import Client, Signal
+
+Result = TypeVar("Result")
+
+FAILED = 125
+"""Exit status when claude-vm itself failed."""
+
+SIGNAL_STATUS = {"HUP": 129, "INT": 130, "QUIT": 131, "TERM": 143}
+"""Exit statuses of a command that a signal ended before a main command could take it."""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -116,6 +127,45 @@ class Command:
             DriverError: This host can't use it.
         """
         return await self.host.drivers.get(settings.driver.name)
+
+
+async def unless_interrupted(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
+    """Return what `work` returns; cancel it when the client goes away or sends a signal.
+
+    Not for sessions, whose signals belong to their main command.
+
+    Raises:
+        CommandError: The client's signal ended the work. (A client that is gone hears nothing.)
+    """
+    results: list[Result] = []
+    failures: list[Exception] = []
+    interrupted: list[str] = []
+
+    async def stop_when_gone() -> None:
+        await client.gone.wait()
+        interrupted.append("HUP")
+        tasks.cancel_scope.cancel()
+
+    async def stop_on_signal() -> None:
+        while not isinstance(control := await client.next_control(), Signal):
+            pass
+        interrupted.append(control.name)
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stop_when_gone)
+        tasks.start_soon(stop_on_signal)
+        try:
+            results.append(await work())
+        except Exception as error:  # noqa: BLE001 - raised again, outside the group that would wrap it
+            failures.append(error)
+        tasks.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+    if results:
+        return results[0]
+    name = interrupted[0] if interrupted else "INT"
+    raise CommandError("interrupted", f"interrupted by SIG{name}", status=SIGNAL_STATUS.get(name, FAILED))
 
 
 def project_owner(project: Project) -> tuple[int, int]:

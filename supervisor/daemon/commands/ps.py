@@ -10,10 +10,15 @@ from claude_vm.supervisor.grammar.requests import Ps
 
 
 class SessionRow(msgspec.Struct, frozen=True):
-    """One session, as ``ps --json`` prints it. `created_at`: Unix time in seconds."""
+    """One session, as ``ps --json`` prints it.
+
+    `state` is ``queued``, ``preparing``, ``running``, ``ending`` or ``ended``; `phase` is the step within it.
+    `created_at` is a Unix time in seconds.
+    """
 
     session: str
     state: str
+    phase: str
     project: str
     command: str
     created_at: float
@@ -25,10 +30,12 @@ class SessionRow(msgspec.Struct, frozen=True):
 
 async def ps(command: Command, request: Ps) -> int:
     """List sessions, oldest first."""
+    states = {s.session_id: str(s.state) for s in command.host.dispatcher.core.sessions()}
     rows = [
         SessionRow(
             session=s.session_id,
-            state=s.phase,
+            state=states.get(s.session_id, "ended"),
+            phase=s.phase,
             project=s.plan.project,
             command=s.plan.label,
             created_at=s.created_at,

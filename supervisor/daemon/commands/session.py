@@ -18,7 +18,7 @@ from claude_vm.context.project import Project
 from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, Mount, TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.template import (
     HOST_ADDRESS,
     MIB_PER_GB,
@@ -27,16 +27,13 @@ from claude_vm.supervisor.daemon.commands.template import (
 )
 from claude_vm.supervisor.daemon.dispatch import fresh_session_id
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.session import SIGNAL_STATUS, Launch, Session, SessionPlan
+from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
 from claude_vm.supervisor.grammar.requests import Agent, Shell
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.wire.server import Level
 
 log = structlog.get_logger()
-
-FAILED = 125
-"""Exit status when claude-vm itself failed before or around the main command."""
 
 CLIENT_GONE = 129
 """What a session's story says of it when its client vanished. Nobody is there to see it."""
@@ -125,6 +122,8 @@ async def _plan(
     invocation = command.client.invocation
     terminal = invocation.terminal
     capabilities = await driver.capabilities()
+    if not capabilities.isolates:
+        await command.client.note(f"claude-vm: {capabilities.accelerator_reason}", "error")
     mounts = plan_mounts(
         project,
         (*settings.mount_specs, *command.flags.mounts),
@@ -257,5 +256,5 @@ async def _report_setuid(command: Command, plan: SessionPlan, begun: float) -> N
         stripped = await anyio.to_thread.run_sync(setuid.strip_setuid, Path(mount.host), begun)
         for path in stripped:
             await command.client.note(
-                f"claude-vm: the session left a setuid file; bit removed: {path}", "error"
+                f"claude-vm: removed the set-user-id or set-group-id bit of {path}", "error"
             )

@@ -10,8 +10,8 @@ from claude_vm.context.project import Project, template_name
 from claude_vm.drivers.api import Driver, TemplateRecord, TemplateSpec
 from claude_vm.drivers.images.certificates import host_certificates
 from claude_vm.drivers.images.claude_code import ensure_claude_code
-from claude_vm.supervisor.daemon.commands.command import Command, project_owner
-from claude_vm.supervisor.daemon.progress import open_progress
+from claude_vm.supervisor.daemon.commands.command import Command, project_owner, unless_interrupted
+from claude_vm.supervisor.daemon.progress import Progress, open_progress
 
 MIB_PER_GB = 1024
 
@@ -32,30 +32,14 @@ async def build_template(
 
     Raises:
         DriverError: It fails; the former generation is still the current one.
+        CommandError: The client interrupted it; likewise.
     """
     begun = time.monotonic()
-    name = template_name(project.template_root)
     flags = command.flags
     async with open_progress(command.client, quiet=flags.quiet, verbose=flags.verbose) as progress:
-        claude = None
-        if agent:
-            claude = await ensure_claude_code(command.host.home / "cache", progress, environ=command.environ)
-        uid, gid = project_owner(project)
-        record = await driver.build_template(
-            TemplateSpec(
-                name=name,
-                project=str(project.template_root),
-                cpus=settings.vm.cpus,
-                memory_mib=settings.vm.memory * MIB_PER_GB,
-                disk_gib=settings.vm.disk,
-                uid=uid,
-                gid=gid,
-                claude_binary=claude.binary if claude else None,
-                claude_version=claude.version if claude else None,
-                ca_certificates=await _certificates(command, settings),
-                proxies=tuple(guest_proxies(command.environ, HOST_ADDRESS[driver.name]).items()),
-            ),
-            progress,
+        record = await unless_interrupted(
+            command.client,
+            lambda: _build(command, driver, settings, project, agent=agent, progress=progress),
         )
     claude_text = f", Claude Code {record.claude_version}" if record.claude_version else ""
     await command.say(
@@ -63,6 +47,37 @@ async def build_template(
         f" memory, {record.cpus} CPUs{claude_text} ({time.monotonic() - begun:.0f} s)"
     )
     return record
+
+
+async def _build(
+    command: Command,
+    driver: Driver,
+    settings: Settings,
+    project: Project,
+    *,
+    agent: bool,
+    progress: Progress,
+) -> TemplateRecord:
+    claude = None
+    if agent:
+        claude = await ensure_claude_code(command.host.home / "cache", progress, environ=command.environ)
+    uid, gid = project_owner(project)
+    return await driver.build_template(
+        TemplateSpec(
+            name=template_name(project.template_root),
+            project=str(project.template_root),
+            cpus=settings.vm.cpus,
+            memory_mib=settings.vm.memory * MIB_PER_GB,
+            disk_gib=settings.vm.disk,
+            uid=uid,
+            gid=gid,
+            claude_binary=claude.binary if claude else None,
+            claude_version=claude.version if claude else None,
+            ca_certificates=await _certificates(command, settings),
+            proxies=tuple(guest_proxies(command.environ, HOST_ADDRESS[driver.name]).items()),
+        ),
+        progress,
+    )
 
 
 async def _certificates(command: Command, settings: Settings) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ async def clean_all(command: Command, request: CleanAll) -> int:
         raise _unconfirmed()
     await _delete(command, found, force=request.force)
     for name in registry.ALL:
-        for removed in await (await command.host.drivers.get(name)).collect_garbage():
+        for removed in await (await command.host.drivers.get(name)).collect_garbage(images=True):
             await command.say_verbose(f"removed {removed}")
     return 0
 

@@ -1,0 +1,382 @@
+"""Every command of the real client and daemon, on simulated guests: no VM, so they are quick."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(sys.executable).with_name("claude-vm")
+
+pytestmark = pytest.mark.timeout(180)
+
+
+class User:
+    """A home with a project, where the simulated driver is the configured one."""
+
+    def __init__(self, root):
+        self.home = root / "home"
+        self.data = self.home / ".claude-vm"
+        self.project = root / "project"
+        self.home.mkdir()
+        self.project.mkdir()
+        self.env = {"HOME": str(self.home), "PATH": os.environ["PATH"], "CLAUDE_VM_DRIVER": "sim"}
+        self.started = []
+
+    def run(self, *args, env=None, cwd=None, data=b""):
+        return subprocess.run(
+            [PROGRAM, *args],
+            cwd=cwd or self.project,
+            env=self.env | (env or {}),
+            input=data,
+            capture_output=True,
+            check=False,
+            timeout=90,
+        )
+
+    def popen(self, *args, env=None):
+        process = subprocess.Popen(
+            [PROGRAM, *args],
+            cwd=self.project,
+            env=self.env | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.started.append(process)
+        return process
+
+    def json(self, *args):
+        done = self.run(*args, "--json")
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout)
+
+    def daemon_pid(self):
+        done = self.run("daemon", "status", "--json")
+        return json.loads(done.stdout)["pid"]
+
+    def close(self):
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        self.run("daemon", "stop", "--force")
+
+
+@pytest.fixture
+def user(tmp_path):
+    made = User(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ready(user):
+    """A user whose project has a template."""
+    done = user.run("setup", "--no-agent")
+    assert done.returncode == 0, done.stderr.decode()
+    return user
+
+
+def sleeper(user, *flags):
+    session = user.popen(*flags, "shell", "--", "sh", "-c", "echo up; exec sleep 600")
+    assert session.stdout.readline() == b"up\n"
+    return session
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_template_is_listed_described_and_deleted(ready):
+    (template,) = ready.json("list")
+    assert template["project"] == str(ready.project)
+    assert ready.json("info")["status"] == "stopped"
+    assert ready.run("list", "--unused").stdout.decode().splitlines()[1:] == []
+    refused = ready.run("clean")
+    assert refused.returncode == 1
+    assert b"--yes" in refused.stderr
+    assert len(ready.json("list")) == 1
+    assert ready.run("clean", "--yes").returncode == 0
+    assert ready.json("list") == []
+    assert ready.json("info")["status"] == "not created"
+
+
+def test_a_rebuilt_template_is_a_new_generation_in_the_same_place(ready):
+    before = ready.json("info")["generation"]
+    assert ready.run("setup", "--no-agent").returncode == 0
+    assert ready.json("info")["generation"] != before
+    assert len(ready.json("list")) == 1
+
+
+def test_without_a_template_a_session_is_refused_with_the_way_out(user):
+    done = user.run("shell", "true")
+    assert done.returncode == 125
+    assert b"[template-missing]" in done.stderr
+    assert b"claude-vm setup" in done.stderr
+
+
+def test_auto_setup_builds_what_is_missing(user):
+    # Without an agent there is nothing to download; `shell` needs none, `agent` does and says so.
+    assert user.run("setup", "--no-agent").returncode == 0
+    done = user.run("a task")
+    assert done.returncode == 125
+    assert b"[no-agent]" in done.stderr
+
+
+def test_every_problem_of_the_configuration_is_told_before_anything_starts(ready):
+    (ready.home / ".claude-vm.toml").write_text('[vm]\nmemroy = 4\ncpus = "many"\n')
+    done = ready.run("--disk", "0", "shell", "true")
+    assert done.returncode == 125
+    text = done.stderr.decode()
+    for part in (".claude-vm.toml:2", "memory", ".claude-vm.toml:3", "cpus", "--disk"):
+        assert part in text
+    assert ready.run("ps").returncode == 0
+    assert ready.run("info").returncode == 1
+
+
+def test_a_projects_own_files_are_neither_read_nor_run(ready):
+    (ready.project / ".claude-vm.toml").write_text("this is no TOML [[[")
+    (ready.project / ".claude-vm.runtime.sh").write_text("touch ran\n")
+    done = ready.run("shell", "echo fine")
+    assert (done.returncode, done.stdout) == (0, b"fine\n")
+    assert not (ready.project / "ran").exists()
+
+
+def test_a_running_session_is_seen_and_stopped(ready):
+    session = sleeper(ready)
+    (row,) = ready.json("ps")
+    assert row["state"] == "running"
+    assert row["project"] == str(ready.project)
+    assert ready.json("info")["status"] == "running"
+    kept = ready.run("clean", "--yes")
+    assert kept.returncode == 1
+    assert row["session"].encode() in kept.stderr
+    assert ready.run("stop", row["session"]).returncode == 0
+    assert session.wait(30) == 143
+    assert ready.json("ps") == []
+
+
+def test_clean_with_force_stops_the_sessions_first(ready):
+    session = sleeper(ready)
+    assert ready.run("clean-all", "--yes", "--force").returncode == 0
+    assert session.wait(30) == 143
+    assert ready.json("list") == []
+
+
+def test_stop_all_ends_all(ready):
+    sessions = [sleeper(ready) for _ in range(3)]
+    assert len(ready.run("stop", "--all").stdout.split()) == 3
+    assert [s.wait(30) for s in sessions] == [143, 143, 143]
+
+
+def test_an_unknown_session_is_an_error_that_says_where_to_look(ready):
+    done = ready.run("stop", "nothing")
+    assert done.returncode == 1
+    assert b"claude-vm ps" in done.stderr
+
+
+def test_more_sessions_than_the_ceiling_wait_for_their_turn(ready):
+    sessions = [ready.popen("shell", "--", "sh", "-c", "echo up; exec sleep 600") for _ in range(9)]
+    wait_until(lambda: sorted({r["state"] for r in ready.json("ps")}) == ["queued", "running"])
+    states = [r["state"] for r in ready.json("ps")]
+    assert states.count("running") == 8
+    ready.run("stop", next(r["session"] for r in ready.json("ps") if r["state"] == "running"))
+    wait_until(lambda: [r["state"] for r in ready.json("ps")] == ["running"] * 8)
+    assert sum(s.poll() is None for s in sessions) == 8
+
+
+def test_the_daemon_does_not_stop_under_sessions_unless_forced(ready):
+    session = sleeper(ready)
+    refused = ready.run("daemon", "stop")
+    assert refused.returncode == 1
+    assert b"--force" in refused.stderr
+    assert ready.run("daemon", "stop", "--force").returncode == 0
+    assert session.wait(30) == 125
+    status = ready.run("daemon", "status")
+    assert (status.returncode, status.stdout) == (1, b"not running\n")
+
+
+def test_an_idle_daemon_ends(user):
+    assert user.run("ps", env={"CLAUDE_VM_IDLE_EXIT": "0.2"}).returncode == 0
+    wait_until(lambda: not (user.data / "run" / "daemon.sock").exists())  # asking it would keep it busy
+    assert user.run("daemon", "status").returncode == 1
+
+
+def test_two_clients_that_come_at_once_start_one_daemon(user):
+    clients = [user.popen("daemon", "status", "--json") for _ in range(2)]
+    for client in clients:
+        client.wait(30)
+    clients = [user.popen("ps") for _ in range(6)]
+    assert [client.wait(60) for client in clients] == [0] * 6
+    found = subprocess.run(
+        ["pgrep", "-f", "claude_vm.supervisor.daemon"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    homes = [Path(f"/proc/{pid}/environ").read_bytes() for pid in found if Path(f"/proc/{pid}").exists()]
+    assert sum(f"HOME={user.home}\0".encode() in environ for environ in homes) == 1
+
+
+def test_a_second_daemon_in_the_foreground_is_refused(user):
+    user.run("ps")
+    done = user.run("daemon", "run")
+    assert done.returncode == 1
+    assert b"already-running" in done.stderr
+
+
+def test_a_killed_daemon_is_followed_by_one_that_sweeps(ready):
+    session = sleeper(ready)
+    os.kill(ready.daemon_pid(), signal.SIGKILL)
+    assert session.wait(30) == 125
+    assert ready.json("ps") == []
+    wait_until(lambda: not list((ready.data / "instances").glob("*/i-*")))
+    log = (ready.data / "logs" / "daemon.log").read_text()
+    assert "instance-found" in log
+
+
+def test_a_damaged_journal_does_not_stop_the_daemon(ready):
+    ready.run("daemon", "stop")
+    journal = ready.data / "supervisors" / "daemon" / "journal.db"
+    for suffix in ("-wal", "-shm"):
+        journal.with_name(journal.name + suffix).unlink(missing_ok=True)
+    journal.write_bytes(b"x" * 8192)
+    assert ready.run("shell", "true").returncode == 0
+    assert list(journal.parent.glob("journal.db.damaged-*"))
+
+
+def test_a_row_is_written_before_each_side_effect_and_none_stays_open(ready):
+    assert ready.run("shell", "true").returncode == 0
+    journal = ready.data / "supervisors" / "daemon" / "journal.db"
+    connection = sqlite3.connect(journal)
+    rows = connection.execute("SELECT kind, outcome FROM effects ORDER BY seq").fetchall()
+    left = connection.execute("SELECT count(*) FROM instances").fetchone()
+    connection.close()
+    assert [kind for kind, _ in rows] == ["clone", "start", "connect", "run", "delete"]
+    assert [outcome for _, outcome in rows] == [
+        "CloneDone",
+        "StartDone",
+        "ConnectDone",
+        "RunDone",
+        "DeleteDone",
+    ]
+    assert left == (0,)
+
+
+def test_a_session_inside_the_client_needs_no_daemon_and_leaves_no_folder(ready):
+    ready.run("daemon", "stop")
+    done = ready.run("--no-daemon", "shell", "exit 7")
+    assert done.returncode == 7
+    assert ready.run("daemon", "status").returncode == 1
+    assert [p.name for p in (ready.data / "supervisors").iterdir()] == ["daemon"]
+
+
+def test_linked_worktrees_are_locked_during_a_session_and_free_after_it(ready):
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.invalid"]
+    subprocess.run([*git, "init", "-q", ready.project], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], cwd=ready.project, check=True)
+    sibling = ready.project.parent / "sibling"
+    subprocess.run(
+        [*git, "worktree", "add", "-q", sibling], cwd=ready.project, check=True, capture_output=True
+    )
+    lock = ready.project / ".git" / "worktrees" / "sibling" / "locked"
+    session = sleeper(ready)
+    assert lock.exists()
+    ready.run("stop", "--all")
+    session.wait(30)
+    assert not lock.exists()
+
+
+def test_the_home_directory_is_no_project_without_a_flag(ready):
+    done = ready.run("shell", "true", cwd=ready.home)
+    assert done.returncode == 125
+    assert b"--any-directory" in done.stderr
+
+
+def test_sim_is_never_chosen_by_itself(user):
+    done = user.run("info", "--json", env={"CLAUDE_VM_DRIVER": "auto"})
+    assert b'"sim"' not in done.stdout
+
+
+def test_a_session_that_is_not_isolated_says_so_loudly(ready):
+    assert b"NOTHING IS ISOLATED" in ready.run("--quiet", "shell", "true").stderr
+
+
+def script(user, **calls):
+    user.data.mkdir(exist_ok=True)
+    (user.data / "sim.json").write_text(json.dumps({"calls": calls}))
+
+
+def test_a_failing_build_is_an_error_and_no_traceback(user):
+    script(user, build_template=[{"fail": "disk-full"}])
+    done = user.run("setup", "--no-agent")
+    assert done.returncode == 1
+    assert b"[disk-full]" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert user.json("list") == []
+
+
+def test_an_interrupted_setup_leaves_the_old_template_usable(user):
+    script(user, build_template=[{}, {"hang": True}])
+    assert user.run("setup", "--no-agent").returncode == 0
+    before = user.json("info")["generation"]
+    second = user.popen("setup", "--no-agent")
+    log = user.data / "logs" / "daemon.log"
+    wait_until(lambda: log.read_text().count('"name": "setup"') == 2)
+    second.send_signal(signal.SIGINT)
+    assert second.wait(30) == 130
+    assert user.json("info")["generation"] == before
+    assert user.run("shell", "true").returncode == 0
+
+
+@pytest.mark.parametrize("method", ["clone", "start"])
+def test_a_failing_step_ends_the_session_with_its_code_and_leaves_nothing(user, method):
+    script(user, **{method: [{"fail": "boot-failed"}]})
+    user.run("setup", "--no-agent")
+    done = user.run("shell", "true")
+    assert done.returncode == 125
+    assert b"[boot-failed]" in done.stderr
+    assert not list((user.data / "instances").glob("*/i-*"))
+    assert user.run("shell", "true").returncode == 0
+
+
+@pytest.mark.parametrize("method", ["clone", "start"])
+@pytest.mark.parametrize("how", ["hang", "lose_answer"])
+def test_ctrl_c_during_a_step_leaves_nothing(user, method, how):
+    script(user, **{method: [{how: True}]})
+    user.run("setup", "--no-agent")
+    session = user.popen("shell", "true")
+    wait_until(lambda: [r["state"] for r in user.json("ps")] == ["preparing"])
+    session.send_signal(signal.SIGINT)
+    assert session.wait(30) == 130
+    assert user.json("ps") == []
+    assert not list((user.data / "instances").glob("*/i-*"))
+
+
+def test_a_vm_that_dies_under_a_session_ends_it_with_the_reason(user):
+    script(user, start=[{"die_s": 1.0}])
+    user.run("setup", "--no-agent")
+    done = user.run("shell", "sleep 600")
+    assert done.returncode == 125
+    assert b"[vm-died]" in done.stderr
+
+
+def test_listings_escape_what_strangers_named(ready):
+    evil = ready.project / "\x1b]0;title\x07\x1b[31mred"
+    evil.mkdir()
+    assert ready.run("setup", "--no-agent", cwd=evil).returncode == 0
+    for command in (("list",), ("info",), ("list", "--json"), ("info", "--json")):
+        done = ready.run(*command, cwd=evil)
+        assert done.returncode == 0
+        assert b"\x1b" not in done.stdout
+        assert b"\x07" not in done.stdout
+
+
+def test_an_argument_that_is_no_utf_8_arrives(ready):
+    done = ready.run("shell", "--", "printf", "%s", os.fsdecode(b"\xff\xfe"))
+    assert done.stdout == b"\xff\xfe"

@@ -1,0 +1,28 @@
+import pytest
+
+from claude_vm.drivers import registry
+from claude_vm.drivers.errors import DriverError, ToolMissingError
+
+
+def test_auto_is_qemu_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(registry.shutil, "which", lambda name: f"/usr/bin/{name}")
+
+    assert registry.choose("auto") == "qemu"
+
+
+def test_auto_without_a_hypervisor_says_what_to_install_and_is_never_the_simulation(monkeypatch):
+    monkeypatch.setattr(registry.shutil, "which", lambda _name: None)
+
+    with pytest.raises(ToolMissingError) as caught:
+        registry.choose("auto")
+    assert "apt install qemu-system-x86" in caught.value.hint
+
+
+def test_an_unknown_driver_is_told_with_those_that_exist():
+    with pytest.raises(DriverError, match="no driver 'qmeu'") as caught:
+        registry.choose("qmeu")
+    assert "qemu" in caught.value.hint
+
+
+def test_the_simulation_is_there_by_its_name():
+    assert registry.choose("sim") == "sim"
