@@ -12,7 +12,7 @@ from claude_vm.drivers.api import Driver, GuestFile
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.relay import relay
-from claude_vm.supervisor.ssh.launch import Mode, launch_command, launch_files
+from claude_vm.supervisor.ssh.launch import Mode, group_file, launch_command, launch_files
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Process, Pty
 from claude_vm.supervisor.wire.server import Client, Signal, Size
@@ -112,6 +112,7 @@ class Session:
             launch_command(self.session_id, pty=plan.pty is not None),
             pty=self._current_pty(),
             agent=self._open_agent if plan.forward_agent else None,
+            group_file=group_file(self.session_id),
         )
         try:
             self._process = process

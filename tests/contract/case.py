@@ -89,13 +89,25 @@ class Case:
         return {record.instance_id: record.status for record in records}
 
     def traces(self):
-        """Return all that this owner has on this host, apart from its templates."""
+        """Return all that this owner has on this host, apart from its templates.
+
+        The folders that all instances share may come and go.
+        """
+        home = self.owner.home
+        shared = {
+            home / kind / rest for kind in ("instances", "sim") for rest in ("", self.owner.supervisor_id)
+        }
         found = {str(path) for path in self.owner.runtime.rglob("*")}
-        for folder, folders, names in os.walk(self.owner.home):
-            if Path(folder) == self.owner.home:
+        for folder, folders, names in os.walk(home):
+            if Path(folder) == home:
                 folders[:] = [name for name in folders if name not in ("cache", "templates")]
-            found |= {f"{folder}/{name}" for name in (*folders, *names)}
+            found |= {f"{folder}/{name}" for name in (*folders, *names) if Path(folder, name) not in shared}
         return found | {f"process {pid}" for pid, _ in find_marked(self.owner.mark)}
+
+    def expect_traces(self, before):
+        """Expect what was there before, and nothing else."""
+        now = self.traces()
+        assert now == before, f"new: {sorted(now - before)}, gone: {sorted(before - now)}"
 
 
 def silent(phase, detail):

@@ -40,10 +40,10 @@ async def deleting_a_running_vm_ends_all_that_it_had(case):
         with anyio.fail_after(case.patience_s):
             await case.driver.delete(instance_id)
             await link.wait_closed()
-        assert case.traces() == before
+        case.expect_traces(before)
         assert await case.driver.poll(instance_id) is InstanceStatus.ABSENT
         assert instance_id not in await case.listed()
-    assert case.traces() == before
+    case.expect_traces(before)
 
 
 @check
@@ -80,7 +80,7 @@ async def a_cancelled_start_leaves_an_instance_that_is_listed_and_can_be_deleted
             with anyio.move_on_after(duration * share):
                 await case.driver.start(instance_id, silent)
             assert instance_id in await case.listed(), share
-        assert case.traces() == before, share
+        case.expect_traces(before)
 
 
 @check
@@ -101,7 +101,7 @@ async def instances_are_found_by_the_next_supervisor(case):
             assert (await case.listed(second)).get(instance_id) is expected
         finally:
             await second.delete(instance_id)
-    assert case.traces() == before
+    case.expect_traces(before)
 
 
 @check

@@ -191,6 +191,12 @@ async def test_a_session_without_words_is_an_interactive_shell(launch, pty_allow
     assert b"interactive\r\n/\r\n" in out
 
 
+async def test_without_a_terminal_a_session_without_words_runs_what_it_reads(launch):
+    process = await launch(Mode.SHELL, cwd="/")
+    await process.write(b"case $- in *i*) echo interactive; esac; pwd; exit 5\n")
+    assert await collect(process) == (5, b"/\n", b"")
+
+
 async def test_secrets_are_gone_when_the_program_runs(launch, server):
     process = await launch(Mode.EXEC, ["sh", "-c", "echo started; cat"], env={"TOKEN": "s3cret-canary"})
     assert await process.read_stdout(100) == b"started\n"
