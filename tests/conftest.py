@@ -14,6 +14,7 @@ settings.load_profile("claude-vm")
 def pytest_addoption(parser):
     """``--no-skips``: a skipped test is a failure, for machines where all of them can run."""
     parser.addoption("--no-skips", action="store_true", help="fail when a test is skipped")
+    parser.addoption("--may-skip", default=None, metavar="TEXT", help="unless its reason has this text")
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -21,6 +22,9 @@ def pytest_runtest_makereport(item, call):
     """Turn a skip into a failure under ``--no-skips``."""
     outcome = yield
     report = outcome.get_result()
-    if report.skipped and not hasattr(report, "wasxfail") and item.config.getoption("--no-skips"):
+    if not report.skipped or hasattr(report, "wasxfail") or not item.config.getoption("--no-skips"):
+        return
+    excused = item.config.getoption("--may-skip")
+    if excused is None or excused not in str(report.longrepr):
         report.outcome = "failed"
         report.longrepr = f"skipped, but it should run here: {report.longrepr}"

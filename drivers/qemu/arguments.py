@@ -134,10 +134,14 @@ def snapshot_key(
 
 
 def _sandbox(host: Host, guest: Guest) -> Sequence[str]:
-    """QEMU may not start programs, nor gain privileges (it must drop them itself where it is to)."""
+    """QEMU may not start programs, nor gain privileges.
+
+    Where it is to drop them itself, the calls for that must be allowed, and ``children`` kills QEMU 7.2 for
+    them. `confine` has set no-new-privs by then, so nothing can be gained by these calls afterwards.
+    """
     if not host.sandbox:
         return ()
-    privileges = "deny" if guest.run_as is None else "children"
+    privileges = "deny" if guest.run_as is None else "allow"
     run_as = () if guest.run_as is None else ("-runas", f"{guest.run_as[0]}:{guest.run_as[1]}")
     rules = f"on,obsolete=deny,elevateprivileges={privileges},spawn=deny,resourcecontrol=deny"
     return ("-sandbox", rules, *run_as)

@@ -22,7 +22,7 @@ def env(claude_vm):
 
 
 def test_an_interactive_shell_follows_the_window_and_gives_back_a_sane_terminal(claude_vm, terminal, env):
-    before = terminal.tty_settings()
+    before = terminal.modes()
     terminal.run([claude_vm.program, "shell"], cwd=claude_vm.project, env=env)
     terminal.wait_for("$ ")
     terminal.type("stty size; echo first")
@@ -30,7 +30,8 @@ def test_an_interactive_shell_follows_the_window_and_gives_back_a_sane_terminal(
     terminal.resize(120, 40)
     terminal.type("stty size; echo second")
     assert "40 120" in terminal.wait_for("second", count=2)
-    terminal.type("sleep 600; echo status=$?")
+    terminal.type("echo begun_$((1 + 1)); sleep 600; echo status=$?")
+    terminal.wait_for("begun_2")
     terminal.press("C-c")
     terminal.type("echo alive; printenv TERM COLORTERM LANG")
     screen = terminal.wait_for("C.UTF-8")
@@ -41,13 +42,14 @@ def test_an_interactive_shell_follows_the_window_and_gives_back_a_sane_terminal(
     terminal.wait_for("host>", count=2)
     terminal.type("echo status=$?")
     terminal.wait_for("status=3")
-    assert terminal.tty_settings().split(";")[2:] == before.split(";")[2:]
+    assert terminal.modes() == before
 
 
 def test_ctrl_z_belongs_to_the_guests_shell(claude_vm, terminal, env):
     terminal.run([claude_vm.program, "shell"], cwd=claude_vm.project, env=env)
     terminal.wait_for("$ ")
-    terminal.type("sleep 600")
+    terminal.type("sh -c 'echo begun_$((1 + 1)); exec sleep 600'")
+    terminal.wait_for("begun_2")
     terminal.press("C-z")
     terminal.type("jobs")
     assert "Stopped" in terminal.wait_for("Stopped")
@@ -56,10 +58,8 @@ def test_ctrl_z_belongs_to_the_guests_shell(claude_vm, terminal, env):
 
 
 def test_a_vm_that_dies_in_a_full_screen_program_leaves_a_usable_terminal(claude_vm, terminal, env):
-    before = terminal.tty_settings()
-    program = (
-        r"printf '\033[?1049h\033[?1000h\033[?1006h\033[?2004h\033[?25l\033[?1h\033[2Jfull screen'; sleep 600"
-    )
+    before = terminal.modes()
+    program = r"printf '\033[?1049h\033[?1000h\033[?1006h\033[?2004h\033[?25l\033[?1h\033[2Jfull''\040screen'; sleep 600"
     terminal.run([claude_vm.program, "shell", program], cwd=claude_vm.project, env=env)
     terminal.wait_for("full screen")
     modes = "#{alternate_on} #{mouse_any_flag} #{cursor_flag} #{keypad_cursor_flag}"
@@ -70,7 +70,7 @@ def test_a_vm_that_dies_in_a_full_screen_program_leaves_a_usable_terminal(claude
     terminal.type("echo back")
     terminal.wait_for("back", count=2)
     assert terminal.format(modes) == "0 0 1 0"
-    assert terminal.tty_settings().split(";")[2:] == before.split(";")[2:]
+    assert terminal.modes() == before
 
 
 def test_a_terminal_type_that_the_guest_lacks_comes_with_its_description(claude_vm, terminal, env, tmp_path):
@@ -90,7 +90,7 @@ def test_a_terminal_type_that_the_guest_lacks_comes_with_its_description(claude_
 
 def test_a_locale_that_the_guest_lacks_becomes_c_utf_8(claude_vm, terminal, env):
     foreign = env | {"LANG": "xx_YY.UTF-8", "LC_ALL": "xx_YY.UTF-8"}
-    script = "locale 2>&1 | grep -c 'Cannot set' ; python3 -c 'print(chr(233), \"printed\")'"
+    script = "locale 2>&1 | grep -c 'Cannot set' ; python3 -c 'print(chr(233), \"prin\" + \"ted\")'"
     terminal.run([claude_vm.program, "shell", script], cwd=claude_vm.project, env=foreign)
     screen = terminal.wait_for("printed")
     assert "é printed" in screen

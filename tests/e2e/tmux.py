@@ -56,15 +56,15 @@ class Tmux:
         """Return tmux's own idea of something, such as the alternate screen."""
         return self._call("display-message", "-p", text).strip()
 
-    def tty_settings(self):
-        """Return what stty says of the window's terminal, from outside."""
+    def modes(self):
+        """Return what stty says of the window's terminal, from outside and without its size."""
         tty = self.format("#{pane_tty}")
         terminal = os.open(tty, os.O_RDWR | os.O_NOCTTY)
         try:
             done = subprocess.run(["stty", "-a"], stdin=terminal, capture_output=True, text=True, check=True)
         finally:
             os.close(terminal)
-        return done.stdout
+        return done.stdout.partition("line = ")[2]
 
     def wait_for(self, text, timeout=90.0, count=1):
         """Wait until a text is on the screen (`count` times); return the screen."""
