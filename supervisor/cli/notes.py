@@ -14,16 +14,15 @@ class Notes:
         self._rewrites = is_terminal(STDERR) and os.environ.get("TERM", "dumb") != "dumb"
         self._standing = False
 
-    def render(self, text: str, level: str, *, raw: bool) -> bytes:
-        """Return a note as bytes; in `raw` mode lines need a carriage return too."""
+    def render(self, text: str, level: str) -> bytes:
+        """Return a note as bytes."""
         erase = self._erase()
-        if level == "progress" and self._rewrites and not raw:
+        if level == "progress" and self._rewrites:
             columns = window_size()[1] or 80
             line = text.split("\n", 1)[0][: columns - 1]
             self._standing = True
             return _encode(erase + line)
-        text = f"{text}\n"
-        return _encode(erase + (text.replace("\n", "\r\n") if raw else text))
+        return _encode(f"{erase}{text}\n")
 
     def settle(self) -> bytes:
         """Return what removes a standing progress line, or ``b""``."""

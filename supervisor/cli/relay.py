@@ -44,6 +44,9 @@ OUTPUT_CLOSED = 141
 UNSENT = 128 * 1024
 """Unsent bytes for the daemon above which stdin is not read."""
 
+MOST_HELD = 100
+"""Notes that are kept while a program has the terminal."""
+
 UNWRITTEN = 4 * WINDOW
 """Unwritten bytes (two windows, and notes) above which the daemon is not read."""
 
@@ -73,6 +76,7 @@ class Relay:
         self._stdout = Output(STDOUT)
         self._stderr = Output(STDERR)
         self._notes = Notes()
+        self._held: list[tuple[str, str]] = []
         self._agents: Agents | None = None
         self._status: int | None = None
         self._started = False
@@ -100,6 +104,7 @@ class Relay:
                 raise LostDaemonError("the daemon ended in the middle, and this command with it")
         finally:
             self._terminal.restore()
+            self._tell_held()
             if self._agents is not None:
                 self._agents.close()
         return self._final_status(self._status)
@@ -166,8 +171,7 @@ class Relay:
     def _take_message(self, kind: FrameType, message: dict[str, object]) -> None:
         match kind:
             case FrameType.NOTE:
-                text, level = str(message.get("text", "")), str(message.get("level", ""))
-                self._note(self._notes.render(text, level, raw=self._terminal.is_raw))
+                self._take_note(str(message.get("text", "")), str(message.get("level", "")))
             case FrameType.PROMPT:
                 self._ask(str(message.get("text", "")))
             case FrameType.STARTED:
@@ -203,6 +207,21 @@ class Relay:
         elif stdin_is_terminal and not is_terminal(STDOUT):
             # As `x=$(claude-vm …)`: nobody means to type, and Claude's -p would wait for it.
             self._end_stdin()
+
+    def _take_note(self, text: str, level: str) -> None:
+        """Show a note; while a program has the terminal, keep it: on its screen it would be lost."""
+        if not self._terminal.is_raw:
+            self._note(self._notes.render(text, level))
+        elif level != "progress" and len(self._held) < MOST_HELD:
+            self._held.append((text, level))
+
+    def _tell_held(self) -> None:
+        for text, level in self._held:
+            self._note(self._notes.render(text, level))
+        self._held.clear()
+        while self._stderr.queued:
+            self._poller.wait({self._stderr.descriptor: WRITE}, None)
+            self._stderr.write()
 
     def _note(self, data: bytes) -> None:
         if data:

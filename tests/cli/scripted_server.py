@@ -152,6 +152,15 @@ async def progress(client):
     return 0
 
 
+async def crash(client):
+    """A full-screen program, over which the VM dies."""
+    await client.started(pty=True)
+    await client.send_stdout(b"\x1b[?1049hfull screen")
+    await client.note("rewritten line", "progress")
+    await client.note("the VM died\n  because", "error")
+    return 125
+
+
 async def describe(client, *words):
     invocation = client.invocation
     told = {
@@ -203,6 +212,7 @@ COMMANDS = {
     "ask": ask,
     "progress": progress,
     "describe": describe,
+    "crash": crash,
     "agent": agent,
     "fail": fail,
 }

@@ -195,11 +195,12 @@ def test_an_odd_terminal_name_brings_nothing(scripted, term):
     assert (told["term"], told["terminfo"]) == (term, None)
 
 
-def test_notes_on_a_raw_terminal_have_carriage_returns():
-    from claude_vm.supervisor.cli.notes import Notes
-
-    assert Notes().render("one\ntwo", "error", raw=True) == b"one\r\ntwo\r\n"
-    assert Notes().render("one", "progress", raw=True) == b"one\r\n"
+def test_a_note_on_top_of_a_full_screen_program_comes_after_its_screen(scripted):
+    child = scripted.spawn("crash")
+    child.expect(pexpect.EOF)
+    assert child.before == b"\x1b[?1049hfull screen\x1b[?1049lthe VM died\r\n  because\r\n"
+    child.close()
+    assert child.exitstatus == 125
 
 
 def test_a_broken_pipe_of_notes_alone_is_no_failure(scripted):

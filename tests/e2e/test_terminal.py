@@ -59,7 +59,8 @@ def test_ctrl_z_belongs_to_the_guests_shell(claude_vm, terminal, env):
 
 def test_a_vm_that_dies_in_a_full_screen_program_leaves_a_usable_terminal(claude_vm, terminal, env):
     before = terminal.modes()
-    program = r"printf '\033[?1049h\033[?1000h\033[?1006h\033[?2004h\033[?25l\033[?1h\033[2Jfull''\040screen'; sleep 600"
+    modes_on = r"\033[?1049h\033[?1000h\033[?1006h\033[?2004h\033[?25l\033[?1h\033[2J"
+    program = rf"printf '{modes_on}full''\040screen'; sleep 600"
     terminal.run([claude_vm.program, "shell", program], cwd=claude_vm.project, env=env)
     terminal.wait_for("full screen")
     modes = "#{alternate_on} #{mouse_any_flag} #{cursor_flag} #{keypad_cursor_flag}"
