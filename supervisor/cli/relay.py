@@ -216,12 +216,15 @@ class Relay:
             self._held.append((text, level))
 
     def _tell_held(self) -> None:
-        for text, level in self._held:
-            self._note(self._notes.render(text, level))
+        if not self._held:
+            return
+        data = b"".join(self._notes.render(text, level) for text, level in self._held)
         self._held.clear()
-        while self._stderr.queued:
-            self._poller.wait({self._stderr.descriptor: WRITE}, None)
-            self._stderr.write()
+        try:
+            while data:
+                data = data[os.write(STDERR, data) :]
+        except OSError:
+            return  # nobody reads it
 
     def _note(self, data: bytes) -> None:
         if data:
