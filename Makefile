@@ -13,7 +13,7 @@ help:
 	@echo "make run [ARGS='…']  set up what is missing, then run claude-vm in this folder"
 	@echo "make test            all tests, real VMs included"
 	@echo "make check           format, lint, types, import rules"
-	@echo "make bench           (comes with the warm pool)"
+	@echo "make bench           what a user waits for, in this folder (it must have a template)"
 	@echo "make soak            repeat the session tests for a long time"
 
 run: system venv
@@ -36,8 +36,8 @@ format: dev
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench:
-	@echo "the bench comes with the warm pool; until then: claude-vm -v shell true" && false
+bench: system venv
+	@$(BIN)/python -m claude_vm.bench.start
 
 # Twenty rounds of the tests that start and end real sessions.
 soak: system system-test dev

@@ -27,8 +27,8 @@ ACKNOWLEDGE = 64 * 1024
 class Output:
     """A descriptor and what waits to be written to it.
 
-    `error` is the errno that ended it, or 0. `observe`, if set, is given what is written of counted data.
-    `queued` is in bytes.
+    `error` is the errno that ended it, or 0. `observe`, if set, is given counted data once, before it is
+    written. `queued` is in bytes.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -39,6 +39,7 @@ class Output:
         self._queue: deque[tuple[memoryview, bool]] = deque()
         self._poller = Poller()
         self._written = 0
+        self._observed = 0
         self.queued = 0
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._piece = LARGE if regular else select.PIPE_BUF
@@ -62,15 +63,19 @@ class Output:
             if not self._queue:
                 return False
             data, counted = self._queue[0]
+            piece = data[: self._piece]
+            if self.observe is not None and counted:
+                # First, because a signal may end us right after the write.
+                self.observe(bytes(piece[self._observed :]))
+                self._observed = len(piece)
             try:
-                count = os.write(self.descriptor, data[: self._piece])
+                count = os.write(self.descriptor, piece)
             except BlockingIOError:
                 return False  # someone made it non-blocking
             except OSError as error:
                 self._end(error.errno or errno.EIO)
                 return True
-            if self.observe is not None and counted:
-                self.observe(bytes(data[:count]))
+            self._observed = max(self._observed - count, 0)
             self.queued -= count
             self._written += count if counted else 0
             if count == len(data):

@@ -41,7 +41,7 @@ _INSERT = 4
 """Mode of ``CSI n h``: characters push the rest of the line."""
 
 _SEQUENCE = re.compile(
-    rb"\x1b(?:"
+    rb"(?P<shift>[\x0e\x0f])|\x1b(?:"
     rb"\[(?P<private>[<=>?]?)(?P<numbers>[0-9:;]*)(?P<between>[ -/]*)(?P<final>[@-~])"
     rb"|(?P<charset>[()][ -/]*[0-~])"
     rb"|(?P<single>[=>c])"
@@ -77,17 +77,17 @@ class ModeTracker:
         """Take output that goes to the terminal, cut anywhere."""
         if self._in_text:
             end = _TEXT_ENDS.search(data)
+            self._shift(data[: end.start()] if end else data)
             if end is None:
                 return
             self._in_text = False
             data = data[end.start() :]
-        if b"\x0e" in data or b"\x0f" in data:
-            self._shifted = data.rfind(b"\x0e") > data.rfind(b"\x0f")
         if self._rest:
             data = self._rest + data
             self._rest = b""
         last = data.rfind(b"\x1b")
         if last < 0:
+            self._shift(data)
             return
         for match in _SEQUENCE.finditer(data):
             self._take(match)
@@ -129,8 +129,15 @@ class ModeTracker:
             parts.append(b"\x1b[=0u")
         return parts
 
+    def _shift(self, data: bytes) -> None:
+        """Note the last shift, also inside of texts, where terminals differ: one too many harms nobody."""
+        if b"\x0e" in data or b"\x0f" in data:
+            self._shifted = data.rfind(b"\x0e") > data.rfind(b"\x0f")
+
     def _take(self, match: re.Match[bytes]) -> None:
-        if match["final"] is not None:
+        if match["shift"]:
+            self._shift(match["shift"])
+        elif match["final"] is not None:
             if match["final"] == b"m" and not match["private"]:
                 self._styled = match["numbers"] not in {b"", b"0"}
             else:
