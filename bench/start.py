@@ -49,9 +49,9 @@ def main() -> int:
         return 1
     bare = statistics.median(times[COMMANDS[0][0]])
     lines = [f"{'command':<22}{'min':>9}{'median':>9}{'max':>9}  ms   of a bare interpreter"]
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        figures = "".join(f"{figure:>9.1f}" for figure in (min(taken), median, max(taken)))
+    for name, measured in times.items():
+        median = statistics.median(measured)
+        figures = "".join(f"{figure:>9.1f}" for figure in (min(measured), median, max(measured)))
         lines.append(f"{name:<22}{figures}{median / bare:>10.1f} x")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

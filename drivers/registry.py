@@ -24,6 +24,8 @@ def choose(name: str) -> str:
         ToolMissingError: Nothing that ``auto`` could mean is installed.
         DriverError: There is no such driver.
     """
+    if name == "lima":
+        raise DriverError("the driver 'lima' is not available yet", hint="leave it to `auto`, or name `qemu`")
     if name not in NAMES:
         raise DriverError(f"there is no driver {name!r}", hint=f"known are: {', '.join(NAMES)}")
     if name != "auto":

@@ -53,9 +53,9 @@ def _guarded(argv: list[str]) -> int:
     except EndedBySignalError as error:
         return die_of(error.number)
     except WireError as error:
-        return fail(str(error), error.code, getattr(error, "hint", ""))
+        return fail(str(error), error.code, getattr(error, "hint", ""), _failed_status(argv))
     except OSError as error:
-        return fail(str(error), "system-error")
+        return fail(str(error), "system-error", "", _failed_status(argv))
 
 
 def run(argv: list[str]) -> int:
@@ -96,6 +96,15 @@ def fail(message: str, code: str, hint: str = "", status: int = FAILED) -> int:
     lines = f"claude-vm: {message} [{code}]\n" + (f"  {hint}\n" if hint else "")
     write(escape(lines), to_stderr=True)
     return status
+
+
+def _failed_status(argv: list[str]) -> int:
+    """Return the exit status of a failure of ours: a session has its own (feature A4)."""
+    from claude_vm.supervisor.grammar import requests  # noqa: PLC0415 - takes long to load
+    from claude_vm.supervisor.grammar.parse import parse  # noqa: PLC0415 - likewise
+
+    answer = parse(argv, completing="")
+    return FAILED if isinstance(answer, requests.Agent | requests.Shell) else 1
 
 
 def _is_for_us(argv: list[str]) -> bool:

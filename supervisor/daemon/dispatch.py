@@ -6,6 +6,7 @@ else can happen.
 """
 
 import secrets
+import sqlite3
 import time
 from collections import deque
 
@@ -23,7 +24,7 @@ from claude_vm.supervisor.daemon.clock import Alarm
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.daemon.session import Session
-from claude_vm.supervisor.ssh.errors import SshError
+from claude_vm.supervisor.ssh.errors import LinkLostError, SshError
 from claude_vm.supervisor.ssh.link import Link, connect
 
 log = structlog.get_logger()
@@ -32,6 +33,9 @@ CONNECT_TIMEOUT_S = 60.0
 """For the SSH handshake with a guest under software emulation on a busy host."""
 
 CLOSE_TIMEOUT_S = 2.0
+
+VM_DEATH_S = 2.0
+"""How much later than the loss of its connection the death of a VM may be noticed, in seconds."""
 
 
 def fresh_instance_id() -> str:
@@ -157,9 +161,20 @@ class Dispatcher:
         instance = self._instances[effect.instance_id]
         kind = type(effect).__name__.lower()
         session_id = effect.session_id if isinstance(effect, fx.Run) else ""
-        row = self._journal.begin(
-            instance_id=effect.instance_id, driver=instance.driver, kind=kind, session_id=session_id
-        )
+        try:
+            row = self._journal.begin(
+                instance_id=effect.instance_id, driver=instance.driver, kind=kind, session_id=session_id
+            )
+        except sqlite3.Error as error:
+            log.error(  # noqa: TRY400 - no bug of ours
+                "journal-not-written", effect=kind, instance=effect.instance_id, error=str(error)
+            )
+            if not isinstance(effect, fx.Delete):  # that one frees what is short
+                self._queue.append(
+                    self._failed(effect, "journal-failed", f"the journal can't be written: {error}")
+                )
+                return
+            row = 0
         instance.scope = anyio.CancelScope()
         self._tasks.start_soon(self._answer, effect, instance, instance.scope, row)
 
@@ -184,7 +199,7 @@ class Dispatcher:
             answer = ev.EffectCancelled(at=anyio.current_time(), instance_id=effect.instance_id)
         instance.scope = None
         outcome = answer.code if isinstance(answer, ev.EffectFailed) else type(answer).__name__
-        self._journal.end(row, outcome)
+        self._note_end(effect.instance_id, row, answer, outcome)
         log.info(
             "effect-ended",
             effect=kind,
@@ -193,10 +208,18 @@ class Dispatcher:
             seconds=round(anyio.current_time() - begun, 4),
         )
         if isinstance(answer, ev.DeleteDone):
-            self._journal.forget(effect.instance_id)
             del self._instances[effect.instance_id]
             self.idle_since = time.monotonic()
         self.post(answer)
+
+    def _note_end(self, instance_id: str, row: int, answer: ev.EffectEnded, outcome: str) -> None:
+        """Write an effect's end. A row that stays open makes the next supervisor look twice; no harm."""
+        try:
+            self._journal.end(row, outcome)
+            if isinstance(answer, ev.DeleteDone):
+                self._journal.forget(instance_id)
+        except sqlite3.Error as error:
+            log.error("journal-not-written", instance=instance_id, error=str(error))  # noqa: TRY400
 
     @staticmethod
     def _failed(effect: fx.InstanceEffect, code: str, message: str) -> ev.EffectFailed:
@@ -226,14 +249,19 @@ class Dispatcher:
                 if instance.link is None:
                     raise DriverError("the instance is not connected")
                 session = self.sessions[session_id]
-                status = await session.run(
-                    driver,
-                    name,
-                    instance.link,
-                    lambda: self.post(
-                        ev.RunStarted(at=anyio.current_time(), instance_id=name, session_id=session_id)
-                    ),
-                )
+                try:
+                    status = await session.run(
+                        driver,
+                        name,
+                        instance.link,
+                        lambda: self.post(
+                            ev.RunStarted(at=anyio.current_time(), instance_id=name, session_id=session_id)
+                        ),
+                    )
+                except LinkLostError:
+                    # Mostly because the VM died. Its watcher knows more, and the core then cancels this.
+                    await anyio.sleep(VM_DEATH_S)
+                    raise
                 return ev.RunDone(
                     at=anyio.current_time(), instance_id=name, session_id=session_id, status=status
                 )

@@ -1,5 +1,6 @@
 """Carries out one client's command: from its words to its exit status."""
 
+import errno
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -55,6 +56,7 @@ async def handle(host: Host, client: Client) -> int:
         return parsed.status
     is_session = isinstance(parsed, requests.Agent | requests.Shell)
     command = Command(host, client, parsed.flags)
+    host.sweep()
     log.info("command", name=type(parsed).__name__.lower())
     try:
         return await COMMANDS[type(parsed)](command, parsed)
@@ -67,3 +69,7 @@ async def handle(host: Host, client: Client) -> int:
         await client.note(text, "error")
         status = error.status if isinstance(error, CommandError) else None
         return status or (SESSION_FAILED if is_session else COMMAND_FAILED)
+    except OSError as error:
+        hint = f"\n  make room in {host.home}" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+        await client.note(f"claude-vm: {error} [system-error]{hint}", "error")
+        return SESSION_FAILED if is_session else COMMAND_FAILED

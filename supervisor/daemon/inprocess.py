@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -10,8 +11,10 @@ import structlog
 
 from claude_vm.supervisor.daemon import identity, logfile
 from claude_vm.supervisor.daemon.handler import handle
-from claude_vm.supervisor.daemon.main import open_host, raise_file_limit
+from claude_vm.supervisor.daemon.main import first_cause, open_host, raise_file_limit
 from claude_vm.supervisor.wire import paths
+from claude_vm.supervisor.wire.framing import encode_json
+from claude_vm.supervisor.wire.messages import FrameType
 from claude_vm.supervisor.wire.server import Client, serve_socket
 
 log = structlog.get_logger()
@@ -28,9 +31,26 @@ def serve_one(connection: socket.socket) -> Callable[[], None]:
     paths.make_private(str(home / "logs"))
     logfile.configure(home / "logs" / "no-daemon.log")  # the daemon rotates its own
     # not a daemon thread: an interpreter that ends must wait for the clean-up
-    thread = threading.Thread(target=anyio.run, args=(_serve, connection), name="supervisor")
+    thread = threading.Thread(target=_run, args=(connection,), name="supervisor")
     thread.start()
     return thread.join
+
+
+def _run(connection: socket.socket) -> None:
+    """Serve, and tell the client when that is impossible: nobody else would."""
+    try:
+        anyio.run(_serve, connection)
+    except Exception as error:
+        cause = first_cause(error)
+        log.exception("supervisor-failed")
+        refusal: dict[str, object] = {
+            "code": "supervisor-failed",
+            "message": f"the supervisor does not start: {cause}",
+        }
+        with suppress(OSError):
+            connection.sendall(encode_json(FrameType.REFUSED, refusal))
+    finally:
+        connection.close()
 
 
 async def _serve(connection: socket.socket) -> None:

@@ -79,6 +79,8 @@ class Journal:
         remark = ""
         try:
             connection = _connect(path)
+        except sqlite3.OperationalError:
+            raise  # a full disk, a lock: nothing is wrong with what is in it
         except sqlite3.DatabaseError:
             aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
             for suffix in ("", "-wal", "-shm"):

@@ -3,13 +3,14 @@
 The same code serves one client inside its own process (`--no-daemon`): see `inprocess`.
 """
 
+import math
 import os
 import resource
 import signal
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,7 @@ async def open_host(home: Path, supervisor_id: str, *, in_process: bool) -> Asyn
             dispatcher=dispatcher,
             drivers=drivers,
             journal=journal,
+            sweep=lambda: _sweep_soon(tasks, drivers, runtime, boot),
             in_process=in_process,
         )
         if not dispatcher.stopped.is_set():
@@ -101,13 +103,26 @@ def _clock_jumped(dispatcher: Dispatcher, seconds: float) -> None:
 async def _clean_up(drivers: DriverSet, runtime: Path, boot: str) -> None:
     """What other supervisors and dead builders left. Beside the first commands, which need none of it."""
     owner = drivers.owner
+    await _sweep_others(owner, runtime, boot)
     try:
-        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot)
         for name in registry.ALL:
             for removed in await (await drivers.get(name)).collect_garbage():
                 log.info("garbage-removed", what=removed)
     except (DriverError, OSError) as error:
         log.warning("clean-up-failed", error=str(error))
+
+
+def _sweep_soon(tasks: anyio.abc.TaskGroup, drivers: DriverSet, runtime: Path, boot: str) -> None:
+    """Sweep if there is any other supervisor's folder; whether it is dead, its lock tells."""
+    if identity.dead_supervisors(drivers.owner.home, drivers.owner.supervisor_id):
+        tasks.start_soon(_sweep_others, drivers.owner, runtime, boot)
+
+
+async def _sweep_others(owner: Owner, runtime: Path, boot: str) -> None:
+    try:
+        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot)
+    except OSError as error:
+        log.warning("sweep-failed", error=str(error))
 
 
 async def _checkpoint(journal: Journal) -> None:
@@ -117,7 +132,7 @@ async def _checkpoint(journal: Journal) -> None:
             await anyio.to_thread.run_sync(journal.checkpoint)
 
 
-async def run_daemon(home: Path, *, ready: Callable[[], None]) -> None:
+async def run_daemon(home: Path, *, idle_s: float, ready: Callable[[], None]) -> None:
     """Serve clients on the daemon's socket until told to stop, or idle for long.
 
     Raises:
@@ -140,7 +155,7 @@ async def run_daemon(home: Path, *, ready: Callable[[], None]) -> None:
                     )
                 )
                 tasks.start_soon(_stop_on_signal, host.dispatcher)
-                tasks.start_soon(_stop_when_idle, host.dispatcher, clients)
+                tasks.start_soon(_stop_when_idle, host.dispatcher, clients, idle_s)
                 ready()
                 log.info("serving", socket=str(socket_path), pid=os.getpid())
                 await host.dispatcher.stopped.wait()
@@ -215,8 +230,23 @@ async def _stop_on_signal(dispatcher: Dispatcher) -> None:
             dispatcher.post(ShutdownRequested(at=anyio.current_time()))
 
 
-async def _stop_when_idle(dispatcher: Dispatcher, clients: _Clients) -> None:
-    limit = float(os.environ.get("CLAUDE_VM_IDLE_EXIT", IDLE_EXIT_S))
+def idle_limit(environ: Mapping[str, str]) -> float:
+    """Return after how many idle seconds the daemon ends.
+
+    Raises:
+        ValueError: ``CLAUDE_VM_IDLE_EXIT`` is no positive number.
+    """
+    text = environ.get("CLAUDE_VM_IDLE_EXIT", str(IDLE_EXIT_S))
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < math.inf:
+        raise ValueError(f"CLAUDE_VM_IDLE_EXIT={text!r} is no positive number of seconds")
+    return limit
+
+
+async def _stop_when_idle(dispatcher: Dispatcher, clients: _Clients, limit: float) -> None:
     while True:
         await anyio.sleep(min(limit, 5.0))
         last = max(clients.last_at, dispatcher.idle_since)
@@ -242,21 +272,23 @@ def main(*, foreground: bool = False) -> int:
     home = Path(paths.home())
     report = _Readiness()
     try:
+        str(home).encode()  # what is told about it is JSON
         paths.make_private(str(home / "logs"))
         logfile.configure(None if foreground else Path(paths.log_path(str(home))))
         anyio.run(_run, home, report)
     except Exception as error:
-        cause = _first(error)
+        cause = first_cause(error)
         if isinstance(cause, identity.AlreadyRunningError):
             report.failed(f"already-running: {cause}")
         else:
-            log.exception("daemon-failed")
+            if not foreground:
+                log.exception("daemon-failed")
             report.failed(f"{type(cause).__name__}: {cause}")
         return 1
     return 0
 
 
-def _first(error: BaseException) -> BaseException:
+def first_cause(error: BaseException) -> BaseException:
     """Return the first error of a group, which is what went wrong first."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -264,7 +296,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 async def _run(home: Path, report: "_Readiness") -> None:
-    await run_daemon(home, ready=report.ready)
+    await run_daemon(home, idle_s=idle_limit(os.environ), ready=report.ready)
 
 
 class _Readiness:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from claude_vm.supervisor.ssh.errors import InputClosedError
+from claude_vm.supervisor.ssh.errors import InputClosedError, SshError
 from claude_vm.supervisor.ssh.process import Process
 from claude_vm.supervisor.wire.server import Client, OutputClosedError
 
@@ -87,6 +87,7 @@ async def relay(client: Client, process: Process) -> int:
     """
     outputs = _Outputs(client, process)
     status: int | None = None
+    lost: list[SshError] = []
 
     async with anyio.create_task_group() as tasks:
 
@@ -98,9 +99,14 @@ async def relay(client: Client, process: Process) -> int:
         tasks.start_soon(outputs.pump_stdout)
         tasks.start_soon(outputs.pump_stderr)
         tasks.start_soon(end_when_unread)
-        status = await process.wait()
-        await outputs.drained()
+        try:
+            status = await process.wait()
+            await outputs.drained()
+        except SshError as error:
+            lost.append(error)  # raised below: out of here it would come in a group
         tasks.cancel_scope.cancel()
+    if lost:
+        raise lost[0]
     return SIGPIPE_STATUS if status is None else status
 
 

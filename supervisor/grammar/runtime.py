@@ -73,7 +73,7 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
         bool,
         typer.Option(
             "--any-directory",
-            help="Allow /, the home directory or a parent of it as the project.",
+            help="Allow the home directory, or a folder above it, as the project.",
             rich_help_panel=FILES,
         ),
     ] = False,

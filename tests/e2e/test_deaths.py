@@ -68,8 +68,14 @@ def test_a_killed_vm_ends_its_session_with_the_reason(claude_vm, waiting):
     no_vm_after_the_next_command(claude_vm, waiting)
 
 
-def test_a_killed_client_without_daemon_leaves_a_vm_that_the_next_command_sweeps(claude_vm, waiting):
-    claude_vm.stop_daemon()
+@pytest.mark.parametrize("daemon_runs", [False, True])
+def test_a_killed_client_without_daemon_leaves_a_vm_that_the_next_command_sweeps(
+    claude_vm, waiting, daemon_runs
+):
+    if daemon_runs:
+        claude_vm.run("ps")
+    else:
+        claude_vm.stop_daemon()
     session = running_session(claude_vm, "--no-daemon")
     session.kill()
     finish(session)

@@ -30,7 +30,7 @@ SIGNAL_STATUS = {"HUP": 129, "INT": 130, "QUIT": 131, "TERM": 143}
 
 
 class Host(msgspec.Struct, frozen=True):
-    """The supervisor that carries commands out."""
+    """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background."""
 
     home: Path
     supervisor_id: str
@@ -39,6 +39,7 @@ class Host(msgspec.Struct, frozen=True):
     dispatcher: Dispatcher
     drivers: DriverSet
     journal: Journal
+    sweep: Callable[[], None]
     in_process: bool = False
 
 
@@ -118,6 +119,7 @@ class Command:
         """
         project = self.project()
         check_project(project, home=self.user_home, any_directory=self.flags.any_directory)
+        check_text(str(project.root), "project")
         return project
 
     async def driver(self, settings: Settings) -> Driver:
@@ -166,6 +168,20 @@ async def unless_interrupted(client: Client, work: Callable[[], Awaitable[Result
         return results[0]
     name = interrupted[0] if interrupted else "INT"
     raise CommandError("interrupted", f"interrupted by SIG{name}", status=SIGNAL_STATUS.get(name, FAILED))
+
+
+def check_text(path: str, what: str) -> None:
+    """Refuse a path that is no text: what the guest and the records are told about it is JSON.
+
+    Raises:
+        CommandError: It has bytes that are no UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise CommandError(
+            f"bad-{what}", f"the path of the {what} is no UTF-8: {path}", hint="rename the directory"
+        ) from error
 
 
 def project_owner(project: Project) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """`claude-vm [agent]` and `claude-vm shell`: one session, from its request to its clean end."""
 
 import shlex
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from claude_vm.context.project import Project
 from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, Mount, TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
+from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command, check_text
 from claude_vm.supervisor.daemon.commands.template import (
     HOST_ADDRESS,
     MIB_PER_GB,
@@ -131,6 +132,8 @@ async def _plan(
         home=command.user_home,
         max_mounts=capabilities.max_mounts,
     )
+    for mount in mounts:
+        check_text(mount.host, "mount")
     shown = guest_terminal(
         {**command.environ, "TERM": terminal.term},
         known_terms=template.terminfo,
@@ -218,8 +221,7 @@ async def _attend(command: Command, session: Session) -> int:
         for task in (stop_when_gone, stop_on_signal, tell_phases):
             tasks.start_soon(task)
         dispatcher.request(session)
-        with anyio.CancelScope(shield=True):
-            await session.ended.wait()
+        await session.ended.wait()
         tasks.cancel_scope.cancel()
     outcome = session.outcome
     if outcome is None:  # pragma: no cover - `ended` is set with it
@@ -233,7 +235,10 @@ async def _lock_worktrees(command: Command, session: Session, project: Project) 
     if project.main_repository is None:
         return
     repository = project.main_repository
-    command.host.journal.lock_worktrees(str(repository), session.session_id)
+    try:
+        command.host.journal.lock_worktrees(str(repository), session.session_id)
+    except sqlite3.Error as error:
+        raise CommandError("journal-failed", f"the journal can't be written: {error}") from error
     mounted = [Path(m.host) for m in session.plan.key.mounts]
     await anyio.to_thread.run_sync(
         worktree_locks.lock_siblings, repository, mounted, command.host.supervisor_id
@@ -244,7 +249,12 @@ async def _unlock_worktrees(command: Command, session: Session, project: Project
     if project.main_repository is None:
         return
     repository = project.main_repository
-    if command.host.journal.unlock_worktrees(str(repository), session.session_id):
+    try:
+        is_last = command.host.journal.unlock_worktrees(str(repository), session.session_id)
+    except sqlite3.Error as error:
+        log.warning("worktrees-not-unlocked", repository=str(repository), error=str(error))
+        return
+    if is_last:
         await anyio.to_thread.run_sync(worktree_locks.release_stale, repository, command.host.supervisor_id)
 
 
