@@ -287,7 +287,10 @@ class Dispatcher:
         with anyio.CancelScope() as scope:
             instance.watch = scope
             driver = await self._drivers.get(instance.driver)
-            reason = await driver.wait_stopped(instance_id)
+            try:
+                reason = await driver.wait_stopped(instance_id)
+            except DriverError as error:
+                reason = str(error)
             self.post(ev.VmDied(at=anyio.current_time(), instance_id=instance_id, reason=reason))
 
     async def _set_clock(self, instance_id: str, driver_name: str) -> None:

@@ -18,8 +18,9 @@ from claude_vm.supervisor.daemon.commands import (
     templates,
     version,
 )
-from claude_vm.supervisor.daemon.commands.command import Command, Host
+from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.host import Host
 from claude_vm.supervisor.grammar import requests
 from claude_vm.supervisor.grammar.parse import Output, parse
 from claude_vm.supervisor.wire.server import Client, OutputClosedError

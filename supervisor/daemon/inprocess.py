@@ -11,7 +11,8 @@ import structlog
 
 from claude_vm.supervisor.daemon import identity, logfile
 from claude_vm.supervisor.daemon.handler import handle
-from claude_vm.supervisor.daemon.main import first_cause, open_host, raise_file_limit
+from claude_vm.supervisor.daemon.host import open_host
+from claude_vm.supervisor.daemon.main import first_cause, raise_file_limit
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.framing import encode_json
 from claude_vm.supervisor.wire.messages import FrameType

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 PROGRAM = Path(sys.executable).with_name("claude-vm")
@@ -59,6 +60,12 @@ class User:
     def daemon_pid(self):
         done = self.run("daemon", "status", "--json")
         return json.loads(done.stdout)["pid"]
+
+    def stop_daemon(self):
+        """Stop the daemon and wait until its process is gone: it says that it ends before it has."""
+        pid = self.daemon_pid()
+        assert self.run("daemon", "stop").returncode == 0
+        wait_until(lambda: not psutil.pid_exists(pid))
 
     def close(self):
         for process in self.started:
@@ -245,7 +252,7 @@ def test_a_killed_daemon_is_followed_by_one_that_sweeps(ready):
 
 
 def test_a_damaged_journal_does_not_stop_the_daemon(ready):
-    ready.run("daemon", "stop")
+    ready.stop_daemon()
     journal = ready.data / "supervisors" / "daemon" / "journal.db"
     for suffix in ("-wal", "-shm"):
         journal.with_name(journal.name + suffix).unlink(missing_ok=True)
@@ -371,7 +378,7 @@ def test_a_vm_that_dies_under_a_session_ends_it_with_the_reason(user):
 
 
 def test_a_journal_that_cannot_be_written_fails_sessions_and_not_the_daemon(ready):
-    ready.run("daemon", "stop")
+    ready.stop_daemon()
     # No file of this daemon may grow beyond 64 KiB: what a full disk does, for everybody.
     limited = ["bash", "-c", 'ulimit -f 64; exec "$0" ps', PROGRAM]
     subprocess.run(limited, cwd=ready.project, env=ready.env, check=True, capture_output=True)

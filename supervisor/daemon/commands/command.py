@@ -12,10 +12,8 @@ import msgspec
 from claude_vm.context.config.layers import Settings, load_settings
 from claude_vm.context.project import Project, check_project, find_project
 from claude_vm.drivers.api import Driver
-from claude_vm.supervisor.daemon.dispatch import Dispatcher
-from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.host import Host
 from claude_vm.supervisor.grammar.requests import Flags
 from claude_vm.supervisor.wire.escape import escape, escape_json
 from claude_vm.supervisor.wire.server import Client, Signal
@@ -27,20 +25,6 @@ FAILED = 125
 
 SIGNAL_STATUS = {"HUP": 129, "INT": 130, "QUIT": 131, "TERM": 143}
 """Exit statuses of a command that a signal ended before a main command could take it."""
-
-
-class Host(msgspec.Struct, frozen=True):
-    """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background."""
-
-    home: Path
-    supervisor_id: str
-    version: str
-    started_at: float
-    dispatcher: Dispatcher
-    drivers: DriverSet
-    journal: Journal
-    sweep: Callable[[], None]
-    in_process: bool = False
 
 
 class Command:

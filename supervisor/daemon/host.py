@@ -1,0 +1,130 @@
+"""A supervisor from its opening to its end: lock, journal, sweep, core and drivers.
+
+The daemon has one (`main`), and so has a client that runs its command by itself (`inprocess`).
+"""
+
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from claude_vm.drivers import registry
+from claude_vm.drivers.api import Owner
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.process import boot_id
+from claude_vm.supervisor.core.events import ShutdownRequested
+from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.core.pool import PoolPolicy
+from claude_vm.supervisor.daemon import adopt, identity
+from claude_vm.supervisor.daemon.clock import watch_host_clock
+from claude_vm.supervisor.daemon.dispatch import Dispatcher
+from claude_vm.supervisor.daemon.drivers import DriverSet
+from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.wire import paths
+from claude_vm.supervisor.wire.version import VERSION
+
+log = structlog.get_logger()
+
+CHECKPOINT_INTERVAL_S = 60.0
+
+
+class Host(msgspec.Struct, frozen=True):
+    """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background."""
+
+    home: Path
+    supervisor_id: str
+    version: str
+    started_at: float
+    dispatcher: Dispatcher
+    drivers: DriverSet
+    journal: Journal
+    sweep: Callable[[], None]
+    in_process: bool = False
+
+
+@asynccontextmanager
+async def open_host(home: Path, supervisor_id: str, *, in_process: bool) -> AsyncIterator[Host]:
+    """Open a supervisor: its journal, core, dispatcher and drivers; sweep what dead ones left.
+
+    Leaving the context by the normal way ends all sessions and instances first, without haste limits of its
+    own; a cancelled context leaves them to the next supervisor's sweep.
+
+    Raises:
+        AlreadyRunningError: Another process has this supervisor's lock.
+    """
+    runtime = Path(paths.runtime_directory(str(home)))
+    paths.make_private(str(runtime))
+    boot = boot_id()
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(identity.locked(home, supervisor_id))
+        journal, remark = stack.enter_context(Journal.open(folder / "journal.db", boot))
+        if remark:
+            log.error("journal-damaged", remark=remark)
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        drivers = DriverSet(Owner(home=home, supervisor_id=supervisor_id, runtime=runtime), tasks)
+        dispatcher = Dispatcher(Core(PoolPolicy()), journal, drivers, tasks)
+        adopt.release_worktrees(journal, supervisor_id)
+        await adopt.adopt(dispatcher, drivers, journal)
+        tasks.start_soon(_clean_up, drivers, runtime, boot)
+        tasks.start_soon(_checkpoint, journal)
+        tasks.start_soon(watch_host_clock, lambda seconds: _clock_jumped(dispatcher, seconds))
+        yield Host(
+            home=home,
+            supervisor_id=supervisor_id,
+            version=VERSION,
+            started_at=time.time(),
+            dispatcher=dispatcher,
+            drivers=drivers,
+            journal=journal,
+            sweep=lambda: _sweep_soon(tasks, drivers, runtime, boot),
+            in_process=in_process,
+        )
+        if not dispatcher.stopped.is_set():
+            dispatcher.post(ShutdownRequested(at=anyio.current_time()))
+            await dispatcher.stopped.wait()
+        tasks.cancel_scope.cancel()
+    if in_process:
+        identity.remove(home, supervisor_id)
+
+
+def _clock_jumped(dispatcher: Dispatcher, seconds: float) -> None:
+    log.info("host-clock-jumped", seconds=round(seconds, 3))
+    dispatcher.set_clocks()
+
+
+async def _clean_up(drivers: DriverSet, runtime: Path, boot: str) -> None:
+    """What other supervisors and dead builders left. Beside the first commands, which need none of it."""
+    owner = drivers.owner
+    await _sweep_others(owner, runtime, boot)
+    try:
+        for name in registry.ALL:
+            for removed in await (await drivers.get(name)).collect_garbage():
+                log.info("garbage-removed", what=removed)
+    except (DriverError, OSError) as error:
+        log.warning("clean-up-failed", error=str(error))
+
+
+def _sweep_soon(tasks: anyio.abc.TaskGroup, drivers: DriverSet, runtime: Path, boot: str) -> None:
+    """Sweep if there is any other supervisor's folder; whether it is dead, its lock tells."""
+    if identity.dead_supervisors(drivers.owner.home, drivers.owner.supervisor_id):
+        tasks.start_soon(_sweep_others, drivers.owner, runtime, boot)
+
+
+async def _sweep_others(owner: Owner, runtime: Path, boot: str) -> None:
+    try:
+        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot)
+    except (DriverError, OSError, sqlite3.Error) as error:
+        log.warning("sweep-failed", error=str(error))
+
+
+async def _checkpoint(journal: Journal) -> None:
+    while True:
+        await anyio.sleep(CHECKPOINT_INTERVAL_S)
+        with suppress(sqlite3.Error):
+            await anyio.to_thread.run_sync(journal.checkpoint)
