@@ -30,6 +30,9 @@ log = structlog.get_logger()
 IDLE_EXIT_S = 900.0
 """A daemon without sessions and instances ends after so many seconds. ``CLAUDE_VM_IDLE_EXIT`` overrides."""
 
+RETIRE_S = 0.2
+"""How long a daemon that makes room for another version lives on, in seconds, for its last words."""
+
 FILES_WANTED = 65536
 """Open files that the daemon asks for; the hard limit may allow fewer."""
 
@@ -52,7 +55,7 @@ async def run_daemon(home: Path, *, idle_s: float, ready: Callable[[], None]) ->
                         serve,
                         listener,
                         clients.counted(host),
-                        admit=partial(_admit, host.dispatcher),
+                        admit=partial(_admit, host.dispatcher, tasks),
                         on_error=_log_client_error,
                     )
                 )
@@ -71,13 +74,22 @@ async def run_daemon(home: Path, *, idle_s: float, ready: Callable[[], None]) ->
     log.info("stopped")
 
 
-def _admit(dispatcher: Dispatcher, hello: Hello, argv: tuple[str, ...]) -> Refusal | None:
+def _admit(
+    dispatcher: Dispatcher, tasks: anyio.abc.TaskGroup, hello: Hello, argv: tuple[str, ...]
+) -> Refusal | None:
     """Refuse clients of another version; an idle daemon then makes room for theirs."""
     refusal = judge(hello, argv, busy=bool(dispatcher.sessions))
     if refusal is not None and refusal.code == VERSION_MISMATCH_IDLE:
         log.info("other-version", theirs=hello.version)
-        dispatcher.post(ShutdownRequested(at=anyio.current_time()))
+        tasks.start_soon(_retire, dispatcher)
     return refusal
+
+
+async def _retire(dispatcher: Dispatcher) -> None:
+    """End, once the refused client has heard that we do; not under a session that came meanwhile."""
+    await anyio.sleep(RETIRE_S)
+    if not dispatcher.sessions:
+        dispatcher.post(ShutdownRequested(at=anyio.current_time()))
 
 
 def _log_client_error(error: Exception) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from claude_vm.supervisor.wire.framing import encode_json
+from claude_vm.supervisor.wire.messages import PROTOCOL, FrameType
+from claude_vm.supervisor.wire.paths import socket_path
 
 PROGRAM = Path(sys.executable).with_name("claude-vm")
 
@@ -212,10 +217,11 @@ def test_the_daemon_does_not_stop_under_sessions_unless_forced(ready):
 
 
 def test_an_idle_daemon_ends(user):
-    assert user.run("ps", env={"CLAUDE_VM_IDLE_EXIT": "0.2"}).returncode == 0
-    socket = user.data / "run" / "daemon.sock"
+    assert user.run("ps", env={"CLAUDE_VM_IDLE_EXIT": "1"}).returncode == 0
+    listening = Path(socket_path(str(user.data)))
+    assert listening.exists()
     # Asking it would keep it busy; and a slow client may have had to start a second one.
-    wait_until(lambda: not socket.exists() and user.run("daemon", "status").returncode == 1)
+    wait_until(lambda: not listening.exists() and user.run("daemon", "status").returncode == 1)
 
 
 def test_two_clients_that_come_at_once_start_one_daemon(user):
@@ -426,6 +432,30 @@ def test_a_project_whose_path_is_no_text_is_refused_before_anything_is_built(use
     assert done.returncode == 1
     assert b"[bad-project]" in done.stderr
     assert user.json("list") == []
+
+
+def test_an_idle_daemon_makes_room_for_a_client_of_another_version(user):
+    pid = user.daemon_pid() or (user.run("ps"), user.daemon_pid())[1]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(socket_path(str(user.data)))
+        hello = {"protocol": PROTOCOL, "version": "99.0", "pid": 1}
+        client.sendall(encode_json(FrameType.HELLO, hello))
+        client.sendall(encode_json(FrameType.INVOKE, {"argv": ["ps"], "cwd": "/", "env": {}}))
+        said = client.makefile("rb").read()
+    assert said[0] == FrameType.REFUSED
+    assert json.loads(said[5:])["code"] == "version-mismatch-idle"
+    wait_until(lambda: not psutil.pid_exists(pid))
+
+
+def test_a_busy_daemon_refuses_a_client_of_another_version_and_goes_on(ready):
+    session = sleeper(ready)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(socket_path(str(ready.data)))
+        client.sendall(encode_json(FrameType.HELLO, {"protocol": PROTOCOL, "version": "99.0", "pid": 1}))
+        client.sendall(encode_json(FrameType.INVOKE, {"argv": ["ps"], "cwd": "/", "env": {}}))
+        said = client.makefile("rb").read()
+    assert json.loads(said[5:])["code"] == "version-mismatch-busy"
+    assert session.poll() is None
 
 
 def test_listings_escape_what_strangers_named(ready):

@@ -104,6 +104,78 @@ def test_root_in_the_guest_cannot_write_through_a_read_only_mount(claude_vm, fol
     assert (tmp_path / "precious").read_text() == "untouched"
 
 
+ODD_NAMES = (
+    "a b",
+    "q'\"",
+    "new\nline",
+    "co:lon",
+    "com,ma",
+    "id=x,readonly=on",
+    "$(id)",
+    "-rf",
+    "ünï漢",
+    "x" * 200,
+)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_directories_of_any_name_are_mounted(claude_vm, tmp_path, half):
+    names = ODD_NAMES[half * 5 : half * 5 + 5]
+    flags = []
+    for number, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+        host = str(tmp_path / name).replace("\\", "\\\\").replace(":", "\\:")
+        flags += ["--mount", f"{host}:/mnt/{number}:ro"]
+    said = ok(
+        claude_vm.run(*flags, "shell", "cat /mnt/0/file; for n in 1 2 3 4; do echo; cat /mnt/$n/file; done")
+    )
+    assert said == "\n".join(names)
+
+
+def test_a_project_of_any_name_has_a_template_and_sessions(claude_vm, tmp_path):
+    project = tmp_path / "a b',\n:\"é=x"
+    project.mkdir()
+    built = claude_vm.run("setup", "--no-agent", cwd=project, timeout=600)
+    assert built.returncode == 0, built.stderr.decode()
+    try:
+        done = claude_vm.shell("sh", "-c", "pwd; touch made", cwd=project)
+        assert done.stdout.decode() == f"{project}\n"
+        assert (project / "made").exists()
+    finally:
+        assert claude_vm.run("clean", "--yes", cwd=project).returncode == 0
+
+
+def test_git_on_both_sides_in_turn_rewrites_no_index(claude_vm, folder):
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.invalid", "-C", str(folder)]
+
+    def host(*words):
+        return subprocess.run([*git, *words], check=True, capture_output=True, text=True).stdout
+
+    def guest(*words):
+        return ok(
+            claude_vm.shell(
+                "git", "-c", "user.name=n", "-c", "user.email=e@example.invalid", *words, cwd=folder
+            )
+        )
+
+    host("init", "-q", "-b", "main")
+    for number in range(50):
+        (folder / f"file{number}").write_text(str(number))
+    host("add", "-A")
+    host("commit", "-q", "-m", "host")
+    host("status")
+    index = (folder / ".git" / "index").read_bytes()
+    for side in (guest, host, guest, host):
+        assert side("status", "--porcelain") == ""
+        assert (folder / ".git" / "index").read_bytes() == index
+    (folder / "file0").write_text("changed")
+    guest("commit", "-q", "-a", "-m", "guest")
+    assert host("log", "--format=%s").split() == ["guest", "host"]
+    assert host("status", "--porcelain") == ""
+    host("fsck", "--strict")
+
+
 def test_files_that_would_run_as_their_owner_are_prevented_or_made_harmless_and_told(claude_vm, folder):
     script = "cp /bin/true user; cp /bin/true group; sudo chmod u+s user; chmod g+s group; stat -c %a *"
     done = claude_vm.run("shell", script, cwd=folder)
