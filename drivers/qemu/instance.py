@@ -23,7 +23,16 @@ from claude_vm.drivers.process import ProcessIdentity, find_marked
 from claude_vm.drivers.qemu.arguments import SLOTS, Guest, Host, Ram, Slot
 from claude_vm.drivers.qemu.channel import Channel
 from claude_vm.drivers.qemu.identity import new_identity, write_private
-from claude_vm.drivers.qemu.machine import HELPER_S, LOAD_S, Machine, boot_limit_s, open_machine, set_clock
+from claude_vm.drivers.qemu.machine import (
+    BOOTS,
+    HELPER_S,
+    LOAD_S,
+    Machine,
+    boot_limit_s,
+    kernel_crashed,
+    open_machine,
+    set_clock,
+)
 from claude_vm.drivers.qemu.snapshots import ensure_snapshot, files_of, make_overlay, plain
 from claude_vm.drivers.qemu.spawn import end, reap, tail
 from claude_vm.drivers.qemu.store import Generation, Snapshot, find_generation
@@ -124,6 +133,14 @@ async def start(
             return await _start(host, owner, saved, generation, snapshot, progress=progress)
         except _RestoreError as error:
             progress("the snapshot does not work", error.message)
+            await _end_all(owner, instance_id, load(folder))
+    for _ in range(BOOTS - 1):
+        try:
+            return await _start(host, owner, saved, generation, None, progress=progress)
+        except BootError as error:
+            if not kernel_crashed(error):
+                raise
+            progress("booting again", "the guest's kernel crashed while it came up")
             await _end_all(owner, instance_id, load(folder))
     return await _start(host, owner, saved, generation, None, progress=progress)
 

@@ -3,7 +3,7 @@
 import math
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from time import time
 from typing import Final, TypeVar
@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import anyio
 import msgspec
 
-from claude_vm.drivers.api import Mount
+from claude_vm.drivers.api import Mount, Progress
 from claude_vm.drivers.errors import BootError, DriverError, GuestError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.qemu.arguments import Guest, Host, arguments
@@ -271,3 +271,40 @@ async def _monitor(process: ProcessIdentity, files: Files) -> AsyncIterator[Moni
         yield monitor
     finally:
         await context.__aexit__(None, None, None)
+
+
+BOOTS = 3
+"""How often a boot is tried whose kernel crashes."""
+
+
+def kernel_crashed(error: DriverError) -> bool:
+    """Tell whether a boot failed because the guest's kernel crashed, which says nothing about the next one.
+
+    Seen on a busy host with QEMU 7.2 and two emulated processors, once in some hundred boots: a processor
+    executes code that the kernel patches on the other one at that moment.
+    """
+    return "Kernel panic" in error.detail
+
+
+@asynccontextmanager
+async def booted(
+    boot: Callable[[AsyncExitStack], Awaitable[Machine]], progress: Progress
+) -> AsyncIterator[Machine]:
+    """Boot a machine, again if its kernel crashes; the machine is open until the block ends.
+
+    Raises:
+        DriverError: It does not come up.
+    """
+    async with AsyncExitStack() as kept:
+        for number in range(1, BOOTS + 1):
+            async with AsyncExitStack() as stack:
+                try:
+                    machine = await boot(stack)
+                except BootError as error:
+                    if number == BOOTS or not kernel_crashed(error):
+                        raise
+                    progress("booting again", "the guest's kernel crashed while it came up")
+                    continue
+                kept.push_async_exit(stack.pop_all())
+                break
+        yield machine

@@ -6,7 +6,7 @@ A clone maps the file privately: what it doesn't change, all clones share.
 
 import shlex
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,14 @@ from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.process import ProcessIdentity, find_marked, run_tool
 from claude_vm.drivers.qemu.arguments import Guest, Host, Ram, Slot, snapshot_key
 from claude_vm.drivers.qemu.identity import Identity, new_identity
-from claude_vm.drivers.qemu.machine import HELPER_S, Files, Machine, boot_limit_s, open_machine
+from claude_vm.drivers.qemu.machine import (
+    HELPER_S,
+    Files,
+    Machine,
+    boot_limit_s,
+    booted,
+    open_machine,
+)
 from claude_vm.drivers.qemu.spawn import end
 from claude_vm.drivers.qemu.store import Generation, Snapshot, Stored, building_folder
 
@@ -157,10 +164,19 @@ async def take(
         ram=Ram(str(folder / "ram"), shared=True),
     )
     started: list[ProcessIdentity] = []
+
+    async def boot(stack: AsyncExitStack) -> Machine:
+        while started:
+            await end(started.pop())
+        machine = await stack.enter_async_context(
+            open_machine(host, guest, files, spawned=started.append, root_guest=True)
+        )
+        await machine.wait_for_helper(boot_limit_s(host))
+        return machine
+
     try:
         progress("booting", "")
-        async with open_machine(host, guest, files, spawned=started.append, root_guest=True) as machine:
-            await machine.wait_for_helper(boot_limit_s(host))
+        async with booted(boot, progress) as machine:
             await _settle(machine)
             if customise is not None:
                 await customise(machine)
