@@ -101,11 +101,12 @@ def test_a_daemon_that_says_nothing_is_an_error(start):
     assert "it ended without a word" in start("silent").stdout
 
 
-def test_the_client_tells_why_there_is_no_daemon_and_exits_with_125(idle, home):
+@pytest.mark.parametrize(("words", "status"), [(["ps"], 1), (["shell", "true"], 125), (["a task"], 125)])
+def test_the_client_tells_why_there_is_no_daemon_and_exits_as_its_command_does(idle, home, words, status):
     """The real client and daemon; the daemon's folder can't be made."""
     (home / "logs").write_text("in the way")
-    done = idle.run("ps")
-    assert done.returncode == 125
+    done = idle.run(*words)
+    assert done.returncode == status
     assert b"Traceback" not in done.stderr
     assert done.stderr.startswith(f"claude-vm: {home}/logs is no directory".encode())
 
@@ -113,7 +114,7 @@ def test_the_client_tells_why_there_is_no_daemon_and_exits_with_125(idle, home):
 def test_an_unsafe_directory_is_not_used(idle, home, tmp_path):
     (home / "run").symlink_to(tmp_path)
     done = idle.run("ps")
-    assert done.returncode == 125
+    assert done.returncode == 1
     assert b"symbolic link" in done.stderr
     assert b"[unsafe-path]" in done.stderr
 
@@ -154,12 +155,12 @@ def test_a_relative_home_is_absolute_for_the_daemon():
     assert daemon_environment({"CLAUDE_VM_HOME": "data"}, "/x/data") == {"CLAUDE_VM_HOME": "/x/data"}
 
 
-def test_a_daemon_of_another_version_with_sessions_is_125_and_says_how_to_stop_it(idle):
+def test_a_daemon_of_another_version_with_sessions_says_how_to_stop_it(idle):
     idle.serve(
         {"code": "version-mismatch-busy", "message": "daemon 0.0", "hint": "run: claude-vm daemon stop"}
     )
     done = idle.run("ps")
-    assert done.returncode == 125
+    assert done.returncode == 1
     assert done.stderr == b"claude-vm: daemon 0.0 [version-mismatch-busy]\n  run: claude-vm daemon stop\n"
 
 
