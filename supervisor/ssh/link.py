@@ -199,7 +199,11 @@ class Link:
     def _kill(self, name: str, group_file: str) -> None:
         async def kill() -> None:
             with contextlib.suppress(SshError):  # as with sshd's own way, nobody waits for a signal's answer
-                await self.run(f'kill -s {name} -- "-$(<{group_file})"')
+                await self.run(
+                    # the launcher may not have written the file yet
+                    f"for n in 1 2 3 4 5 6 7 8 9 10; do [ -s {group_file} ] && break; sleep 0.2; done;"
+                    f' kill -s {name} -- "-$(<{group_file})"'
+                )
 
         self._connection.create_task(kill())
 

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import psutil
 
+from claude_vm.drivers.api import Owner
+
 
 class LeakCheck:
     """Looks at one claude-vm home, its processes and the folders for temporary files."""
 
     def __init__(self, home: Path, *, daemon_may_run: bool = True) -> None:
         self.home = home
+        # other homes of this user may have sessions of their own
+        self.mark = Owner(home, "any", home).mark.removesuffix("any")
         self._daemon_may_run = daemon_may_run
         self._temporary = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
         self._before = {path: self._names(path) for path in self._temporary}
@@ -30,7 +34,7 @@ class LeakCheck:
         for process in psutil.process_iter(["pid", "cmdline", "uids"]):
             words = process.info["cmdline"] or []
             text = " ".join(words)
-            ours = str(self.home) in text or "claude-vm:" in text
+            ours = str(self.home) in text or self.mark in text
             if not ours or process.info["uids"] is None or process.info["uids"].real != os.getuid():
                 continue
             if process.pid == os.getpid() or "pytest" in text:

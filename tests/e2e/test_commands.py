@@ -146,30 +146,28 @@ def test_a_project_of_any_name_has_a_template_and_sessions(claude_vm, tmp_path):
         assert claude_vm.run("clean", "--yes", cwd=project).returncode == 0
 
 
-def test_git_on_both_sides_in_turn_rewrites_no_index(claude_vm, folder):
-    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.invalid", "-C", str(folder)]
+def test_git_on_both_sides_in_turn_rewrites_no_index(claude_vm, tmp_path):
+    repository = tmp_path / "repository"
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.invalid", "-C"]
 
     def host(*words):
-        return subprocess.run([*git, *words], check=True, capture_output=True, text=True).stdout
+        done = subprocess.run([*git, repository, *words], check=True, capture_output=True, text=True)
+        return done.stdout
 
     def guest(*words):
-        return ok(
-            claude_vm.shell(
-                "git", "-c", "user.name=n", "-c", "user.email=e@example.invalid", *words, cwd=folder
-            )
-        )
+        return ok(claude_vm.run("--mount", f"{repository}:/mnt/r", "shell", *git, "/mnt/r", *words))
 
-    host("init", "-q", "-b", "main")
+    subprocess.run(["git", "init", "-q", "-b", "main", repository], check=True)
     for number in range(50):
-        (folder / f"file{number}").write_text(str(number))
+        (repository / f"file{number}").write_text(str(number))
     host("add", "-A")
     host("commit", "-q", "-m", "host")
     host("status")
-    index = (folder / ".git" / "index").read_bytes()
+    index = (repository / ".git" / "index").read_bytes()
     for side in (guest, host, guest, host):
         assert side("status", "--porcelain") == ""
-        assert (folder / ".git" / "index").read_bytes() == index
-    (folder / "file0").write_text("changed")
+        assert (repository / ".git" / "index").read_bytes() == index
+    (repository / "file0").write_text("changed")
     guest("commit", "-q", "-a", "-m", "guest")
     assert host("log", "--format=%s").split() == ["guest", "host"]
     assert host("status", "--porcelain") == ""

@@ -127,7 +127,7 @@ def test_the_leak_check_sees_what_a_leak_leaves(installation, tmp_path):
     assert check.leaks() == []
     file = installation.home / "instances" / "daemon" / "i-decoy" / "disk.qcow2"
     temporary = Path("/tmp/claude-vm-decoy")
-    marked = subprocess.Popen(["sh", "-c", "sleep 60; : claude-vm:decoy"])
+    marked = subprocess.Popen(["sh", "-c", f"sleep 60; : {check.mark}decoy"])
     try:
         file.parent.mkdir(parents=True)
         file.touch()

@@ -24,7 +24,7 @@ def env(claude_vm):
 def test_an_interactive_shell_follows_the_window_and_gives_back_a_sane_terminal(claude_vm, terminal, env):
     before = terminal.modes()
     terminal.run([claude_vm.program, "shell"], cwd=claude_vm.project, env=env)
-    terminal.wait_for("$ ")
+    terminal.wait_for("@claude-vm-")
     terminal.type("stty size; echo first")
     assert "30 100" in terminal.wait_for("first", count=2)
     terminal.resize(120, 40)
@@ -47,7 +47,7 @@ def test_an_interactive_shell_follows_the_window_and_gives_back_a_sane_terminal(
 
 def test_ctrl_z_belongs_to_the_guests_shell(claude_vm, terminal, env):
     terminal.run([claude_vm.program, "shell"], cwd=claude_vm.project, env=env)
-    terminal.wait_for("$ ")
+    terminal.wait_for("@claude-vm-")
     terminal.type("sh -c 'echo begun_$((1 + 1)); exec sleep 600'")
     terminal.wait_for("begun_2")
     terminal.press("C-z")
