@@ -21,6 +21,9 @@ PROGRAM = Path(sys.executable).with_name("claude-vm")
 
 pytestmark = pytest.mark.timeout(180)
 
+INTERRUPTED = (130, -signal.SIGINT)
+"""A client that has nothing to hold yet dies of the signal itself; a shell tells both as 130."""
+
 
 class User:
     """A home with a project, where the simulated driver is the configured one."""
@@ -346,7 +349,7 @@ def test_an_interrupted_setup_leaves_the_old_template_usable(user):
     log = user.data / "logs" / "daemon.log"
     wait_until(lambda: log.read_text().count('"name": "setup"') == 2)
     second.send_signal(signal.SIGINT)
-    assert second.wait(30) == 130
+    assert second.wait(30) in INTERRUPTED
     assert user.json("info")["generation"] == before
     assert user.run("shell", "true").returncode == 0
 
@@ -370,7 +373,7 @@ def test_ctrl_c_during_a_step_leaves_nothing(user, method, how):
     session = user.popen("shell", "true")
     wait_until(lambda: [r["state"] for r in user.json("ps")] == ["preparing"])
     session.send_signal(signal.SIGINT)
-    assert session.wait(30) == 130
+    assert session.wait(30) in INTERRUPTED
     assert user.json("ps") == []
     assert not list((user.data / "sim").glob("*/i-*"))
 

@@ -101,7 +101,7 @@ def test_ctrl_c_before_the_command_runs_leaves_nothing(claude_vm, waiting, delay
     except subprocess.TimeoutExpired:
         session.send_signal(signal.SIGINT)
     finish(session)
-    assert session.returncode == 130
+    assert session.returncode in {130, -signal.SIGINT}  # a shell tells both as 130
     waiting(lambda: claude_vm.vm_pids() == [], timeout=10)
     no_vm_after_the_next_command(claude_vm, waiting)
 
