@@ -1,4 +1,6 @@
-"""What all tests share: CI must not pass by skipping."""
+"""What all tests share: CI must not pass by skipping, nor depend on how it was started."""
+
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,6 +11,15 @@ settings.register_profile(
     "claude-vm", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("claude-vm")
+
+# A shell's background job, or nohup, ignores these; every program that a test starts would inherit that.
+for _number, _action in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _action)
 
 
 def pytest_addoption(parser):
