@@ -1,7 +1,8 @@
 """What shall be done: the only output of the core.
 
 Instance effects are answered with exactly one `EffectEnded` event each, also when cancelled, and an
-instance has at most one in flight. `Cancel`, `WakeAt` and the session notices are not answered.
+instance has at most one in flight. `RequestWarm` is answered too, at once, with `WarmRequested`. `Cancel`,
+`WakeAt` and the session notices are not answered.
 """
 
 import msgspec
@@ -25,12 +26,16 @@ class Clone(InstanceEffect, frozen=True):
     key: PoolKey
 
 
+class Prestart(InstanceEffect, frozen=True):
+    """Start the VM's process ahead, paused; `Start` then goes on from there. Answer: `PrestartDone`."""
+
+
 class Start(InstanceEffect, frozen=True):
     """Restore or boot it. Answer: `StartDone`."""
 
 
 class Connect(InstanceEffect, frozen=True):
-    """Open the SSH connection. Answer: `ConnectDone`."""
+    """Open the SSH connection and let the shells get ready. Answer: `ConnectDone`."""
 
 
 class Run(InstanceEffect, frozen=True):
@@ -39,8 +44,27 @@ class Run(InstanceEffect, frozen=True):
     session_id: str
 
 
+class Resume(InstanceEffect, frozen=True):
+    """Follow a main command that runs since before this supervisor to its end. Answer: `RunDone`.
+
+    There is no `RunStarted`: that was then.
+    """
+
+    session_id: str
+
+
 class Delete(InstanceEffect, frozen=True):
     """Remove everything of it. Answer: `DeleteDone`."""
+
+
+class RequestWarm(Effect, frozen=True):
+    """The pool wants one more instance of a key. Answer at once with `WarmRequested`, a fresh id, and these.
+
+    `paused`: its VM shall only be started ahead. The core asks once and waits for the answer.
+    """
+
+    key: PoolKey
+    paused: bool
 
 
 class Cancel(Effect, frozen=True):

@@ -8,6 +8,7 @@ needs no randomness of its own.
 import msgspec
 
 from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.core.policy import PoolPolicy
 
 
 class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -36,11 +37,77 @@ class StopRequested(Event, frozen=True):
 
 
 class WarmRequested(Event, frozen=True):
-    """The pool may make one more instance of this key, ahead of any session; `instance_id` is a fresh id.
+    """The answer to `RequestWarm`, posted at once: the same key, and a fresh id for the instance.
 
-    Without effect, and the id stays unused, while the policy has no room for it or sessions wait.
+    `paused` as in the request. Without effect, and the id stays unused, if the pool asked for nothing, or has
+    no need or no room any more, or sessions wait.
     """
 
+    instance_id: str
+    key: PoolKey
+    paused: bool = False
+
+
+class FillRequested(Event, frozen=True):
+    """Somebody wants this many warm instances of a key, now: neither the delay nor a back-off counts.
+
+    `size` of None is the policy's. The wish lasts as long as a session's (`PoolPolicy.idle_timeout_s` after
+    the last use, which this is). It gives nothing up: what is there above `size` is only not replaced.
+    """
+
+    key: PoolKey
+    size: int | None = None
+
+
+class DrainRequested(Event, frozen=True):
+    """Give up the unclaimed instances of a key, or of all (None), also those being made.
+
+    The key is not wanted any more, until the next session asks for it. Sessions go on.
+    """
+
+    key: PoolKey | None = None
+
+
+class TemplateChanged(Event, frozen=True):
+    """A template has a new generation, or none any more (""): it was built again, or deleted.
+
+    Unclaimed instances of other generations are given up, and their keys' wishes go over to the new one.
+    Sessions go on.
+    """
+
+    driver: str
+    template: str
+    generation: str
+
+
+class PolicyChanged(Event, frozen=True):
+    """The pool's settings are different from now on. The same ones again do nothing.
+
+    Unclaimed instances that the new policy has no room for are given up; sessions go on.
+    """
+
+    policy: PoolPolicy
+
+
+class WarmFound(Event, frozen=True):
+    """At start: a warm instance that a dead supervisor left, fit for use. Its key is wanted from now on.
+
+    `made_at` is the instant at which it was made, by the same clock as `at`. It is connected to again (effect
+    `Connect`), or deleted if the policy has no place for it.
+    """
+
+    instance_id: str
+    key: PoolKey
+    made_at: float
+
+
+class SessionFound(Event, frozen=True):
+    """At start: a session of a dead supervisor whose main command had started. It runs on.
+
+    Effect `Resume`, which is answered like `Run`.
+    """
+
+    session_id: str
     instance_id: str
     key: PoolKey
 
@@ -70,6 +137,10 @@ class CloneDone(EffectEnded, frozen=True):
     """The disk is there."""
 
 
+class PrestartDone(EffectEnded, frozen=True):
+    """The VM's process is there, paused, and waits for `Start`."""
+
+
 class StartDone(EffectEnded, frozen=True):
     """The guest runs and has its identity. `restored` tells a RAM clone from a boot."""
 
@@ -77,7 +148,7 @@ class StartDone(EffectEnded, frozen=True):
 
 
 class ConnectDone(EffectEnded, frozen=True):
-    """The supervisor's SSH connection to the guest is open."""
+    """The supervisor's SSH connection to the guest is open, and its shells wait."""
 
 
 class RunDone(EffectEnded, frozen=True):
@@ -109,7 +180,7 @@ class RunStarted(InstanceEvent, frozen=True):
 
 
 class VmDied(InstanceEvent, frozen=True):
-    """The VM's process ended and nobody asked it to."""
+    """The VM's process ended and nobody asked it to; or the connection to an unclaimed VM was lost."""
 
     reason: str
 

@@ -181,7 +181,7 @@ class Instance(msgspec.Struct):
     `session_id` is the session that it was made for or that leases it, until that session has its exit
     status; "" is no session. `since` is the instant at which it came into its state. `in_flight` is its
     effect that awaits an answer. `failed_deletions` counts; `retry_at` is the instant of the next try, set
-    while STUCK or LEAKED.
+    while STUCK or LEAKED. `made_at` is the instant at which its making began, None if that is unknown.
     """
 
     instance_id: str
@@ -192,6 +192,7 @@ class Instance(msgspec.Struct):
     in_flight: type[effects.InstanceEffect] | None = None
     failed_deletions: int = 0
     retry_at: float | None = None
+    made_at: float | None = None
 
 
 def fits(instance: Instance, event: events.InstanceEvent) -> bool:

@@ -11,7 +11,7 @@ class MountKey(msgspec.Struct, frozen=True, order=True):
     writable: bool
 
 
-class PoolKey(msgspec.Struct, frozen=True):
+class PoolKey(msgspec.Struct, frozen=True, cache_hash=True):
     """All that a warm instance must have in common with a claim: equal keys, equal machines.
 
     Sizes: `memory_mib` in MiB, `disk_gib` in GiB. The mount list counts whole and in order, because a VM's

@@ -40,7 +40,7 @@ from claude_vm.supervisor.core.session import (
 from claude_vm.supervisor.core.session import HARMLESS as HARMLESS_TO_SESSIONS
 from claude_vm.supervisor.core.session import MOVES as SESSION_MOVES
 from claude_vm.supervisor.core.story import Step, Story
-from claude_vm.supervisor.core.views import InstanceView, SessionView, view_instance, view_session
+from claude_vm.supervisor.core.views import InstanceView, PoolView, SessionView, view_instance, view_session
 
 _UNCLAIMED_STATES = frozenset(
     {InstanceState.CLONING, InstanceState.STARTING, InstanceState.CONNECTING, InstanceState.WARM}
@@ -112,6 +112,10 @@ class Core:
     def instances(self) -> Sequence[InstanceView]:
         """Return the instances of which something may be left, oldest first."""
         return [view_instance(instance) for instance in self._instances.all()]
+
+    def pools(self) -> Sequence[PoolView]:
+        """Return what there is of each key that is wanted or in use, least recently used first."""
+        return []
 
     def session_story(self, session_id: str) -> Story:
         """Return what happened to a session, as far as it is remembered."""

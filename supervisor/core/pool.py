@@ -9,31 +9,10 @@ starves. A warm instance of another key gives way to the head when there is no o
 from collections import OrderedDict
 from enum import StrEnum
 
-import msgspec
-
 from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.core.policy import PoolPolicy
 
-
-class PoolPolicy(msgspec.Struct, frozen=True):
-    """How many instances there may be.
-
-    `size` is the number of unclaimed instances for each key. `max_instances` bounds all instances that take
-    up resources, also those that are being deleted; a leak that people were told of no longer counts, or a
-    few of them would lock everybody out.
-
-    Raises:
-        ValueError: A number is below its minimum (0 and 1).
-    """
-
-    size: int = 0
-    max_instances: int = 8
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.size < 0:
-            raise ValueError(f"size must be at least 0, not {self.size}")
-        if self.max_instances < 1:
-            raise ValueError(f"max_instances must be at least 1, not {self.max_instances}")
+__all__ = ["Assign", "Pool", "PoolPolicy"]
 
 
 class Assign(StrEnum):

@@ -112,7 +112,8 @@ class Session(msgspec.Struct):
     """One session. Only the core changes it.
 
     `offered_id` is the id for an instance that would have to be made. `instance_id` is the one it has, or "".
-    `since` is the instant at which it came into its state.
+    `since` is the instant at which it came into its state. `source` says how its instance came, see
+    `SessionView`.
     """
 
     session_id: str
@@ -123,3 +124,4 @@ class Session(msgspec.Struct):
     since: float = 0.0
     instance_id: str = ""
     outcome: Outcome = UNDECIDED
+    source: str = ""

@@ -11,7 +11,9 @@ class SessionView(msgspec.Struct, frozen=True):
     """A session that has not ended.
 
     `requested_at` and `since` (when it came into its state) are instants of the events' clock. `status` is
-    its exit status once that is settled, that is while ENDING.
+    its exit status once that is settled, that is while ENDING. `source` says how its instance came: ``warm``
+    and ``paused`` were taken from the pool, ``made`` for it, ``resumed`` belonged to a dead supervisor; "" as
+    long as it has none.
     """
 
     session_id: str
@@ -21,10 +23,15 @@ class SessionView(msgspec.Struct, frozen=True):
     key: PoolKey
     instance_id: str | None
     status: int | None
+    source: str
 
 
 class InstanceView(msgspec.Struct, frozen=True):
-    """An instance of which something may be left. `key` is None if a dead supervisor left it."""
+    """An instance of which something may be left.
+
+    `key` is None if a dead supervisor left it for deletion. `made_at` is the instant at which its making
+    began, None if a dead supervisor made it, unless it was warm.
+    """
 
     instance_id: str
     state: InstanceState
@@ -32,6 +39,31 @@ class InstanceView(msgspec.Struct, frozen=True):
     key: PoolKey | None
     session_id: str | None
     failed_deletions: int
+    made_at: float | None
+
+
+class PoolView(msgspec.Struct, frozen=True):
+    """What the pool has of one key.
+
+    `wanted` is the number of warm instances that there shall be: 0 if the key is not wanted any more and only
+    sessions are left. `making` counts unclaimed instances on their way, to be warm or paused; `claimed` those
+    that sessions have. `last_used_at` is the instant of the last use, None if only found ones are here.
+
+    `failures` counts unclaimed instances in a row that came to nothing, `last_error` says why the last one
+    did (``code: message``, or ""), and `next_try_at` is the instant before which no other is made; None if
+    there is nothing to wait for.
+    """
+
+    key: PoolKey
+    wanted: int
+    warm: int
+    making: int
+    paused: int
+    claimed: int
+    last_used_at: float | None
+    failures: int
+    last_error: str
+    next_try_at: float | None
 
 
 def view_session(session: Session) -> SessionView:
@@ -44,6 +76,7 @@ def view_session(session: Session) -> SessionView:
         key=session.key,
         instance_id=session.instance_id or None,
         status=None if session.outcome is UNDECIDED else session.outcome.status,
+        source=session.source,
     )
 
 
@@ -56,4 +89,5 @@ def view_instance(instance: Instance) -> InstanceView:
         key=None if instance.key is UNKNOWN_KEY else instance.key,
         session_id=instance.session_id or None,
         failed_deletions=instance.failed_deletions,
+        made_at=instance.made_at,
     )

@@ -8,22 +8,22 @@ from claude_vm.supervisor.core.instance import HARMLESS, MOVES, InstanceOrder, I
 
 # "-" does not fit, "=" is harmless (no change, no effect), a word is the next state.
 GRID = """
-state              CloneDone StartDone  ConnectDone RunDone  DeleteDone EffectFailed EffectCancelled RunStarted VmDied
-absent             -         -          -           -        -          -            -               -          -
-cloning            starting  -          -           -        -          deleting     -               -          abandoned
-starting           -         connecting -           -        -          deleting     -               -          abandoned
-connecting         -         -          leased      -        -          deleting     -               -          abandoned
-warm               -         -          -           -        -          -            -               -          deleting
-leased             -         -          -           deleting -          deleting     -               running    abandoned
-running            -         -          -           deleting -          deleting     -               -          abandoned
-abandoned:clone    deleting  -          -           -        -          deleting     deleting        -          =
-abandoned:start    -         deleting   -           -        -          deleting     deleting        -          =
-abandoned:connect  -         -          deleting    -        -          deleting     deleting        -          =
-abandoned:run      -         -          -           deleting -          deleting     deleting        =          =
-deleting           -         -          -           -        deleted    stuck        -               -          =
-stuck              -         -          -           -        -          -            -               -          =
-leaked             -         -          -           -        -          -            -               -          =
-deleted            -         -          -           -        -          -            -               -          =
+state             CloneDone PrestartDone StartDone  ConnectDone RunDone  DeleteDone EffectFailed EffectCancelled RunStarted VmDied
+absent            -         -            -          -           -        -          -            -               -          -
+cloning           starting  -            -          -           -        -          deleting     -               -          abandoned
+starting          -         -            connecting -           -        -          deleting     -               -          abandoned
+connecting        -         -            -          leased      -        -          deleting     -               -          abandoned
+warm              -         -            -          -           -        -          -            -               -          deleting
+leased            -         -            -          -           deleting -          deleting     -               running    abandoned
+running           -         -            -          -           deleting -          deleting     -               -          abandoned
+abandoned:clone   deleting  -            -          -           -        -          deleting     deleting        -          =
+abandoned:start   -         -            deleting   -           -        -          deleting     deleting        -          =
+abandoned:connect -         -            -          deleting    -        -          deleting     deleting        -          =
+abandoned:run     -         -            -          -           deleting -          deleting     deleting        =          =
+deleting          -         -            -          -           -        deleted    stuck        -               -          =
+stuck             -         -            -          -           -        -          -            -               -          =
+leaked            -         -            -          -           -        -          -            -               -          =
+deleted           -         -            -          -           -        -          -            -               -          =
 """  # noqa: E501 - a table
 HEAD, *ROWS = [line.split() for line in GRID.strip().splitlines()]
 CELLS = {(row[0], event): cell for row in ROWS for event, cell in zip(HEAD[1:], row[1:], strict=True)}
