@@ -9,17 +9,25 @@
        │
        └─ GIVE_UP or VmDied while an effect is in flight ─▶ ABANDONED ── its answer ────▶ DELETING
 
+    An instance that shall only wait, started ahead, goes another way to STARTING:
+
+             PRESTART             PrestartDone         CLAIM
+    CLONING ──────────▶ PRESTARTING ───────────▶ PAUSED ────▶ STARTING
+
+    It ends from PRESTARTING as from STARTING, from PAUSED as from WARM.
+
                DeleteDone                     EffectFailed           REPORT
     DELETING ─────────────▶ DELETED  DELETING ─────────────▶ STUCK ─────────▶ LEAKED
                                          ▲        RETRY        │      RETRY      │
                                          └─────────────────────┴─────────────────┘
 
-It begins with CLONING (MAKE, WarmRequested), or with DELETING (InstanceFound: a dead supervisor's).
+It begins with CLONING (MAKE, WarmRequested). What a dead supervisor left begins with CONNECTING (WarmFound),
+with RUNNING (SessionFound) or, if it can't be used on, with DELETING (InstanceFound).
 
-CLONING, STARTING, CONNECTING, LEASED, RUNNING, ABANDONED and DELETING have exactly one effect in flight, the
-other states have none. An instance that is given up while a driver call still runs is not deleted under that
-call's feet: it waits as ABANDONED for the answer (of the cancelled call, or of one that was quicker), and
-only then is it deleted.
+CLONING, PRESTARTING, STARTING, CONNECTING, LEASED, RUNNING, ABANDONED and DELETING have exactly one effect in
+flight, the other states have none. An instance that is given up while a driver call still runs is not deleted
+under that call's feet: it waits as ABANDONED for the answer (of the cancelled call, or of one that was
+quicker), and only then is it deleted.
 
 Nothing leads from LEASED or RUNNING back to WARM: what has run anything is never used again. An instance made
 for a session passes through WARM within one event; seen from outside, WARM is never leased.
@@ -42,6 +50,8 @@ class InstanceState(StrEnum):
 
     ABSENT = "absent"
     CLONING = "cloning"
+    PRESTARTING = "prestarting"
+    PAUSED = "paused"
     STARTING = "starting"
     CONNECTING = "connecting"
     WARM = "warm"
@@ -58,6 +68,7 @@ class InstanceOrder(StrEnum):
     """What the core itself decides about an instance, beside the events that happen to it."""
 
     MAKE = "make"
+    PRESTART = "prestart"
     CLAIM = "claim"
     GIVE_UP = "give-up"
     REPORT = "report"
@@ -75,13 +86,27 @@ MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingPr
         _S.ABSENT: {
             _O.MAKE: _S.CLONING,
             events.WarmRequested: _S.CLONING,
+            events.WarmFound: _S.CONNECTING,
+            events.SessionFound: _S.RUNNING,
             events.InstanceFound: _S.DELETING,
         },
         _S.CLONING: {
             events.CloneDone: _S.STARTING,
+            _O.PRESTART: _S.PRESTARTING,
             events.EffectFailed: _S.DELETING,
             events.VmDied: _S.ABANDONED,
             _O.GIVE_UP: _S.ABANDONED,
+        },
+        _S.PRESTARTING: {
+            events.PrestartDone: _S.PAUSED,
+            events.EffectFailed: _S.DELETING,
+            events.VmDied: _S.ABANDONED,
+            _O.GIVE_UP: _S.ABANDONED,
+        },
+        _S.PAUSED: {
+            _O.CLAIM: _S.STARTING,
+            events.VmDied: _S.DELETING,
+            _O.GIVE_UP: _S.DELETING,
         },
         _S.STARTING: {
             events.StartDone: _S.CONNECTING,
@@ -115,6 +140,7 @@ MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingPr
         },
         _S.ABANDONED: {
             events.CloneDone: _S.DELETING,
+            events.PrestartDone: _S.DELETING,
             events.StartDone: _S.DELETING,
             events.ConnectDone: _S.DELETING,
             events.RunDone: _S.DELETING,
@@ -135,7 +161,11 @@ MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingPr
         _S.DELETED: {},
     }
 )
-"""All transitions. ABANDONED takes only the answers of its effect in flight, see `fits`."""
+"""All transitions.
+
+PRESTART stands for the CloneDone of an instance that shall be paused. ABANDONED takes only the answers of its
+effect in flight, see `fits`.
+"""
 
 HARMLESS: Mapping[tuple[InstanceState, type[events.Event]], str] = MappingProxyType(
     {
@@ -163,13 +193,38 @@ PHASES: Mapping[InstanceState, str] = MappingProxyType(
 _LATE: Mapping[type[effects.InstanceEffect], frozenset[type[events.Event]]] = MappingProxyType(
     {
         effects.Clone: frozenset({events.CloneDone}),
+        effects.Prestart: frozenset({events.PrestartDone}),
         effects.Start: frozenset({events.StartDone}),
         effects.Connect: frozenset({events.ConnectDone}),
         effects.Run: frozenset({events.RunDone, events.RunStarted}),
+        effects.Resume: frozenset({events.RunDone}),
+    }
+)
+_FIRST: Mapping[InstanceState, type[effects.InstanceEffect]] = MappingProxyType(
+    {
+        _S.PRESTARTING: effects.Prestart,
+        _S.STARTING: effects.Start,
+        _S.CONNECTING: effects.Connect,
+        _S.DELETING: effects.Delete,
     }
 )
 _WHATEVER_WAS_IN_FLIGHT = frozenset({events.EffectFailed, events.EffectCancelled, events.VmDied})
 
+
+UNCLAIMED = frozenset(
+    {
+        InstanceState.CLONING,
+        InstanceState.PRESTARTING,
+        InstanceState.PAUSED,
+        InstanceState.STARTING,
+        InstanceState.CONNECTING,
+        InstanceState.WARM,
+    }
+)
+"""States in which an instance without a session belongs to the pool."""
+
+IN_USE = UNCLAIMED | {InstanceState.LEASED, InstanceState.RUNNING}
+"""States in which an instance with a session is of use to it."""
 
 UNKNOWN_KEY = PoolKey(driver="", template="", generation="", cpus=0, memory_mib=0, disk_gib=0)
 """The key of an instance that a dead supervisor left: it is only deleted."""
@@ -180,8 +235,8 @@ class Instance(msgspec.Struct):
 
     `session_id` is the session that it was made for or that leases it, until that session has its exit
     status; "" is no session. `since` is the instant at which it came into its state. `in_flight` is its
-    effect that awaits an answer. `failed_deletions` counts; `retry_at` is the instant of the next try, set
-    while STUCK or LEAKED. `made_at` is the instant at which its making began, None if that is unknown.
+    effect that awaits an answer. `failed_deletions` counts. `made_at` is the instant at which its making
+    began, None if that is unknown. `to_pause` tells that it shall only be started ahead.
     """
 
     instance_id: str
@@ -191,8 +246,8 @@ class Instance(msgspec.Struct):
     since: float = 0.0
     in_flight: type[effects.InstanceEffect] | None = None
     failed_deletions: int = 0
-    retry_at: float | None = None
     made_at: float | None = None
+    to_pause: bool = False
 
 
 def fits(instance: Instance, event: events.InstanceEvent) -> bool:
@@ -211,17 +266,14 @@ def fits(instance: Instance, event: events.InstanceEvent) -> bool:
 
 def first_effect(instance: Instance) -> effects.InstanceEffect | None:
     """Return the effect with which an instance's state begins, if it begins with one of its own."""
-    name = instance.instance_id
+    name, session_id = instance.instance_id, instance.session_id
     match instance.state:
         case InstanceState.CLONING:
             return effects.Clone(instance_id=name, key=instance.key)
-        case InstanceState.STARTING:
-            return effects.Start(instance_id=name)
-        case InstanceState.CONNECTING:
-            return effects.Connect(instance_id=name)
         case InstanceState.LEASED:
-            return effects.Run(instance_id=name, session_id=instance.session_id)
-        case InstanceState.DELETING:
-            return effects.Delete(instance_id=name)
-        case _:
-            return None
+            return effects.Run(instance_id=name, session_id=session_id)
+        case InstanceState.RUNNING if instance.in_flight is None:
+            return effects.Resume(instance_id=name, session_id=session_id)
+        case state:
+            kind = _FIRST.get(state)
+            return None if kind is None else kind(instance_id=name)

@@ -1,57 +1,33 @@
 """The core: one `handle`, which takes an event and returns what shall be done.
 
 An event is checked whole before anything changes, and what follows the check can't refuse: an event is taken
-completely or not at all. What then happens to an instance follows from its table (`instance.MOVES`) and from
-what each state begins with (`_begin`); the session's outcome is settled just before. At the end, those who
-wait are served.
+completely or not at all. What then happens to sessions and instances is the business of `lives`. At the end,
+those who wait are served, and when nobody waits, the pool is filled.
 
-No event costs more because there are more instances or sessions. The one exception is `ShutdownRequested`,
-which is for all of them.
+No event costs more because there are more instances or sessions. The exceptions are those that are about all
+of them: `ShutdownRequested`, `PolicyChanged`, `DrainRequested` without a key; and `TemplateChanged`, which is
+about all keys of a template.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 from claude_vm.supervisor.core import effects, events
+from claude_vm.supervisor.core.due import Aged, Agenda, Retry
 from claude_vm.supervisor.core.effects import Effect
 from claude_vm.supervisor.core.errors import InvalidTransition
 from claude_vm.supervisor.core.instance import HARMLESS as HARMLESS_TO_INSTANCES
 from claude_vm.supervisor.core.instance import MOVES as INSTANCE_MOVES
-from claude_vm.supervisor.core.instance import (
-    PHASES,
-    Instance,
-    InstanceCause,
-    InstanceOrder,
-    InstanceState,
-    first_effect,
-    fits,
-)
+from claude_vm.supervisor.core.instance import Instance, InstanceCause, InstanceOrder, InstanceState, fits
+from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.core.lives import Lives, Turn
 from claude_vm.supervisor.core.pool import Assign, Pool, PoolPolicy
-from claude_vm.supervisor.core.registry import Registry
-from claude_vm.supervisor.core.retries import LEAK_AFTER, Retries, delay_s
-from claude_vm.supervisor.core.session import (
-    FAILED,
-    Outcome,
-    Session,
-    SessionCause,
-    SessionOrder,
-    SessionState,
-)
+from claude_vm.supervisor.core.refills import Ask
+from claude_vm.supervisor.core.session import FAILED, Outcome, Session, SessionOrder, SessionState
 from claude_vm.supervisor.core.session import HARMLESS as HARMLESS_TO_SESSIONS
 from claude_vm.supervisor.core.session import MOVES as SESSION_MOVES
-from claude_vm.supervisor.core.story import Step, Story
+from claude_vm.supervisor.core.story import Story
+from claude_vm.supervisor.core.upkeep import Upkeep
 from claude_vm.supervisor.core.views import InstanceView, PoolView, SessionView, view_instance, view_session
-
-_UNCLAIMED_STATES = frozenset(
-    {InstanceState.CLONING, InstanceState.STARTING, InstanceState.CONNECTING, InstanceState.WARM}
-)
-
-
-class _Turn(NamedTuple):
-    """The handling of one event: the event, and what shall be done because of it, so far."""
-
-    event: events.Event
-    out: list[Effect]
 
 
 class Core:
@@ -59,15 +35,9 @@ class Core:
 
     def __init__(self, policy: PoolPolicy | None = None) -> None:
         self._pool = Pool(policy or PoolPolicy())
-        self._sessions: Registry[Session, SessionState] = Registry(
-            absent=SessionState.ABSENT, ended=SessionState.ENDED
-        )
-        self._instances: Registry[Instance, InstanceState] = Registry(
-            absent=InstanceState.ABSENT, ended=InstanceState.DELETED
-        )
-        self._offered: set[str] = set()
-        self._counts = dict.fromkeys(InstanceState, 0)
-        self._retries = Retries()
+        self._agenda: Agenda = Agenda()
+        self._upkeep = Upkeep(self._pool, self._agenda)
+        self._lives = Lives(self._pool, self._upkeep, self._agenda)
         self._stopping = False
         self._stop_told = False
 
@@ -78,7 +48,7 @@ class Core:
             InvalidTransition: The event does not fit; nothing has changed.
             TypeError: It is none of the events of `claude_vm.supervisor.core.events`.
         """
-        turn = _Turn(event, [])
+        turn = Turn(event, [])
         match event:
             case events.EffectEnded() | events.RunStarted() | events.VmDied():
                 self._advance(event, turn)
@@ -87,48 +57,53 @@ class Core:
             case events.StopRequested():
                 self._stop_session(event, turn)
             case events.Tick():
-                self._retry_due(turn)
+                self._take_due(turn)
             case events.WarmRequested():
                 self._make_warm(event, turn)
-            case events.InstanceFound():
-                self._check_fresh(event.instance_id, event)
-                self._add_instance(Instance(event.instance_id), type(event), turn, event.reason)
             case events.ShutdownRequested():
                 self._shut_down(turn)
+            case events.InstanceFound() | events.WarmFound() | events.SessionFound():
+                self._find(event, turn)
             case _:
-                raise TypeError(f"no event of the core: {event!r}")
+                self._change_wishes(event, turn)
         self._serve_queue(turn)
-        if (deadline := self._retries.wake()) is not None:
+        self._fill_pool(turn)
+        if (deadline := self._agenda.wake()) is not None:
             turn.out.append(effects.WakeAt(deadline=deadline))
-        if self._stopping and not self._stop_told and self._nothing_left:
+        if self._stopping and not self._stop_told and self._lives.nothing_left:
             self._stop_told = True
             turn.out.append(effects.StopServing())
         return turn.out
 
     def sessions(self) -> Sequence[SessionView]:
         """Return the sessions that have not ended, in the order of their requests."""
-        return [view_session(session) for session in self._sessions.all()]
+        return [view_session(session) for session in self._lives.sessions.all()]
 
     def instances(self) -> Sequence[InstanceView]:
         """Return the instances of which something may be left, oldest first."""
-        return [view_instance(instance) for instance in self._instances.all()]
+        return [view_instance(instance) for instance in self._lives.instances.all()]
 
     def pools(self) -> Sequence[PoolView]:
         """Return what there is of each key that is wanted or in use, least recently used first."""
-        return []
+        return self._upkeep.views()
 
     def session_story(self, session_id: str) -> Story:
         """Return what happened to a session, as far as it is remembered."""
-        return self._sessions.story(session_id)
+        return self._lives.sessions.story(session_id)
 
     def instance_story(self, instance_id: str) -> Story:
         """Return what happened to an instance, as far as it is remembered."""
-        return self._instances.story(instance_id)
+        return self._lives.instances.story(instance_id)
+
+    @property
+    def policy(self) -> PoolPolicy:
+        """The policy that the pool obeys now."""
+        return self._pool.policy
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no session and no instance at all."""
-        return not self._sessions and not self._instances
+        return not self._lives.sessions and not self._lives.instances
 
     @property
     def is_stopping(self) -> bool:
@@ -137,239 +112,192 @@ class Core:
 
     # What each event does: first the check, then the change.
 
-    def _advance(self, event: events.EffectEnded | events.RunStarted | events.VmDied, turn: _Turn) -> None:
-        instance = self._instances.find(event.instance_id)
-        state = self._instances.state(event.instance_id)
+    def _advance(self, event: events.EffectEnded | events.RunStarted | events.VmDied, turn: Turn) -> None:
+        instances = self._lives.instances
+        instance = instances.find(event.instance_id)
+        state = instances.state(event.instance_id)
         moves = type(event) in INSTANCE_MOVES[state]
         if not moves and (state, type(event)) not in HARMLESS_TO_INSTANCES:
-            raise self._instances.unfit(event.instance_id, event)
+            raise instances.unfit(event.instance_id, event)
         if instance is None:
             return
         if not fits(instance, event):
-            raise self._instances.unfit(event.instance_id, event)
+            raise instances.unfit(event.instance_id, event)
         if moves:
-            note = self._settle(instance, event)
-            self._move_instance(instance, type(event), turn, note)
+            note = self._lives.settle(instance, event)
+            self._lives.move_instance(instance, _cause(instance, event), turn, note)
 
-    def _request_session(self, event: events.SessionRequested, turn: _Turn) -> None:
-        state = self._sessions.state(event.session_id)
-        if state is not SessionState.ABSENT:
-            raise self._sessions.unfit(event.session_id, event)
+    def _request_session(self, event: events.SessionRequested, turn: Turn) -> None:
+        self._check_new_session(event)
         self._check_fresh(event.instance_id, event)
         session = Session(event.session_id, event.key, offered_id=event.instance_id, requested_at=event.at)
-        self._sessions.add(session.session_id, session)
-        self._move_session(session, type(event), event.at)
+        self._lives.sessions.add(session.session_id, session)
+        self._lives.move_session(session, type(event), event.at)
         if self._stopping:
             session.outcome = Outcome(FAILED, "shutting-down", "the supervisor is shutting down")
-            self._end_session(session, SessionOrder.REFUSE, turn)
+            self._lives.end_session(session, SessionOrder.REFUSE, turn)
             return
-        self._offered.add(session.offered_id)
+        self._lives.offered.add(session.offered_id)
         self._pool.enqueue(session.session_id, session.key)
+        self._upkeep.want(session.key, event.at)
         self._serve_queue(turn)
         if session.state is SessionState.QUEUED:
             turn.out.append(effects.TellSession(session_id=session.session_id, phase="queued"))
 
-    def _stop_session(self, event: events.StopRequested, turn: _Turn) -> None:
-        state = self._sessions.state(event.session_id)
+    def _stop_session(self, event: events.StopRequested, turn: Turn) -> None:
+        sessions = self._lives.sessions
+        state = sessions.state(event.session_id)
         if type(event) in SESSION_MOVES[state]:
             outcome = Outcome(event.status, "stopped", event.reason, asked=True)
-            self._stop(self._sessions[event.session_id], outcome, turn)
+            self._lives.stop(sessions[event.session_id], outcome, type(event), turn)
         elif (state, type(event)) not in HARMLESS_TO_SESSIONS:
-            raise self._sessions.unfit(event.session_id, event)
+            raise sessions.unfit(event.session_id, event)
 
-    def _retry_due(self, turn: _Turn) -> None:
-        for at, instance_id in self._retries.take_due(turn.event.at):
-            instance = self._instances.find(instance_id)
-            if instance is not None and instance.retry_at == at:
-                self._move_instance(instance, InstanceOrder.RETRY, turn)
+    def _take_due(self, turn: Turn) -> None:
+        at = turn.event.at
+        self._agenda.rung(at)
+        while (due := self._agenda.take(at)) is not None:
+            match due:
+                case Retry(instance_id=name):
+                    self._lives.move_instance(self._lives.instances[name], InstanceOrder.RETRY, turn)
+                case Aged(instance_id=name):
+                    self._give_up([name], turn, "too old")
+                case _:
+                    self._give_up(self._upkeep.due(due, at), turn, "not used for long")
 
-    def _make_warm(self, event: events.WarmRequested, turn: _Turn) -> None:
+    def _make_warm(self, event: events.WarmRequested, turn: Turn) -> None:
         self._check_fresh(event.instance_id, event)
-        if not self._stopping and self._pool.wants(event.key, held=self._held):
-            self._pool.expect(event.key)
-            self._add_instance(Instance(event.instance_id, event.key), type(event), turn)
+        key, at = event.key, event.at
+        if self._upkeep.answer(event.instance_id, key, paused=event.paused, at=at, places=self._places):
+            instance = Instance(event.instance_id, key, made_at=at, to_pause=event.paused)
+            self._lives.add_instance(instance, type(event), turn)
 
-    def _shut_down(self, turn: _Turn) -> None:
+    def _find(self, event: events.InstanceFound | events.WarmFound | events.SessionFound, turn: Turn) -> None:
+        """Take over what a dead supervisor left."""
+        if isinstance(event, events.SessionFound):
+            self._check_new_session(event)
+        name = event.instance_id
+        self._check_fresh(name, event)
+        match event:
+            case events.InstanceFound():
+                self._lives.add_instance(Instance(name), type(event), turn, event.reason)
+            case events.WarmFound(key=key, made_at=made_at, at=at):
+                places = 0 if self._stopping else self._places
+                if self._upkeep.adopt(name, key, made_at=made_at, at=at, places=places):
+                    self._lives.add_instance(Instance(name, key, made_at=made_at), type(event), turn)
+                else:
+                    self._lives.add_instance(
+                        Instance(name, key), events.InstanceFound, turn, "no place for it"
+                    )
+            case events.SessionFound(session_id=session_id, key=key, at=at):
+                session = Session(session_id, key, "", at, instance_id=name, source="resumed")
+                self._lives.sessions.add(session_id, session)
+                self._lives.move_session(session, type(event), at, name)
+                self._upkeep.lease(key, at)
+                self._lives.add_instance(Instance(name, key, session_id), type(event), turn, session_id)
+                if self._stopping:
+                    self._lives.stop(session, _DAEMON_STOPPED, events.ShutdownRequested, turn)
+
+    def _change_wishes(self, event: events.Event, turn: Turn) -> None:
+        """Let the pool want other things than before."""
+        match event:
+            case events.FillRequested(key=key, size=size, at=at):
+                if not self._stopping:
+                    self._upkeep.fill(key, size, at)
+            case events.DrainRequested(key=None):
+                self._give_up(self._upkeep.forget_all(), turn, "drained")
+            case events.DrainRequested(key=PoolKey() as key):
+                self._give_up(self._upkeep.forget(key), turn, "drained")
+            case events.TemplateChanged(driver=driver, template=template, generation=generation, at=at):
+                gone = self._upkeep.change_template(driver, template, generation, at)
+                self._give_up(gone, turn, "its template has changed")
+            case events.PolicyChanged(policy=policy, at=at):
+                if policy != self._pool.policy:
+                    self._give_up(self._upkeep.change_policy(policy, at), turn, "no room any more")
+            case _:
+                raise TypeError(f"no event of the core: {event!r}")
+
+    def _shut_down(self, turn: Turn) -> None:
         if self._stopping:  # people press Ctrl-C twice
             return
         self._stopping = True
-        outcome = Outcome(FAILED, "daemon-stopped", "the supervisor was stopped", asked=True)
-        for session in self._sessions.all():
+        self._upkeep.forget_all()  # its instances are given up below, in their turn
+        for session in self._lives.sessions.all():
             if session.state is not SessionState.ENDING:
-                self._stop(session, outcome, turn)
-        for instance in self._instances.all():
+                self._lives.stop(session, _DAEMON_STOPPED, events.ShutdownRequested, turn)
+        for instance in self._lives.instances.all():
             for order in (InstanceOrder.GIVE_UP, InstanceOrder.RETRY):
                 if order in INSTANCE_MOVES[instance.state]:
-                    self._move_instance(instance, order, turn, outcome.message)
+                    self._lives.move_instance(instance, order, turn, _DAEMON_STOPPED.message)
                     break
 
-    # Instances.
+    # What follows from it.
 
-    def _add_instance(self, instance: Instance, cause: InstanceCause, turn: _Turn, note: str = "") -> None:
-        self._instances.add(instance.instance_id, instance)
-        self._move_instance(instance, cause, turn, note)
-
-    def _move_instance(self, instance: Instance, cause: InstanceCause, turn: _Turn, note: str = "") -> None:
-        """Take one step of the table, and begin what the new state begins with."""
-        before = instance.state
-        after = INSTANCE_MOVES[before][cause]
-        if before in _UNCLAIMED_STATES and after not in _UNCLAIMED_STATES and not instance.session_id:
-            self._pool.take_out(instance.instance_id, instance.key)
-        self._counts[before] -= 1
-        self._counts[after] += 1
-        instance.state = after
-        instance.since = turn.event.at
-        self._instances.record(instance.instance_id, _step(turn.event.at, before, cause, after, note))
-        self._begin(instance, turn, note)
-
-    def _begin(self, instance: Instance, turn: _Turn, note: str) -> None:
-        """Do what the state begins with, that the instance has just come into."""
-        name = instance.instance_id
-        if (effect := first_effect(instance)) is not None:
-            if instance.session_id:
-                phase = PHASES[instance.state]
-                turn.out.append(effects.TellSession(session_id=instance.session_id, phase=phase))
-            turn.out.append(effect)
-            instance.in_flight = type(effect)
-            instance.retry_at = None
-            return
-        match instance.state:
-            case InstanceState.WARM:
-                instance.in_flight = None
-                if instance.session_id:
-                    self._move_instance(instance, InstanceOrder.CLAIM, turn)
-                else:
-                    self._pool.add_warm(name, instance.key)
-            case InstanceState.RUNNING:
-                self._move_session(self._sessions[instance.session_id], events.RunStarted, turn.event.at)
-            case InstanceState.ABANDONED:
-                turn.out.append(effects.Cancel(instance_id=name))
-            case InstanceState.STUCK:
-                instance.in_flight = None
-                self._wait_for_retry(instance, turn, note)
-            case InstanceState.LEAKED:
-                if instance.failed_deletions == LEAK_AFTER:
-                    turn.out.append(effects.ReportLeak(instance_id=name, message=note))
-            case _:
-                self._instances.retire(name)
-                self._release(instance, turn)
-
-    def _wait_for_retry(self, instance: Instance, turn: _Turn, note: str) -> None:
-        instance.failed_deletions += 1
-        instance.retry_at = turn.event.at + delay_s(instance.failed_deletions)
-        self._retries.add(instance.retry_at, instance.instance_id)
-        self._release(instance, turn)
-        if instance.failed_deletions >= LEAK_AFTER:
-            self._move_instance(instance, InstanceOrder.REPORT, turn, note)
-
-    def _settle(self, instance: Instance, event: events.InstanceEvent) -> str:
-        """Decide what the event means for the instance's session; return a note for the story."""
-        match event:
-            case events.RunDone():
-                outcome, note = Outcome(event.status), f"status {event.status}"
-            case events.EffectFailed():
-                outcome, note = Outcome(FAILED, event.code, event.message), f"{event.code}: {event.message}"
-            case events.VmDied():
-                outcome, note = Outcome(FAILED, "vm-died", event.reason), event.reason
-            case _:
-                return ""
-        session = self._sessions.find(instance.session_id)
-        if session is None:
-            return note
-        if session.state is not SessionState.ENDING or (
-            isinstance(event, events.RunDone) and session.outcome.asked
-        ):
-            session.outcome = outcome
-            self._move_session(session, type(event), event.at, note)
-        return note
-
-    # Sessions.
-
-    def _move_session(self, session: Session, cause: SessionCause, at: float, note: str = "") -> None:
-        before = session.state
-        session.state = SESSION_MOVES[before][cause]
-        if session.state is not before:
-            session.since = at
-        self._sessions.record(session.session_id, _step(at, before, cause, session.state, note))
-
-    def _stop(self, session: Session, outcome: Outcome, turn: _Turn) -> None:
-        session.outcome = outcome
-        if session.state is SessionState.QUEUED:
-            self._pool.dequeue(session.session_id)
-            self._offered.remove(session.offered_id)
-            self._end_session(session, type(turn.event), turn)
-        else:
-            self._move_session(session, type(turn.event), turn.event.at, outcome.message)
-            instance = self._instances[session.instance_id]
-            self._move_instance(instance, InstanceOrder.GIVE_UP, turn, outcome.message)
-
-    def _release(self, instance: Instance, turn: _Turn) -> None:
-        """Let the instance's session have its exit status, unless it has it already."""
-        if instance.session_id:
-            session = self._sessions[instance.session_id]
-            instance.session_id = ""
-            self._end_session(session, SessionOrder.RELEASE, turn)
-
-    def _end_session(self, session: Session, cause: SessionCause, turn: _Turn) -> None:
-        outcome = session.outcome
-        self._move_session(session, cause, turn.event.at, outcome.code)
-        self._sessions.retire(session.session_id)
-        turn.out.append(
-            effects.EndSession(
-                session_id=session.session_id,
-                status=outcome.status,
-                code=outcome.code,
-                message=outcome.message,
-            )
-        )
-
-    def _serve_queue(self, turn: _Turn) -> None:
+    def _serve_queue(self, turn: Turn) -> None:
         """Give those who wait what there is."""
-        while choice := self._pool.assign(held=self._held, leaving=self._leaving):
+        lives, at = self._lives, turn.event.at
+        while choice := self._pool.assign(held=lives.held, leaving=lives.leaving):
             deed, session_id, instance_id = choice
             if deed is Assign.EVICT:
-                self._move_instance(self._instances[instance_id], InstanceOrder.GIVE_UP, turn, "evicted")
+                self._give_up([instance_id], turn, "evicted")
                 continue
-            session = self._sessions[session_id]
+            session = lives.sessions[session_id]
             self._pool.dequeue(session_id)
-            self._offered.remove(session.offered_id)
+            lives.offered.remove(session.offered_id)
             session.instance_id = instance_id or session.offered_id
-            self._move_session(session, SessionOrder.ADMIT, turn.event.at, session.instance_id)
+            lives.move_session(session, SessionOrder.ADMIT, at, session.instance_id)
             if deed is Assign.CLAIM:
-                instance = self._instances[instance_id]
-                self._pool.take_out(instance_id, instance.key)
+                instance = lives.instances[instance_id]
+                session.source = instance.state.value
+                self._upkeep.lose(instance_id, instance.key, at)
+                self._upkeep.succeed(instance.key)
+                self._upkeep.lease(session.key, at)
                 instance.session_id = session_id
-                self._move_instance(instance, InstanceOrder.CLAIM, turn, session_id)
+                lives.move_instance(instance, InstanceOrder.CLAIM, turn, session_id)
             else:
-                instance = Instance(session.instance_id, session.key, session_id)
-                self._add_instance(instance, InstanceOrder.MAKE, turn, session_id)
+                session.source = "made"
+                self._upkeep.lease(session.key, at)
+                instance = Instance(session.instance_id, session.key, session_id, made_at=at)
+                lives.add_instance(instance, InstanceOrder.MAKE, turn, session_id)
 
-    # What is asked of the whole.
+    def _fill_pool(self, turn: Turn) -> None:
+        """Ask for what the pool lacks, unless a session waits."""
+        while (step := self._upkeep.next_step(places=self._places)) is not None:
+            if isinstance(step, Ask):
+                turn.out.append(effects.RequestWarm(key=step.key, paused=step.paused))
+            else:
+                self._give_up([step.instance_id], turn, "memory for another key")
+
+    def _give_up(self, names: Iterable[str], turn: Turn, note: str) -> None:
+        """Give up unclaimed instances."""
+        for name in names:
+            self._lives.move_instance(self._lives.instances[name], InstanceOrder.GIVE_UP, turn, note)
 
     @property
-    def _held(self) -> int:
-        """Instances that take up resources, as far as the ceiling is concerned."""
-        return len(self._instances) - self._counts[InstanceState.LEAKED]
+    def _places(self) -> int:
+        """How many more instances there may be."""
+        return self._pool.policy.max_instances - self._lives.held
 
-    @property
-    def _leaving(self) -> int:
-        """Those of the held ones whose end is decided."""
-        counts = self._counts
-        return counts[InstanceState.ABANDONED] + counts[InstanceState.DELETING] + counts[InstanceState.STUCK]
-
-    @property
-    def _nothing_left(self) -> bool:
-        return not self._sessions and self._held == 0
+    def _check_new_session(self, event: events.SessionRequested | events.SessionFound) -> None:
+        """Raise unless there is, and was, no session of this id."""
+        if self._lives.sessions.state(event.session_id) is not SessionState.ABSENT:
+            raise self._lives.sessions.unfit(event.session_id, event)
 
     def _check_fresh(self, instance_id: str, event: events.Event) -> None:
         """Raise unless nobody has, had or was promised an instance of this id."""
-        if instance_id in self._offered:
+        if instance_id in self._lives.offered:
             raise InvalidTransition(
                 key=instance_id, state="promised to a session", event=event, story=Story(instance_id, ())
             )
-        if self._instances.state(instance_id) is not InstanceState.ABSENT:
-            raise self._instances.unfit(instance_id, event)
+        if self._lives.instances.state(instance_id) is not InstanceState.ABSENT:
+            raise self._lives.instances.unfit(instance_id, event)
 
 
-def _step(at: float, before: str, cause: InstanceCause | SessionCause, after: str, note: str) -> Step:
-    return Step(at, before, cause if isinstance(cause, str) else cause.__name__, after, note)
+_DAEMON_STOPPED = Outcome(FAILED, "daemon-stopped", "the supervisor was stopped", asked=True)
+
+
+def _cause(instance: Instance, event: events.Event) -> InstanceCause:
+    """Return by what an event moves an instance; mostly it is the event itself."""
+    if isinstance(event, events.CloneDone) and instance.to_pause:
+        return InstanceOrder.PRESTART
+    return type(event)

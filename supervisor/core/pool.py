@@ -1,16 +1,19 @@
-"""Who waits, which instances are warm, and who gets what: the assignment alone, no effects.
+"""Who waits, which instances nobody has claimed, and who gets what: the assignment alone, no effects.
 
-Every operation costs the same however many instances and sessions there are.
+Every operation costs the same however many instances and sessions there are, but for the logarithm in a heap.
 
 The queue is served strictly in the order of the requests: only its head is ever considered, so that nobody
-starves. A warm instance of another key gives way to the head when there is no other way, one at a time.
+starves. A warm or paused instance of another key gives way to the head when there is no other way, one at a
+time, that of the key which was not used for longest.
 """
 
 from collections import OrderedDict
 from enum import StrEnum
 
+from claude_vm.supervisor.core.deadlines import Ranking
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.core.shelf import Shelf
 
 __all__ = ["Assign", "Pool", "PoolPolicy"]
 
@@ -24,14 +27,22 @@ class Assign(StrEnum):
 
 
 class Pool:
-    """The queue of sessions and the index of warm instances."""
+    """The queue of sessions, and the shelves.
+
+    `memory_mib` is the configured memory of all unclaimed instances, `making` the number of those of them
+    that are neither warm nor paused yet. The policy may be replaced.
+    """
 
     def __init__(self, policy: PoolPolicy) -> None:
-        self._policy = policy
+        self.policy = policy
+        self.memory_mib = 0
+        self.making = 0
         self._queue: OrderedDict[str, PoolKey] = OrderedDict()
-        self._warm: OrderedDict[str, PoolKey] = OrderedDict()
-        self._warm_by_key: dict[PoolKey, OrderedDict[str, None]] = {}
-        self._unclaimed: dict[PoolKey, int] = {}
+        self._shelves: dict[PoolKey, Shelf] = {}
+        self._of_template: dict[tuple[str, str], dict[PoolKey, None]] = {}
+        self._ready: Ranking[PoolKey] = Ranking()  # keys with something warm or paused, by their last use
+
+    # The queue.
 
     def enqueue(self, session_id: str, key: PoolKey) -> None:
         """Let a session wait behind all others."""
@@ -41,31 +52,83 @@ class Pool:
         """Let a session wait no longer."""
         del self._queue[session_id]
 
-    def expect(self, key: PoolKey) -> None:
-        """Count an instance that is made without a session, until `take_out`."""
-        self._unclaimed[key] = self._unclaimed.get(key, 0) + 1
+    @property
+    def has_queue(self) -> bool:
+        """Whether a session waits."""
+        return bool(self._queue)
 
-    def add_warm(self, instance_id: str, key: PoolKey) -> None:
-        """Offer an expected instance, now that it is ready, to the sessions with its key."""
-        self._warm[instance_id] = key
-        self._warm_by_key.setdefault(key, OrderedDict())[instance_id] = None
+    # The shelves.
 
-    def take_out(self, instance_id: str, key: PoolKey) -> None:
-        """Neither expect nor offer an instance any longer: it is claimed, or given up."""
-        _decrement(self._unclaimed, key)
-        if self._warm.pop(instance_id, None) is not None:
-            same = self._warm_by_key[key]
-            del same[instance_id]
+    def shelf(self, key: PoolKey) -> Shelf:
+        """Return a key's shelf, an empty one if there was none."""
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            shelf = self._shelves[key] = Shelf(key)
+            self._of_template.setdefault((key.driver, key.template), {})[key] = None
+        return shelf
+
+    def find(self, key: PoolKey) -> Shelf | None:
+        """Return a key's shelf, or None."""
+        return self._shelves.get(key)
+
+    def shelves(self) -> list[Shelf]:
+        """Return all shelves, as a list of the caller's own."""
+        return list(self._shelves.values())
+
+    def shelves_of(self, driver: str, template: str) -> list[Shelf]:
+        """Return the shelves of all generations of a template, as a list of the caller's own."""
+        return [self._shelves[key] for key in self._of_template.get((driver, template), ())]
+
+    def tidy(self, shelf: Shelf) -> None:
+        """Remove a shelf that nothing stands on and that nobody wants."""
+        key = shelf.key
+        if shelf.is_needless and self._shelves.pop(key, None) is not None:
+            same = self._of_template[key.driver, key.template]
+            del same[key]
             if not same:
-                del self._warm_by_key[key]
+                del self._of_template[key.driver, key.template]
 
-    def wants(self, key: PoolKey, *, held: int) -> bool:
-        """Tell whether an unclaimed instance of a key may be made now; those who wait come first."""
-        return (
-            not self._queue
-            and held < self._policy.max_instances
-            and self._unclaimed.get(key, 0) < self._policy.size
-        )
+    def use(self, shelf: Shelf, at: float) -> None:
+        """Note that a key is used."""
+        shelf.last_used_at = at
+        if shelf.key in self._ready:
+            self._ready.put(shelf.key, at)
+
+    # Unclaimed instances.
+
+    def expect(self, instance_id: str, shelf: Shelf, *, made_at: float, paused: bool) -> None:
+        """Count an instance that is made without a session, until `take_out`."""
+        shelf.making[instance_id] = made_at
+        if paused:
+            shelf.to_pause.add(instance_id)
+        self.memory_mib += shelf.key.memory_mib
+        self.making += 1
+
+    def offer(self, instance_id: str, shelf: Shelf) -> None:
+        """Offer an expected instance, now that it is warm or paused, to the sessions with its key."""
+        made_at = shelf.making.pop(instance_id)
+        paused = instance_id in shelf.to_pause
+        (shelf.paused if paused else shelf.warm)[instance_id] = made_at
+        shelf.to_pause.discard(instance_id)
+        self.making -= 1
+        if shelf.key not in self._ready:
+            self._ready.put(shelf.key, shelf.recency)
+
+    def take_out(self, instance_id: str, shelf: Shelf) -> None:
+        """Neither expect nor offer an instance any longer: it is claimed, or given up."""
+        if shelf.making.pop(instance_id, None) is not None:
+            shelf.to_pause.discard(instance_id)
+            self.making -= 1
+        elif shelf.warm.pop(instance_id, None) is None:
+            del shelf.paused[instance_id]
+        self.memory_mib -= shelf.key.memory_mib
+        if not shelf.warm and not shelf.paused:
+            self._ready.discard(shelf.key)
+
+    def least_used(self) -> Shelf | None:
+        """Return the shelf with something warm or paused whose last use is longest ago, or None."""
+        first = self._ready.first()
+        return None if first is None else self._shelves[first[1]]
 
     def assign(self, *, held: int, leaving: int) -> tuple[Assign, str, str] | None:
         """Say what to do for the head of the queue: the deed, the session, the instance where there is one.
@@ -76,16 +139,11 @@ class Pool:
         if not self._queue:
             return None
         session_id, key = next(iter(self._queue.items()))
-        if same := self._warm_by_key.get(key):
-            return Assign.CLAIM, session_id, next(iter(same))
-        if held < self._policy.max_instances:
+        shelf = self._shelves.get(key)
+        if shelf is not None and (shelf.warm or shelf.paused):
+            return Assign.CLAIM, session_id, next(iter(shelf.warm or shelf.paused))
+        if held < self.policy.max_instances:
             return Assign.MAKE, session_id, ""
-        if self._warm and not leaving:
-            return Assign.EVICT, session_id, next(iter(self._warm))
+        if not leaving and (other := self.least_used()) is not None:
+            return Assign.EVICT, session_id, other.least_ready()
         return None
-
-
-def _decrement(counts: dict[PoolKey, int], key: PoolKey) -> None:
-    counts[key] -= 1
-    if not counts[key]:
-        del counts[key]

@@ -7,6 +7,8 @@
       │ ShutdownRequested, REFUSE                                    RELEASE      ▲
       └───────────────────────────────────────────────────────────────────────────┘
 
+A session of a dead supervisor that runs on begins with RUNNING (SessionFound).
+
 QUEUED has no instance and waits for a place. PREPARING has one, whose main command does not run yet. ENDING
 has its outcome and waits until nothing of its instance is left, or until the first try to delete it has
 failed: a client is not held up by our trouble, and the instance is not forgotten.
@@ -65,6 +67,7 @@ MOVES: Mapping[SessionState, Mapping[SessionCause, SessionState]] = MappingProxy
     {
         _S.ABSENT: {
             events.SessionRequested: _S.QUEUED,
+            events.SessionFound: _S.RUNNING,
         },
         _S.QUEUED: {
             _O.ADMIT: _S.PREPARING,

@@ -12,8 +12,9 @@ from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.pool import PoolPolicy
 
 
-def pool_key(name="t"):
-    return PoolKey(driver="sim", template=name, generation="1", cpus=2, memory_mib=512, disk_gib=4)
+def pool_key(name="t", generation="1", memory_mib=512):
+    fields = {"generation": generation, "memory_mib": memory_mib}
+    return PoolKey(driver="sim", template=name, cpus=2, disk_gib=4, **fields)
 
 
 def freeze(thing):
@@ -35,18 +36,39 @@ def freeze(thing):
 
 
 class Rig:
-    """A core under test. Time stands still unless a test moves `now`."""
+    """A core under test. Time stands still unless a test moves `now`.
+
+    `alarms` are the instants of all `WakeAt`, `asked` the keys and flags of each `RequestWarm` since it was
+    last looked at; nobody answers those but the test.
+    """
 
     def __init__(self, policy=None):
         self.core = Core(policy)
         self.now = 100.0
         self.log = []
+        self.alarms = []
+        self._asked = []
+        self._hidden = effects.TellSession
+        if policy is not None and (policy.size or policy.paused):
+            self._hidden |= effects.WakeAt | effects.RequestWarm
 
     def send(self, kind, **fields):
-        """Give the core an event; return the effects without the notices of phases."""
+        """Give the core an event; return the effects without the notices of phases.
+
+        Where the policy keeps something warm, they are also without the alarms and the requests to make more.
+        """
         event = kind(at=self.now, **fields)
         self.log.append(event)
-        return [e for e in self.core.handle(event) if not isinstance(e, effects.TellSession)]
+        out = self.core.handle(event)
+        self.alarms += [e.deadline for e in out if isinstance(e, effects.WakeAt)]
+        self._asked += [(e.key, e.paused) for e in out if isinstance(e, effects.RequestWarm)]
+        return [e for e in out if not isinstance(e, self._hidden)]
+
+    @property
+    def asked(self):
+        """What the pool has asked for since the last look."""
+        asked, self._asked = self._asked, []
+        return asked
 
     def send_for_phases(self, kind, **fields):
         """Give the core an event; return only the phases that sessions are told."""
@@ -57,12 +79,46 @@ class Rig:
         fields = {"session_id": f"s{n}", "instance_id": f"i{n}", "key": key or pool_key()}
         return self.send(events.SessionRequested, **fields)
 
-    def warm(self, n=1, key=None):
-        return self.send(events.WarmRequested, instance_id=f"i{n}", key=key or pool_key())
+    def fill(self, size=None, key=None):
+        return self.send(events.FillRequested, key=key or pool_key(), size=size)
 
-    def make_warm(self, n=1, key=None):
-        self.warm(n, key)
+    def drain(self, key=None):
+        return self.send(events.DrainRequested, key=key)
+
+    def warm(self, n=1, key=None, *, paused=False):
+        return self.send(events.WarmRequested, instance_id=f"i{n}", key=key or pool_key(), paused=paused)
+
+    def wish(self, n=1, key=None, size=None):
+        """Have an instance made ahead, as far as its clone."""
+        self.fill(size, key)
+        return self.warm(n, key)
+
+    def make_warm(self, n=1, key=None, size=None):
+        self.wish(n, key, size)
         return self.connect(n)
+
+    def make_paused(self, n=1, key=None):
+        self.fill(None, key)
+        self.warm(n, key, paused=True)
+        self.cloned(n)
+        return self.prestarted(n)
+
+    def prestarted(self, n=1):
+        return self.send(events.PrestartDone, instance_id=f"i{n}")
+
+    def warm_found(self, n=1, key=None, made_at=None):
+        fields = {"instance_id": f"i{n}", "key": key or pool_key()}
+        return self.send(events.WarmFound, made_at=self.now if made_at is None else made_at, **fields)
+
+    def session_found(self, n=1, key=None, instance=None):
+        fields = {"session_id": f"s{n}", "instance_id": f"i{instance or n}", "key": key or pool_key()}
+        return self.send(events.SessionFound, **fields)
+
+    def change(self, generation, name="t"):
+        return self.send(events.TemplateChanged, driver="sim", template=name, generation=generation)
+
+    def obey(self, **policy):
+        return self.send(events.PolicyChanged, policy=PoolPolicy(**policy))
 
     def cloned(self, n=1):
         return self.send(events.CloneDone, instance_id=f"i{n}")
@@ -132,6 +188,10 @@ class Rig:
 
     def snapshot(self):
         return freeze(self.core)
+
+    def pool(self, key=None):
+        """What the pool has of a key, or None."""
+        return next((view for view in self.core.pools() if view.key == (key or pool_key())), None)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import pytest
 
 from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.effects import Cancel, Clone, Connect, Delete, Run, Start
-from claude_vm.supervisor.core.pool import PoolPolicy
 
 
 def test_a_session_without_a_warm_instance_goes_through_clone_start_connect_and_run(rig, key_of):
@@ -33,6 +32,7 @@ def test_the_client_is_told_each_phase_once_and_in_order(rig, key_of):
 def test_a_warm_instance_with_the_same_key_runs_the_session_at_once(make_rig):
     rig = make_rig(size=1)
     assert rig.make_warm(1) == []
+    assert rig.core.instances()[0].made_at == 100.0
     fields = {"session_id": "s2", "instance_id": "i2", "key": rig.core.instances()[0].key}
     assert rig.send(events.SessionRequested, **fields) == [Run(instance_id="i1", session_id="s2")]
     assert [view.instance_id for view in rig.core.instances()] == ["i1"]
@@ -111,49 +111,16 @@ def test_a_warm_instance_of_another_key_gives_way_to_a_waiting_session(make_rig,
     rig = make_rig(max_instances=2, size=2)
     rig.make_warm(1, key_of("a"))
     rig.make_warm(2, key_of("a"))
+    rig.now += 1
     assert rig.request(3, key_of("b")) == [Delete(instance_id="i1")]
     assert rig.request(4, key_of("b")) == []  # one at a time: a place comes free already
     assert rig.deleted(1) == [Clone(instance_id="i3", key=key_of("b")), Delete(instance_id="i2")]
     assert rig.deleted(2) == [Clone(instance_id="i4", key=key_of("b"))]
 
 
-def test_the_pool_keeps_as_many_unclaimed_instances_of_a_key_as_its_policy_says(make_rig, key_of):
-    rig = make_rig(size=1)
-    assert rig.warm(1) == [Clone(instance_id="i1", key=key_of())]
-    assert rig.warm(2) == []
-    assert rig.warm(3, key_of("b")) == [Clone(instance_id="i3", key=key_of("b"))]
-    rig.connect(1)
-    assert rig.warm(4) == []
-    rig.request(5)
-    assert rig.instance_state(1) == "leased"
-    assert rig.warm(6) == [Clone(instance_id="i6", key=key_of())]
-
-
-@pytest.mark.parametrize("end", ["failed", "died"])
-def test_an_unclaimed_instance_that_comes_to_nothing_makes_room_for_another(make_rig, key_of, end):
-    rig = make_rig(size=1)
-    rig.warm(1)
-    getattr(rig, end)(1)
-    assert rig.warm(2) == [Clone(instance_id="i2", key=key_of())]
-
-
-def test_without_a_warm_size_nothing_is_made_ahead(rig):
-    assert rig.warm(1) == []
-    assert rig.core.is_empty
-
-
-def test_nothing_is_made_ahead_at_the_ceiling_or_while_a_session_waits(make_rig, key_of):
-    rig = make_rig(size=3, max_instances=1)
-    rig.run(1)
-    assert rig.warm(2) == []
-    rig.request(3)
-    rig.run_done(1)
-    assert rig.warm(4) == []
-
-
 def test_a_waiting_session_takes_the_instance_of_its_key_that_becomes_warm(make_rig):
     rig = make_rig(size=1, max_instances=1)
-    rig.warm(1)
+    rig.wish(1)
     assert rig.request(2) == []
     rig.cloned(1)
     rig.started(1)
@@ -162,17 +129,11 @@ def test_a_waiting_session_takes_the_instance_of_its_key_that_becomes_warm(make_
 
 def test_an_unclaimed_instance_of_another_key_is_not_warm_before_it_gives_way(make_rig, key_of):
     rig = make_rig(size=1, max_instances=1)
-    rig.warm(1, key_of("a"))
+    rig.wish(1, key_of("a"))
     assert rig.request(2, key_of("b")) == []
     rig.cloned(1)
     rig.started(1)
     assert rig.connected(1) == [Delete(instance_id="i1")]
-
-
-@pytest.mark.parametrize("policy", [{"size": -1}, {"max_instances": 0}])
-def test_a_policy_out_of_range_is_refused(policy):
-    with pytest.raises(ValueError, match="must be at least"):
-        PoolPolicy(**policy)
 
 
 def test_the_listings_show_what_there_is(make_rig, key_of):
@@ -188,6 +149,8 @@ def test_the_listings_show_what_there_is(make_rig, key_of):
     assert (made.state, made.key, made.session_id, made.since) == ("starting", key_of(), "s1", 103.0)
     one, two = rig.core.sessions()
     assert (one.session_id, one.state, one.instance_id, one.status) == ("s1", "preparing", "i1", None)
+    assert (one.source, two.source) == ("made", "")
+    assert (found.made_at, made.made_at) == (None, 101.0)
     assert (two.state, two.instance_id, two.requested_at, two.since) == ("queued", None, 101.0, 101.0)
     rig.stop(1, status=130)
     assert rig.core.sessions()[0].status == 130

@@ -12,7 +12,11 @@ import msgspec
 import pytest
 
 from claude_vm.supervisor.core import events
+from claude_vm.supervisor.core.due import Idle
+from claude_vm.supervisor.core.effects import Run
+from claude_vm.supervisor.core.lives import Turn
 from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.core.pool import PoolPolicy
 from claude_vm.supervisor.core.registry import RETIRED_IDS, Registry
 
 LIFE = ["request", "cloned", "started", "connected", "run_started", "run_done", "deleted"]
@@ -21,6 +25,13 @@ OTHER_LIVES = [
     ["run", "died", "cancelled", "deleted"],
     ["found", "failed", "deleted_at_last"],
     ["make_warm", "died", "deleted"],
+    ["make_warm", "claim", "run_done_9"],
+    ["make_warm", "drain", "deleted"],
+    ["make_warm", "change", "deleted"],
+    ["make_warm", "age"],
+    ["fill", "idle"],
+    ["warm_found", "connected", "claim"],
+    ["session_found", "stop", "cancelled", "deleted"],
 ]
 
 
@@ -51,8 +62,8 @@ def lines_of(work):
 
 
 def crowd(make_rig, key_of, size):
-    """Make a core with many of everything: running, warm, waiting for a retry, queued."""
-    rig = make_rig(size=size + 1, max_instances=3 * size + 1)
+    """Make a core with many of everything: running, warm, waiting for a retry, and keys that are wanted."""
+    rig = make_rig(size=1, max_instances=3 * size + 9, memory_budget_mib=512 * (size + 2))
     for n in range(size):
         rig.run(f"r{n}")
         rig.make_warm(f"w{n}", key_of(f"k{n}"))
@@ -61,12 +72,22 @@ def crowd(make_rig, key_of, size):
     return rig
 
 
-def live(rig, words):
+def live(rig, words, key):
+    """Let things happen to an instance of a key of its own, or of the crowd's sessions' one."""
+    deeds = {
+        "make_warm": lambda: rig.make_warm("new", key),
+        "claim": lambda: rig.request(9, key),
+        "run_done_9": lambda: rig.run_done("new", session=9),
+        "drain": lambda: rig.drain(key),
+        "change": lambda: rig.change("2", key.template),
+        "fill": lambda: rig.fill(key=key),
+        "warm_found": lambda: rig.warm_found("new", key),
+        "idle": lambda: rig.core._upkeep.due(Idle(key), rig.now + 1800.0),
+        "age": lambda: rig.core._give_up(["inew"], Turn(events.Tick(at=rig.now), []), "too old"),
+        "deleted_at_last": lambda: rig.tick(after=0.0),
+    }
     for word in words:
-        if word == "deleted_at_last":
-            rig.tick(after=0.0)
-        else:
-            getattr(rig, word)("new")
+        deeds.get(word, lambda word=word: getattr(rig, word)("new"))()
 
 
 @pytest.mark.parametrize("words", [LIFE, *OTHER_LIVES], ids=" ".join)
@@ -74,7 +95,7 @@ def test_a_life_costs_the_same_among_few_and_among_many(make_rig, key_of, words)
     costs = []
     for size in (10, 400):
         rig = crowd(make_rig, key_of, size)
-        costs.append(lines_of(lambda rig=rig: live(rig, words)))
+        costs.append(lines_of(lambda rig=rig: live(rig, words, key_of("new"))))
     # A tick or a retry may take one step more in the heap of a larger crowd.
     assert abs(costs[1] - costs[0]) <= 20
 
@@ -104,7 +125,7 @@ def test_no_event_but_the_shutdown_looks_at_all_instances_or_sessions(make_rig, 
     monkeypatch.setattr(Registry, "all", lambda registry: looked.append(1) or everything(registry))
     for words in (LIFE, *OTHER_LIVES):
         for word in words:
-            live(rig, [word])
+            live(rig, [word], key_of("new"))
         rig = crowd(make_rig, key_of, 3)
     assert looked == []
     rig.shut_down()
@@ -130,11 +151,12 @@ def sequences(thing, seen):
         yield from sequences(part, seen)
 
 
-def test_no_sequence_that_could_be_scanned_is_as_long_as_the_crowd_but_the_heap_of_retries(make_rig, key_of):
+def test_no_sequence_that_could_be_scanned_is_as_long_as_the_crowd_but_the_heaps(make_rig, key_of):
     rig = crowd(make_rig, key_of, 100)
+    heaps = [rig.core._agenda._due._heap, rig.core._pool._ready._heap]
+    assert all(len(heap) >= 100 for heap in heaps)
     long = [n for n in sequences(rig.core, set()) if n >= 100]
-    assert long == [100]
-    assert len(rig.core._retries._due) == 100
+    assert sorted(long) == sorted(map(len, heaps))
 
 
 def test_what_is_remembered_does_not_grow_with_the_sessions_that_have_ended(rig, monkeypatch):
@@ -147,6 +169,7 @@ def test_what_is_remembered_does_not_grow_with_the_sessions_that_have_ended(rig,
             rig.run(n)
             rig.run_done(n)
             rig.deleted(n)
+            rig.now += 0.01
         rig.log.clear()
 
     sessions(0, RETIRED_IDS + 1)
@@ -155,9 +178,36 @@ def test_what_is_remembered_does_not_grow_with_the_sessions_that_have_ended(rig,
     assert weight() <= before * 1.01
 
 
-def test_a_core_without_a_policy_has_the_default_one():
+def test_what_is_remembered_does_not_grow_with_the_claims_and_the_keys_of_the_past(make_rig, key_of):
+    rig = make_rig(size=1, max_instances=1000, idle_timeout_s=20.0)
+
+    def claim(n):
+        key = key_of(f"k{n % 50 + 50 * (n // 500)}")  # 50 keys at a time, and other ones after 500 claims
+        (effect,) = rig.request(n, key)
+        if not isinstance(effect, Run):
+            (effect,) = rig.connect(n)
+        name = effect.instance_id[1:]
+        rig.run_done(name, session=n)
+        rig.deleted(name)
+        rig.tick(after=0.3)
+        for asked, _ in rig.asked:
+            rig.warm(f"-{n}", asked)
+            rig.connect(f"-{n}")
+        return name != str(n)
+
+    sizes, warm = [], 0
+    for part in range(4):
+        warm += sum(claim(n) for n in range(1000 * part + 1, 1000 * part + 1001))
+        seen = set()
+        sizes.append(sum(sequences((rig.core._pool, rig.core._agenda, rig.core._upkeep), seen)) + len(seen))
+    assert warm > 1000
+    assert max(sizes) <= 1.2 * sizes[0]
+
+
+def test_a_core_without_a_policy_has_the_default_one(key_of):
     core = Core()
+    assert core.policy == PoolPolicy()
     for n in range(9):
-        template = events.SessionRequested(at=0.0, session_id=f"s{n}", instance_id=f"i{n}", key=None)
-        core.handle(template)
+        fields = {"session_id": f"s{n}", "instance_id": f"i{n}", "key": key_of()}
+        core.handle(events.SessionRequested(at=0.0, **fields))
     assert [view.state for view in core.sessions()].count("queued") == 1

@@ -4,26 +4,41 @@ import pytest
 
 from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.errors import InvalidTransition
-from claude_vm.supervisor.core.instance import HARMLESS, MOVES, InstanceOrder, InstanceState
+from claude_vm.supervisor.core.instance import (
+    HARMLESS,
+    IN_USE,
+    MOVES,
+    UNCLAIMED,
+    InstanceOrder,
+    InstanceState,
+)
 
 # "-" does not fit, "=" is harmless (no change, no effect), a word is the next state.
 GRID = """
-state             CloneDone PrestartDone StartDone  ConnectDone RunDone  DeleteDone EffectFailed EffectCancelled RunStarted VmDied
-absent            -         -            -          -           -        -          -            -               -          -
-cloning           starting  -            -          -           -        -          deleting     -               -          abandoned
-starting          -         -            connecting -           -        -          deleting     -               -          abandoned
-connecting        -         -            -          leased      -        -          deleting     -               -          abandoned
-warm              -         -            -          -           -        -          -            -               -          deleting
-leased            -         -            -          -           deleting -          deleting     -               running    abandoned
-running           -         -            -          -           deleting -          deleting     -               -          abandoned
-abandoned:clone   deleting  -            -          -           -        -          deleting     deleting        -          =
-abandoned:start   -         -            deleting   -           -        -          deleting     deleting        -          =
-abandoned:connect -         -            -          deleting    -        -          deleting     deleting        -          =
-abandoned:run     -         -            -          -           deleting -          deleting     deleting        =          =
-deleting          -         -            -          -           -        deleted    stuck        -               -          =
-stuck             -         -            -          -           -        -          -            -               -          =
-leaked            -         -            -          -           -        -          -            -               -          =
-deleted           -         -            -          -           -        -          -            -               -          =
+state              CloneDone   PrestartDone StartDone  ConnectDone RunDone  DeleteDone EffectFailed EffectCancelled RunStarted VmDied
+absent             -           -            -          -           -        -          -            -               -          -
+cloning            starting    -            -          -           -        -          deleting     -               -          abandoned
+cloning:paused     prestarting -            -          -           -        -          deleting     -               -          abandoned
+prestarting        -           paused       -          -           -        -          deleting     -               -          abandoned
+paused             -           -            -          -           -        -          -            -               -          deleting
+starting:paused    -           -            connecting -           -        -          deleting     -               -          abandoned
+starting           -           -            connecting -           -        -          deleting     -               -          abandoned
+connecting         -           -            -          leased      -        -          deleting     -               -          abandoned
+connecting:found   -           -            -          warm        -        -          deleting     -               -          abandoned
+warm               -           -            -          -           -        -          -            -               -          deleting
+leased             -           -            -          -           deleting -          deleting     -               running    abandoned
+running            -           -            -          -           deleting -          deleting     -               -          abandoned
+running:found      -           -            -          -           deleting -          deleting     -               -          abandoned
+abandoned:clone    deleting    -            -          -           -        -          deleting     deleting        -          =
+abandoned:prestart -           deleting     -          -           -        -          deleting     deleting        -          =
+abandoned:start    -           -            deleting   -           -        -          deleting     deleting        -          =
+abandoned:connect  -           -            -          deleting    -        -          deleting     deleting        -          =
+abandoned:run      -           -            -          -           deleting -          deleting     deleting        =          =
+abandoned:resume   -           -            -          -           deleting -          deleting     deleting        -          =
+deleting           -           -            -          -           -        deleted    stuck        -               -          =
+stuck              -           -            -          -           -        -          -            -               -          =
+leaked             -           -            -          -           -        -          -            -               -          =
+deleted            -           -            -          -           -        -          -            -               -          =
 """  # noqa: E501 - a table
 HEAD, *ROWS = [line.split() for line in GRID.strip().splitlines()]
 CELLS = {(row[0], event): cell for row in ROWS for event, cell in zip(HEAD[1:], row[1:], strict=True)}
@@ -48,7 +63,15 @@ def fail_deletion(rig, times):
 PATHS = {
     "absent": [],
     "cloning": ["request"],
+    "cloning:paused": ["wish_paused"],
+    "prestarting": ["wish_paused", "cloned"],
+    "paused": ["wish_paused", "cloned", "prestarted"],
     "starting": ["request", "cloned"],
+    "starting:paused": ["wish_paused", "cloned", "prestarted", "claim"],
+    "connecting:found": ["warm_found"],
+    "running:found": ["session_found"],
+    "abandoned:prestart": ["wish_paused", "cloned", "drain"],
+    "abandoned:resume": ["session_found", "stop"],
     "connecting": ["request", "cloned", "started"],
     "warm": ["make_warm"],
     "leased": ["request", "connect"],
@@ -62,17 +85,32 @@ PATHS = {
 }
 
 
+AHEAD = {"paused": 1, "prestart_drivers": frozenset({"sim"})}
+RIGS = {place: AHEAD for place, words in PATHS.items() if "wish_paused" in words}
+
+
+def follow(rig, words):
+    for word in words:
+        match word:
+            case "wish_paused":
+                rig.fill()
+                rig.warm(paused=True)
+            case "claim":
+                rig.request(9)
+            case _:
+                getattr(rig, word)()
+
+
 @pytest.fixture
 def rig_in(make_rig):
     def make(place):
-        rig = make_rig(size=1)
+        rig = make_rig(**RIGS.get(place, {"size": 1}))
         if place == "stuck":
             fail_deletion(rig, 1)
         elif place == "leaked":
             fail_deletion(rig, 5)
         else:
-            for word in PATHS[place]:
-                getattr(rig, word)()
+            follow(rig, PATHS[place])
         assert rig.instance_state() == place.partition(":")[0]
         return rig
 
@@ -111,7 +149,7 @@ def test_each_event_in_each_state_does_what_the_grid_says_or_raises_and_changes_
         assert rig.core.instance_story("i1").steps[-1].at == rig.now
 
 
-@pytest.mark.parametrize("place", ["leased", "running", "abandoned:run"])
+@pytest.mark.parametrize("place", ["leased", "running", "running:found", "abandoned:run", "abandoned:resume"])
 @pytest.mark.parametrize("event", ["RunDone", "RunStarted"])
 def test_news_of_a_run_that_name_another_session_raise_and_change_nothing(rig_in, place, event):
     rig = rig_in(place)
@@ -126,17 +164,20 @@ def test_news_of_a_run_that_name_another_session_raise_and_change_nothing(rig_in
     ("place", "expected"),
     [
         ("cloning", effects.Clone),
+        ("prestarting", effects.Prestart),
         ("starting", effects.Start),
+        ("starting:paused", effects.Start),
+        ("connecting:found", effects.Connect),
+        ("running:found", effects.Resume),
         ("connecting", effects.Connect),
         ("leased", effects.Run),
     ],
 )
 def test_each_state_on_the_way_to_a_run_begins_with_its_effect(make_rig, place, expected):
-    rig = make_rig()
+    rig = make_rig(**RIGS.get(place, {"size": 1}))
     *path, last = {"leased": ["request", "cloned", "started", "connected"]}.get(place, PATHS[place])
-    for word in path:
-        getattr(rig, word)()
-    (effect,) = getattr(rig, last)()
+    follow(rig, path)
+    (effect,) = rig.request(9) if last == "claim" else getattr(rig, last)()
     assert type(effect) is expected
     assert effect.instance_id == "i1"
 
@@ -156,6 +197,12 @@ def test_what_has_run_anything_never_becomes_warm_again():
         InstanceState.LEAKED,
         InstanceState.DELETED,
     }
+
+
+def test_what_was_never_claimed_is_not_in_use_by_a_session():
+    for state, moves in MOVES.items():
+        if state in UNCLAIMED:
+            assert set(moves.values()) <= IN_USE | {InstanceState.ABANDONED, InstanceState.DELETING}
 
 
 def test_every_state_leads_to_deleted_and_deleted_leads_nowhere():
@@ -181,7 +228,7 @@ def test_each_harmless_event_has_a_reason_and_is_in_no_table():
 
 
 @pytest.mark.parametrize("place", [row[0] for row in ROWS if row[0] != "absent"])
-@pytest.mark.parametrize("word", ["found", "warm"])
+@pytest.mark.parametrize("word", ["found", "warm", "warm_found", "session_found"])
 def test_an_instance_id_that_was_ever_used_can_not_be_introduced_again(rig_in, place, word):
     rig = rig_in(place)
     before = rig.snapshot()

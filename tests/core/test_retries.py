@@ -3,7 +3,7 @@
 import pytest
 
 from claude_vm.supervisor.core.effects import Clone, Delete, ReportLeak, WakeAt
-from claude_vm.supervisor.core.retries import LEAK_AFTER, Retries, delay_s
+from claude_vm.supervisor.core.retries import LEAK_AFTER, delay_s
 
 
 def leak(rig, n=1):
@@ -46,10 +46,10 @@ def test_a_leak_that_was_told_does_not_lock_sessions_out(make_rig, key_of):
     assert Clone(instance_id="i2", key=key_of()) in rig.failed(1)
 
 
-def test_a_tick_that_comes_too_early_asks_for_the_alarm_again(rig):
+def test_a_tick_that_comes_too_early_leaves_the_alarm_that_is_under_way(rig):
     rig.found()
     rig.failed()
-    assert rig.tick(after=0.5) == [WakeAt(deadline=101.0)]
+    assert rig.tick(after=0.5) == []
     assert rig.tick(after=0.5) == [Delete(instance_id="i1")]
 
 
@@ -70,15 +70,6 @@ def test_one_alarm_serves_several_instances_that_are_due_at_once_or_later(rig):
 
 def test_a_tick_without_anything_due_does_nothing(rig):
     assert rig.tick(after=5) == []
-
-
-def test_an_earlier_alarm_is_asked_for_beside_a_later_one():
-    retries = Retries()
-    retries.add(20.0, "i1")
-    assert retries.wake() == 20.0
-    retries.add(10.0, "i2")
-    assert retries.wake() == 10.0
-    assert retries.wake() is None
 
 
 @pytest.mark.parametrize("gone", [True, False])

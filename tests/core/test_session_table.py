@@ -3,6 +3,7 @@
 import pytest
 
 from claude_vm.supervisor.core.errors import InvalidTransition
+from claude_vm.supervisor.core.events import SessionRequested
 from claude_vm.supervisor.core.session import HARMLESS, MOVES, SessionState
 
 PATHS = {
@@ -10,6 +11,7 @@ PATHS = {
     "queued": [("request", 9), ("request", 1)],
     "preparing": [("request", 1)],
     "running": [("run", 1)],
+    "running:found": [("session_found", 1)],
     "ending": [("run", 1), ("run_done", 1)],
     "ended": [("run", 1), ("run_done", 1), ("deleted", 1)],
 }
@@ -18,6 +20,7 @@ AFTER_STOP = {
     "queued": "ended",
     "preparing": "ending",
     "running": "ending",
+    "running:found": "ending",
     "ending": "ending",
     "ended": "ended",
 }
@@ -29,14 +32,14 @@ def rig_in(make_rig):
         rig = make_rig(max_instances=1)
         for word, n in PATHS[state]:
             getattr(rig, word)(n)
-        assert rig.session_state() == state
+        assert rig.session_state() == state.partition(":")[0]
         return rig
 
     return make
 
 
 def test_every_state_is_tried():
-    assert set(PATHS) == set(SessionState)
+    assert {state.partition(":")[0] for state in PATHS} == set(SessionState)
 
 
 @pytest.mark.parametrize("state", PATHS)
@@ -50,8 +53,18 @@ def test_a_session_can_be_requested_once(rig_in, state):
         with pytest.raises(InvalidTransition) as caught:
             rig.request()
         assert rig.snapshot() == before
-        assert (caught.value.key, caught.value.state) == ("s1", state)
+        assert (caught.value.key, caught.value.state) == ("s1", state.partition(":")[0])
         assert caught.value.story == rig.core.session_story("s1")
+
+
+@pytest.mark.parametrize("state", [state for state in PATHS if state != "absent"])
+def test_a_session_id_that_was_ever_used_can_not_be_found_again(rig_in, state):
+    rig = rig_in(state)
+    before = rig.snapshot()
+    with pytest.raises(InvalidTransition) as caught:
+        rig.session_found(1, instance="fresh")
+    assert rig.snapshot() == before
+    assert caught.value.key == "s1"
 
 
 @pytest.mark.parametrize("state", PATHS)
@@ -80,14 +93,14 @@ def test_a_new_session_can_not_bring_the_instance_id_of_another_one(rig_in, stat
     rig = rig_in(state)
     before = rig.snapshot()
     with pytest.raises(InvalidTransition):
-        rig.send(type(rig.log[0]), session_id="s2", instance_id="i1", key=key_of())
+        rig.send(SessionRequested, session_id="s2", instance_id="i1", key=key_of())
     assert rig.snapshot() == before
 
 
 def test_the_id_that_a_waiting_session_brought_is_free_again_when_it_stops(rig_in, key_of):
     rig = rig_in("queued")
     rig.stop()
-    rig.send(type(rig.log[0]), session_id="s2", instance_id="i1", key=key_of())
+    rig.send(SessionRequested, session_id="s2", instance_id="i1", key=key_of())
     assert rig.session_state(2) == "queued"
 
 

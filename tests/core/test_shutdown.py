@@ -1,6 +1,6 @@
 """The end of the supervisor: everyone is told, everything is deleted, then it may stop."""
 
-from claude_vm.supervisor.core.effects import Cancel, Delete, ReportLeak, StopServing, WakeAt
+from claude_vm.supervisor.core.effects import Cancel, Delete, ReportLeak, Resume, StopServing, WakeAt
 from claude_vm.supervisor.core.retries import LEAK_AFTER
 
 MESSAGE = "the supervisor was stopped"
@@ -18,7 +18,7 @@ def test_sessions_end_with_125_and_instances_are_deleted_before_the_supervisor_s
     rig.run(9)
     rig.make_warm(8)
     rig.request(2)  # takes the warm one
-    rig.warm(7)
+    rig.wish(7)
     rig.request(3)
     assert rig.shut_down() == [
         Cancel(instance_id="i9"),
@@ -66,10 +66,42 @@ def test_a_session_that_comes_too_late_is_refused_with_125(rig, ended):
     assert rig.request(3) == [ended(3, 125, "shutting-down", refused.message)]
 
 
-def test_nothing_is_made_ahead_during_shutdown(make_rig):
+def test_nothing_is_made_ahead_during_shutdown(make_rig, key_of):
     rig = make_rig(size=1)
+    rig.run(1)
+    rig.fill(key=key_of("b"))
+    assert rig.asked == [(key_of("b"), False)]
     rig.shut_down()
-    assert rig.warm() == []
+    assert rig.warm(2, key_of("b")) == []
+    rig.fill()
+    rig.change("2")
+    rig.obey(size=3)
+    rig.tick(after=10)
+    assert rig.asked == []
+
+
+def test_a_warm_instance_that_is_found_during_shutdown_is_deleted(make_rig):
+    rig = make_rig(size=1)
+    rig.run(1)
+    rig.shut_down()
+    assert rig.warm_found(2) == [Delete(instance_id="i2")]
+
+
+def test_a_session_that_is_found_during_shutdown_is_stopped(rig, ended):
+    rig.run(1)
+    rig.shut_down()
+    assert rig.session_found(2) == [Resume(instance_id="i2", session_id="s2"), Cancel(instance_id="i2")]
+    rig.cancelled(2)
+    assert rig.deleted(2) == [ended(2, 125, "daemon-stopped", MESSAGE)]
+
+
+def test_shutting_down_leaves_no_alarm_but_those_of_deletions(make_rig):
+    rig = make_rig(size=1, paused=1, prestart_drivers=frozenset({"sim"}))
+    rig.run(2)
+    rig.make_warm(1)
+    rig.shut_down()
+    assert rig.core._agenda.wake() is None
+    assert len(rig.core._agenda._due) == 0
 
 
 def test_what_waits_for_another_try_is_tried_at_once_at_shutdown_and_holds_it_up(rig):

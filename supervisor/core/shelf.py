@@ -1,0 +1,88 @@
+"""What there is of one pool key: its unclaimed instances, its sessions' ones, and the wish for more."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import msgspec
+
+from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.core.policy import PoolPolicy
+
+
+class Shelf(msgspec.Struct):
+    """One key's part of the pool. Only the pool and its upkeep change it.
+
+    `wanted` tells that somebody used the key not long ago; `filled_to` is the number of warm instances that
+    somebody asked for, None stands for the policy's. `last_used_at` is the instant of the last use.
+
+    `warm`, `paused` and `making` are the unclaimed instances, oldest first, with the instant at which the
+    making of each began; those that are made will be paused if they are in `to_pause`. `claimed` counts the
+    instances that sessions have. `asked` tells that a `RequestWarm` has no answer yet.
+
+    No instance is made before `not_before`. `failures` counts those that came to nothing, `last_error` says
+    why the last did; `ready_at` is the instant at which, since then, one became warm or paused.
+    """
+
+    key: PoolKey
+    wanted: bool = False
+    filled_to: int | None = None
+    last_used_at: float | None = None
+    warm: OrderedDict[str, float] = msgspec.field(default_factory=OrderedDict)
+    paused: OrderedDict[str, float] = msgspec.field(default_factory=OrderedDict)
+    making: OrderedDict[str, float] = msgspec.field(default_factory=OrderedDict)
+    to_pause: set[str] = msgspec.field(default_factory=set)
+    claimed: int = 0
+    asked: bool = False
+    not_before: float = 0.0
+    failures: int = 0
+    last_error: str = ""
+    ready_at: float | None = None
+
+    @property
+    def recency(self) -> float:
+        """The last use as a rank: what was used longer ago is lower."""
+        return float("-inf") if self.last_used_at is None else self.last_used_at
+
+    @property
+    def is_needless(self) -> bool:
+        """Whether nothing would be lost without it."""
+        return not (self.wanted or self.claimed or self.asked or self.making or self.paused or self.warm)
+
+    def unclaimed(self) -> Iterator[str]:
+        """Yield the unclaimed instances, the least valuable first."""
+        yield from self.making
+        yield from self.paused
+        yield from self.warm
+
+    def least_ready(self) -> str:
+        """Return the warm or paused instance that is missed least; there must be one."""
+        return next(iter(self.paused or self.warm))
+
+    def targets(self, policy: PoolPolicy) -> tuple[int, int]:
+        """Return how many warm and how many paused instances there shall be while the key is wanted."""
+        warm = policy.size if self.filled_to is None else self.filled_to
+        return warm, policy.paused if self.key.driver in policy.prestart_drivers else 0
+
+    def lack(self, policy: PoolPolicy) -> bool | None:
+        """Return whether the instance that is to be made next shall be paused; None: none is to be made."""
+        if not self.wanted or self.asked or self.making:
+            return None
+        warm, paused = self.targets(policy)
+        if len(self.warm) < warm:
+            return False
+        return True if len(self.paused) < paused else None
+
+    def surplus(self, policy: PoolPolicy) -> list[str]:
+        """Return the unclaimed instances above the targets, those first that have cost least."""
+        warm, paused = self.targets(policy)
+        to_warm = [name for name in self.making if name not in self.to_pause]
+        to_pause = [name for name in self.making if name in self.to_pause]
+        too_many = max(0, len(to_warm) + len(self.warm) - warm)
+        too_paused = max(0, len(to_pause) + len(self.paused) - paused)
+        return [*to_warm, *self.warm][:too_many] + [*to_pause, *self.paused][:too_paused]
+
+    def clear_failures(self) -> None:
+        """Let what failed before not count any more."""
+        self.failures = 0
+        self.last_error = ""
+        self.ready_at = None
