@@ -26,7 +26,7 @@ from claude_vm.drivers.api import (
 from claude_vm.drivers.errors import DriverError, TemplateInUseError, ToolMissingError
 from claude_vm.drivers.images.debian import images as cached_images
 from claude_vm.drivers.images.debian import remove_image
-from claude_vm.drivers.qemu import accelerator, instance, store
+from claude_vm.drivers.qemu import accelerator, instance, starting, store
 from claude_vm.drivers.qemu.arguments import SLOTS, Host
 from claude_vm.drivers.qemu.channel import Channel
 from claude_vm.drivers.qemu.machine import HELPER_S, NeverBootedError, set_clock
@@ -64,7 +64,13 @@ class QemuDriver:
     async def capabilities(self) -> Capabilities:
         """Return what this driver can do here."""
         choice = accelerator.choose(self._home)
-        return Capabilities(choice.name, choice.reason, ram_clones=_ram_clones(), max_mounts=SLOTS)
+        return Capabilities(
+            choice.name,
+            choice.reason,
+            ram_clones=_ram_clones(),
+            max_mounts=SLOTS,
+            prestart=_ram_clones(),  # it is a snapshot's state that such a QEMU waits for
+        )
 
     async def clone(self, spec: InstanceSpec) -> None:
         """Make the disk and the folder of a new instance.
@@ -74,6 +80,16 @@ class QemuDriver:
         """
         await instance.clone(self._owner, spec)
 
+    async def prestart(self, instance_id: str) -> None:
+        """Start an instance's QEMU, which then waits.
+
+        Raises:
+            DriverError: It does not come so far, or can't do that here.
+        """
+        if not _ram_clones():
+            raise DriverError("this host has no RAM clones, so there is nothing to start ahead")
+        await starting.prestart(await self._find_host(), self._owner, instance_id)
+
     async def start(self, instance_id: str, progress: Progress) -> Access:
         """Restore or boot an instance.
 
@@ -81,7 +97,7 @@ class QemuDriver:
             DriverError: It does not come up.
         """
         host = await self._find_host()
-        access, channel = await instance.start(
+        access, channel = await starting.start(
             host, self._owner, instance_id, progress, ram_clones=_ram_clones()
         )
         self._channels[instance_id] = channel

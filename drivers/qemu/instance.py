@@ -1,4 +1,4 @@
-"""One instance: its folder, its record, its start and its end.
+"""One instance: its folder, its record and its end. How it is started is in `starting`.
 
 ``<home>/instances/<supervisor id>/<instance id>/`` has ``instance.json``, the disk, the client key and logs.
 The record is written before QEMU is started and again with the process, so whenever we are killed the VM is
@@ -17,36 +17,29 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import Access, InstanceRecord, InstanceSpec, InstanceStatus, Mount, Owner, Progress
-from claude_vm.drivers.errors import BootError, DriverError
+from claude_vm.drivers.api import InstanceRecord, InstanceSpec, InstanceStatus, Owner
+from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import ProcessIdentity, find_marked
-from claude_vm.drivers.qemu.arguments import SLOTS, Guest, Host, Ram, Slot
-from claude_vm.drivers.qemu.channel import Channel
-from claude_vm.drivers.qemu.identity import new_identity, write_private
-from claude_vm.drivers.qemu.machine import (
-    BOOTS,
-    HELPER_S,
-    LOAD_S,
-    Machine,
-    boot_limit_s,
-    kernel_crashed,
-    open_machine,
-    set_clock,
-)
-from claude_vm.drivers.qemu.snapshots import ensure_snapshot, files_of, make_overlay, plain
+from claude_vm.drivers.qemu.arguments import SLOTS
+from claude_vm.drivers.qemu.snapshots import files_of, make_overlay, plain
 from claude_vm.drivers.qemu.spawn import end, reap, tail
-from claude_vm.drivers.qemu.store import Generation, Snapshot, find_generation
+from claude_vm.drivers.qemu.store import find_generation
 
 HOST_ADDRESS: Final = "10.0.2.2"
 _ID: Final = re.compile(r"i-[0-9a-f]{10}")
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """``instance.json``. `spawning` is set while a QEMU may run that `process` does not name yet."""
+    """``instance.json``. `spawning` is set while a QEMU may run that `process` does not name yet.
+
+    `waiting` is the key of the snapshot whose state that process waits for; empty once it has been told to
+    read it, or when it boots.
+    """
 
     spec: InstanceSpec
     spawning: bool = False
     process: ProcessIdentity | None = None
+    waiting: str = ""
 
 
 def instances_folder(owner: Owner) -> Path:
@@ -106,159 +99,6 @@ async def clone(owner: Owner, spec: InstanceSpec) -> None:
         raise DriverError(f"can't make the instance's folder: {error}") from error
 
 
-async def start(
-    host: Host, owner: Owner, instance_id: str, progress: Progress, *, ram_clones: bool
-) -> tuple[Access, Channel]:
-    """Restore or boot an instance; return how to reach it, and its helper's channel.
-
-    Raises:
-        DriverError: It does not come up. A VM that did start may still run: delete the instance.
-    """
-    folder = folder_of(owner, instance_id)
-    saved = load(folder)
-    if saved is None:
-        raise DriverError(f"the instance {instance_id} does not exist")
-    spec = saved.spec
-    generation = find_generation(owner.home, spec.template, spec.generation)
-    snapshot: Snapshot | None = None
-    if ram_clones:
-        try:
-            snapshot = await ensure_snapshot(
-                host, owner, generation, spec.cpus, spec.memory_mib, progress=progress
-            )
-        except DriverError as error:
-            progress("no snapshot can be made", error.message)
-    if snapshot is not None:
-        try:
-            return await _start(host, owner, saved, generation, snapshot, progress=progress)
-        except _RestoreError as error:
-            progress("the snapshot does not work", error.message)
-            await _end_all(owner, instance_id, load(folder))
-    for _ in range(BOOTS - 1):
-        try:
-            return await _start(host, owner, saved, generation, None, progress=progress)
-        except BootError as error:
-            if not kernel_crashed(error):
-                raise
-            progress("booting again", "the guest's kernel crashed while it came up")
-            await _end_all(owner, instance_id, load(folder))
-    return await _start(host, owner, saved, generation, None, progress=progress)
-
-
-class _RestoreError(BootError):
-    """The snapshot can't be read, or the guest in it does not wake up: booting may still work."""
-
-
-async def _start(
-    host: Host,
-    owner: Owner,
-    saved: Saved,
-    generation: Generation,
-    snapshot: Snapshot | None,
-    *,
-    progress: Progress,
-) -> tuple[Access, Channel]:
-    spec = saved.spec
-    folder = folder_of(owner, spec.instance_id)
-    files = files_of(owner, folder)
-    disk = folder / "disk.qcow2"
-    await make_overlay(disk, generation.disk if snapshot is None else snapshot.disk, "qcow2")
-    guest = _guest(owner, generation, spec, disk, snapshot)
-    guest = msgspec.structs.replace(guest, serial=str(files.serial), empty=str(files.empty))
-    root_guest = generation.stored.uid == 0
-
-    def spawned(process: ProcessIdentity) -> None:
-        save(folder, Saved(spec, process=process))
-
-    save(folder, Saved(spec, spawning=True))
-    progress("restoring" if snapshot else "booting", host.accelerator)
-    async with open_machine(host, guest, files, spawned=spawned, root_guest=root_guest) as machine:
-        try:
-            if snapshot is not None:
-                state = snapshot.state
-                await machine.step("restore", lambda: machine.monitor.load(state), LOAD_S)
-            await machine.wait_for_helper(boot_limit_s(host) if snapshot is None else HELPER_S)
-        except BootError as error:
-            if snapshot is not None:
-                raise _RestoreError(error.message, detail=error.detail) from error
-            raise
-        access = await _settle_in(machine, spec, generation, folder, progress, restored=snapshot is not None)
-    return access, machine.channel
-
-
-async def _settle_in(
-    machine: Machine,
-    spec: InstanceSpec,
-    generation: Generation,
-    folder: Path,
-    progress: Progress,
-    *,
-    restored: bool,
-) -> Access:
-    """Make a running guest this instance: identity, disk, mounts, clock; then wait for its SSH."""
-    progress("identity", "")
-    record = generation.stored.record
-    identity = new_identity(spec.instance_id)
-    key = folder / "client_key"
-    write_private(key, identity.client_key.private)
-    port = await machine.step("port", machine.monitor.ssh_port, HELPER_S)
-    await machine.identify(identity, record.user)
-    if spec.disk_gib > record.disk_gib:
-        size = spec.disk_gib << 30
-        await machine.step(
-            "disk", lambda: machine.monitor.execute("block_resize", node_name="disk", size=size), HELPER_S
-        )
-        await machine.step(
-            "disk", lambda: machine.channel.request("resize", timeout_s=HELPER_S, bytes=size), HELPER_S + 1
-        )
-    if spec.mounts:
-        progress("mounts", str(len(spec.mounts)))
-        await machine.mount(spec.mounts)
-    await machine.step("clock", lambda: set_clock(machine.channel), HELPER_S + 1)
-    progress("SSH", "")
-    await machine.banner(port)
-    await machine.monitor.bound_console()
-    return Access(
-        address="127.0.0.1",
-        port=port,
-        user=record.user,
-        home=record.home,
-        host_key=identity.host_key.public,
-        client_key=key,
-        host_address=HOST_ADDRESS,
-        restored=restored,
-    )
-
-
-def _guest(
-    owner: Owner, generation: Generation, spec: InstanceSpec, disk: Path, snapshot: Snapshot | None
-) -> Guest:
-    stored = generation.stored
-    # QEMU's user is who owns what the guest writes. Only root can choose.
-    run_as = (stored.uid, stored.gid) if os.geteuid() == 0 and stored.uid != 0 else None
-    return Guest(
-        name=f"{owner.mark}:{spec.instance_id}",
-        cpus=spec.cpus,
-        memory_mib=spec.memory_mib,
-        disk=str(disk),
-        kernel=stored.kernel,
-        initrd=stored.initrd,
-        kernel_arguments=stored.kernel_arguments,
-        serial="",
-        empty="",
-        monitor=0,
-        helper=0,
-        slots=tuple(_slot(mount) for mount in spec.mounts),
-        ram=None if snapshot is None else Ram(str(snapshot.ram), shared=False),
-        incoming=snapshot is not None,
-        run_as=run_as,
-    )
-
-
-def _slot(mount: Mount) -> Slot:
-    return Slot(mount.host, mount.writable)
-
-
 async def delete(owner: Owner, instance_id: str) -> None:
     """End the VM at once and remove everything; unknown ids are fine.
 
@@ -266,7 +106,7 @@ async def delete(owner: Owner, instance_id: str) -> None:
         DriverError: A process does not die, or a file can't be removed.
     """
     folder = folder_of(owner, instance_id)
-    await _end_all(owner, instance_id, load(folder))
+    await end_all(owner, instance_id, load(folder))
     files = files_of(owner, folder)
     try:
         for path in (files.monitor, files.helper):
@@ -282,7 +122,7 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-async def _end_all(owner: Owner, instance_id: str, saved: Saved | None) -> None:
+async def end_all(owner: Owner, instance_id: str, saved: Saved | None) -> None:
     """End the instance's process: the recorded one, and without a sure record any that bears its mark."""
     if saved is not None and saved.process is not None:
         await end(saved.process)

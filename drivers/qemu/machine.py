@@ -246,6 +246,19 @@ async def open_machine(
     with listen(files.monitor) as monitor_socket, listen(files.helper) as helper_socket:
         process = spawn(argv, files.log, ((monitor_socket, _MONITOR_FD), (helper_socket, _HELPER_FD)))
     spawned(process)
+    async with attached(process, files) as machine:
+        yield machine
+
+
+@asynccontextmanager
+async def attached(process: ProcessIdentity, files: Files) -> AsyncIterator[Machine]:
+    """Connect to the monitor of a QEMU that was started before, for as long as the block lasts.
+
+    Nobody else may be connected to it: a monitor talks to one at a time.
+
+    Raises:
+        BootError: It does not answer.
+    """
     async with _monitor(process, files) as monitor:
         machine = Machine(process, files, monitor)
         try:

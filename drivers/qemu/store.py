@@ -52,6 +52,11 @@ class Snapshot(msgspec.Struct, frozen=True):
     ram: Path
     state: Path
 
+    @property
+    def key(self) -> str:
+        """The name under which `Generation.snapshot` finds it."""
+        return self.state.parent.name
+
 
 class Generation(msgspec.Struct, frozen=True):
     """One immutable generation of a template."""

@@ -59,7 +59,12 @@ class SimDriver:
     async def capabilities(self) -> Capabilities:
         """Return what a simulation can do."""
         return Capabilities(
-            accelerator="none", accelerator_reason=WARNING, ram_clones=False, max_mounts=64, isolates=False
+            accelerator="none",
+            accelerator_reason=WARNING,
+            ram_clones=False,
+            max_mounts=64,
+            isolates=False,
+            prestart=True,
         )
 
     async def clone(self, spec: InstanceSpec) -> None:
@@ -78,6 +83,18 @@ class SimDriver:
             if self._store.folder(spec.instance_id).exists():
                 raise DriverError(f"the instance {spec.instance_id} exists already")
             self._store.write_instance(Instance(spec))
+
+    async def prestart(self, instance_id: str) -> None:
+        """Note that it was asked for: there is no process that could be started ahead.
+
+        Raises:
+            DriverError: As scripted; there is no such instance; it was started already.
+        """
+        async with self._scripted("prestart"):
+            instance = self._known(instance_id)
+            if instance.prestarted or instance.host is not None:
+                raise DriverError(f"the instance {instance_id} was started already")
+            self._store.write_instance(msgspec.structs.replace(instance, prestarted=True))
 
     async def start(self, instance_id: str, progress: Progress) -> Access:
         """Start the instance's SSH server.

@@ -28,6 +28,7 @@ class Instance(msgspec.Struct, frozen=True):
     spec: InstanceSpec
     host: ProcessIdentity | None = None
     running: bool = False
+    prestarted: bool = False
 
 
 class Store:

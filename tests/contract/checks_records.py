@@ -57,6 +57,7 @@ async def unknown_instances_are_absent_or_refused(case):
     unknown = case.new_id()
     assert await case.driver.poll(unknown) is InstanceStatus.ABSENT
     await refused(case.driver.start(unknown, silent))
+    await refused(case.driver.prestart(unknown))
     await refused(case.driver.put_files(unknown, [GuestFile("x", b"")]))
     await refused(case.driver.set_clock(unknown))
     assert unknown not in await case.listed()

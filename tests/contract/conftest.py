@@ -32,7 +32,15 @@ def load(name):
     return module
 
 
-for _name in ("case", "checks_guest", "checks_machine", "checks_mounts", "checks_records", "checks_session"):
+for _name in (
+    "case",
+    "checks_guest",
+    "checks_machine",
+    "checks_mounts",
+    "checks_prestart",
+    "checks_records",
+    "checks_session",
+):
     load(_name)
 suite = load("suite")
 

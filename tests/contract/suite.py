@@ -8,6 +8,7 @@ The checks are beside this file, by subject.
 import claude_vm_tests_checks_guest  # noqa: F401 - each adds its checks
 import claude_vm_tests_checks_machine  # noqa: F401
 import claude_vm_tests_checks_mounts  # noqa: F401
+import claude_vm_tests_checks_prestart  # noqa: F401
 import claude_vm_tests_checks_records  # noqa: F401
 import claude_vm_tests_checks_session  # noqa: F401
 from claude_vm_tests_case import CHECKS, NEED_ISOLATION, Case, silent

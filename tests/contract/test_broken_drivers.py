@@ -93,6 +93,37 @@ class CancelledStartForgets(SimDriver):
             raise
 
 
+class PrestartLeavesATrace(SimDriver):
+    async def prestart(self, instance_id):
+        await super().prestart(instance_id)
+        (self._owner.runtime / f"{instance_id[2:]}.m").touch()
+
+
+class PrestartHides(SimDriver):
+    async def prestart(self, instance_id):
+        await super().prestart(instance_id)
+        folder = self._store.folder(instance_id)
+        folder.rename(folder.with_name(f"ahead-{instance_id}"))
+
+
+class PrestartsTwice(SimDriver):
+    async def prestart(self, instance_id):
+        with contextlib.suppress(Exception):
+            await super().prestart(instance_id)
+
+
+class PrestartBlocksTheStart(SimDriver):
+    async def start(self, instance_id, progress):
+        if self._known(instance_id).prestarted:
+            raise GuestError("it was started already")
+        return await super().start(instance_id, progress)
+
+
+class PrestartIsDeniedAndDone(SimDriver):
+    async def capabilities(self):
+        return msgspec.structs.replace(await super().capabilities(), prestart=False)
+
+
 class SharedKeys(SimDriver):
     access = None
 
@@ -232,6 +263,11 @@ BROKEN = {
     DeletesStrangers: "other_owners_instances_are_untouched",
     CancelledCloneHides: "a_cancelled_clone_is_untouched_or_listed",
     CancelledStartForgets: "a_cancelled_start_leaves_an_instance_that_is_listed_and_can_be_deleted",
+    PrestartLeavesATrace: "a_prestarted_instance_is_listed_and_deleted_without_a_trace",
+    PrestartHides: "a_prestarted_instance_is_found_and_deleted_by_the_next_supervisor",
+    PrestartsTwice: "a_prestarted_instance_is_listed_and_deleted_without_a_trace",
+    PrestartBlocksTheStart: "a_prestarted_instance_starts_like_any_other",
+    PrestartIsDeniedAndDone: "a_prestarted_instance_is_listed_and_deleted_without_a_trace",
     SharedKeys: "no_two_clones_share_a_key",
     AnyHostKey: "no_two_clones_share_a_key",
     ReadableKey: "a_started_instance_is_reached_by_its_own_key_only",
