@@ -217,7 +217,9 @@ class Driver(Protocol):
         ...
 
     async def start(self, instance_id: str, progress: Progress) -> Access:
-        """Restore or boot a cloned instance; return when it has its identity, its mounts and an SSH banner.
+        """Restore or boot a cloned instance; return when it has its identity and its mounts, and listens.
+
+        A connection to its SSH port is answered then, though not at once.
 
         Identity: fresh random state *before* the first SSH handshake, clock, host name, machine id, SSH
         host key, authorized key. A cold boot is the fall-back where a RAM clone is impossible.

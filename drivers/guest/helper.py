@@ -39,6 +39,7 @@ Owner = tuple[int, int]
 
 PORT_NAME = "org.claude-vm.helper"
 RUN = "/run/claude-vm"
+HOLDER = f"{RUN}/holder"
 IDENTIFIED = f"{RUN}/identified"
 SEALED = f"{RUN}/sealed"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -231,6 +232,18 @@ def account(name: str) -> tuple[int, int, str]:
     raise RefusedError(f"no user {name}")
 
 
+def let_die(pid: int) -> None:
+    """Let a process be chosen when memory is short, unlike the helper itself."""
+    with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as score:
+        score.write("0")
+
+
+def groups(name: str) -> list[int]:
+    """Return the further groups of a user."""
+    rows = [line.split(":") for line in read("/etc/group").splitlines()]
+    return [int(row[2]) for row in rows if len(row) == 4 and name in row[3].split(",")]
+
+
 class Job:
     """A program that runs while a template is built; late, it is killed with all that it started."""
 
@@ -272,6 +285,51 @@ class Job:
         return json.dumps(answer).encode() + b"\n"
 
 
+class Sessions:
+    """The holder of the sessions' terminals and pipes (``holder.py``), which runs as the user."""
+
+    def __init__(self) -> None:
+        self.process: Popen[bytes] | None = None
+
+    def start(self, name: str) -> None:
+        """Start it, unless it runs; it goes on when the helper is started again."""
+        path = f"{HOLDER}/socket"
+        user = account(name)[:2]
+        if self.process is not None and self.process.poll() is None:
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except OSError:
+                pass
+            else:
+                return
+        make_directories(HOLDER, user)
+        os.chmod(HOLDER, 0o700)
+        if os.path.lexists(path):
+            os.unlink(path)
+        argv = [sys.executable, "-I", "-S", f"{os.path.dirname(__file__)}/holder.py", path]
+        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+        self.process = Popen(
+            argv,
+            stdin=PIPE,
+            stdout=DEVNULL,
+            cwd="/",
+            user=user[0],
+            group=user[1],
+            extra_groups=groups(name),
+            start_new_session=True,
+            env=environment,
+        )
+        let_die(self.process.pid)
+
+    def say(self, word: str) -> None:
+        """Tell it something; one that does not listen is no reason to stop."""
+        if self.process is not None and self.process.stdin is not None:
+            with suppress(OSError):
+                os.write(self.process.stdin.fileno(), word.encode() + b"\n")
+
+
 class Helper:
     """The state of one guest, and what the host may ask of it.
 
@@ -287,6 +345,7 @@ class Helper:
         self.user = account(read(IDENTIFIED).strip()) if self.identified else (0, 0, "/root")
         self.children: set[int] = set()
         self.job: Job | None = None
+        self.sessions = Sessions()
 
     def answer(self, line: bytes) -> bytes:
         """Do what one line asks, and return the answer's line; nothing when the answer comes later."""
@@ -341,17 +400,22 @@ class Helper:
         self.system.set_clock(field(request, "unix_s", float))
         for path in (f"{RUN}/sessions", f"{RUN}/ssh", "/run/sshd"):
             make_directories(path, (0, 0))
+        make_directories(f"{RUN}/agent", self.user[:2])
         for name, text in keys:
             # sshd reads the authorized key as the user who logs in.
             replace(f"{RUN}/ssh/{name}", text, 0o600 if name == "host_key" else 0o644)
         self.system.set_names(hostname, machine_id)
         replace(IDENTIFIED, field(request, "user", str).encode(), 0o600)
         self.identified = True
+        # Beside the SSH handshake, which takes longer.
+        self.sessions.start(field(request, "user", str))
+        self.sessions.say("prime")
 
     def do_seal(self, _request: Request) -> None:
         """Be ready for the snapshot: no identity, no SSH, and no `run` for as long as this guest lives."""
         self.identified = False
         self.sealed = True
+        self.sessions.say("forget")
         replace(SEALED, b"", 0o600)
         for pid in list(self.children):
             os.kill(pid, signal.SIGKILL)
@@ -424,11 +488,12 @@ class Helper:
             argv[0], argv, environment, file_actions=actions, setsid=True, setsigmask=[], setsigdef=default
         )
         self.children.add(pid)
-        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as score:
-            score.write("0")
+        let_die(pid)
 
     def reap(self) -> None:
-        """Collect the sshd processes that have ended."""
+        """Collect the processes that have ended."""
+        if self.sessions.process is not None:
+            self.sessions.process.poll()
         for pid in list(self.children):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 self.children.discard(pid)

@@ -50,7 +50,9 @@ _GUEST: Final = Path(__file__).parent.parent / "guest"
 _INITRD: Final = Path(__file__).parent / "initrd.py"
 _FROM_GUEST: Final = (
     ("helper.py", "usr/lib/claude-vm/helper.py", 0o755),
+    ("holder.py", "usr/lib/claude-vm/holder.py", 0o755),
     ("session", "usr/lib/claude-vm/session", 0o755),
+    ("session.rc", "usr/lib/claude-vm/session.rc", 0o644),
     ("sshd_config", "etc/ssh/sshd_config", 0o644),
     ("claude-vm-helper.service", "etc/systemd/system/claude-vm-helper.service", 0o644),
 )

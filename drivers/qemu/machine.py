@@ -1,9 +1,9 @@
-"""One QEMU process from its start to the SSH banner: what templates and instances have in common."""
+"""One QEMU process from its start to a guest that answers: what templates and instances have in common."""
 
 import math
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import time
 from typing import Final, TypeVar
@@ -28,7 +28,6 @@ BOOT_S: Final = {"tcg": 240.0}
 """How long a boot may take; under software emulation several of them may share a processor."""
 FAST_BOOT_S: Final = 60.0
 HELPER_S: Final = 30.0
-BANNER_S: Final = 60.0
 _CLOCK_ERROR_S: Final = 0.05
 _CLOCK_TRIES: Final = 4
 _MONITOR_FD: Final = 10
@@ -142,28 +141,6 @@ class Machine:
                 lambda: self.channel.request("mount", timeout_s=HELPER_S, mounts=wanted),
                 HELPER_S + 1,
             )
-
-    async def banner(self, port: int) -> None:
-        """Return when the guest's SSH server has said its first line.
-
-        The connection alone means nothing: QEMU accepts it before the guest runs.
-
-        Raises:
-            BootError: No banner.
-        """
-        await self.step("SSH", lambda: read_banner(port), BANNER_S)
-
-
-async def read_banner(port: int) -> None:
-    """Connect to a loopback port until something greets as SSH does."""
-    delay_s = 0.05
-    while True:
-        with suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError):
-            async with await anyio.connect_tcp("127.0.0.1", port) as stream:
-                if (await stream.receive(4)).startswith(b"SSH-"):
-                    return
-        await anyio.sleep(delay_s)
-        delay_s = min(1.0, delay_s * 1.5)
 
 
 async def set_clock(channel: Channel) -> None:

@@ -32,6 +32,7 @@ from claude_vm.drivers.api import (
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.sim.guest import Guest, kill_marked
+from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.drivers.sim.script import Prompter, Script, Step, read_script, scripted_error
 from claude_vm.drivers.sim.store import Instance, Store
 
@@ -51,6 +52,7 @@ class SimDriver:
         self._store = Store(owner.home, owner.supervisor_id)
         self._guests: dict[str, Guest] = {}
         self._prompter = Prompter(script)
+        self._holders = HolderThread()
 
     async def diagnose(self) -> Sequence[Problem]:
         """Return that this is a simulation."""
@@ -110,7 +112,7 @@ class SimDriver:
             progress("simulating a VM", WARNING)
             generation, _ = self._store.generation(instance.spec.template, instance.spec.generation)
             tools = generation / "bin"
-            guest = Guest(self._store.folder(instance_id), tools if tools.is_dir() else None)
+            guest = Guest(self._store.folder(instance_id), tools if tools.is_dir() else None, self._holders)
             self._guests[instance_id] = guest
             host = ProcessIdentity.of(os.getpid())
             self._store.write_instance(Instance(instance.spec, host, running=True))
@@ -258,6 +260,7 @@ class SimDriver:
             if instance is not None:
                 self._store.write_instance(msgspec.structs.replace(instance, running=False))
         self._guests.clear()
+        self._holders.close()
 
     @contextlib.asynccontextmanager
     async def _scripted(self, method: str) -> AsyncIterator[Step]:

@@ -6,13 +6,17 @@ import getpass
 import os
 import shlex
 import signal
+import socket
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import psutil
 
 from claude_vm.drivers.api import Access
+from claude_vm.drivers.guest.holder import Holder
 from claude_vm.drivers.process import ProcessIdentity, kill_group
+from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.drivers.sim.session import GuestSession
 
 MARK = "CLAUDE_VM_SIM"
@@ -21,13 +25,16 @@ MARK = "CLAUDE_VM_SIM"
 _LAUNCHER = Path(__file__).parents[1] / "guest" / "session"
 _GUEST_LAUNCHER = "/usr/lib/claude-vm/session"
 _GUEST_RUN = "/run/claude-vm"
+_HOLDER = f"{_GUEST_RUN}/holder/socket"
 _KILL_WAIT_S = 5.0
+_CHUNK = 64 * 1024
 
 
 class Guest:
     """One running guest. All that it keeps on disk is in `folder`."""
 
-    def __init__(self, folder: Path, tools: Path | None) -> None:
+    def __init__(self, folder: Path, tools: Path | None, holders: HolderThread) -> None:
+        """`holders` is where the sessions are held."""
         self.folder = folder
         self.home = folder / "home"
         self.run = folder / "run"
@@ -39,6 +46,8 @@ class Guest:
         self._processes: set[asyncio.subprocess.Process] = set()
         self._death: asyncio.TimerHandle | None = None
         self.authorized = ""
+        self._holders = holders
+        self._holder = self._make_holder()
 
     async def start(self) -> Access:
         """Make keys, listen, and return how to get in."""
@@ -94,6 +103,7 @@ class Guest:
             connection.abort()
         for process in self._processes:
             kill_group(process.pid)
+        self._holders.call(self._holder.close)
 
     async def stop(self, reason: str) -> None:
         """End the VM and return when its processes have ended (those that stayed in their session)."""
@@ -106,6 +116,7 @@ class Guest:
                     await connection.wait_closed()
                 if self._listener is not None:
                     await self._listener.wait_closed()
+        await self._holders.call_and_wait(self._holder.close)
         kill_marked(self.folder)
 
     def path(self, guest_path: str) -> Path:
@@ -136,6 +147,38 @@ class Guest:
             "CLAUDE_VM_RUN": str(self.run),
             MARK: str(self.folder),
         }
+
+    def _make_holder(self) -> Holder:
+        """What holds the sessions of a real guest, with the paths of this one."""
+        at_home = ("/usr/bin/env", "-C", str(self.home), "/bin/bash")
+        return Holder(
+            self._holders.loop,
+            terminal_argv=(*at_home, "--rcfile", str(_LAUNCHER.with_name("session.rc")), "-i"),
+            pipes_argv=(*at_home, "-l", str(_LAUNCHER)),
+            environment=self.environment(),
+        )
+
+    async def hold(self, reader: "asyncssh.SSHReader[bytes]", writer: "asyncssh.SSHWriter[bytes]") -> None:
+        """Connect a stream of the supervisor to the holder, which runs in a thread of its own."""
+        ours, theirs = socket.socketpair()
+        self._holders.call(lambda: self._holder.accept(theirs))
+        held_reader, held_writer = await asyncio.open_connection(sock=ours)
+
+        async def to_holder() -> None:
+            while data := await reader.read(_CHUNK):
+                held_writer.write(data)
+                await held_writer.drain()
+            held_writer.close()
+
+        with contextlib.suppress(OSError, asyncssh.Error):
+            async with asyncio.TaskGroup() as tasks:
+                upward = tasks.create_task(to_holder())
+                while data := await held_reader.read(_CHUNK):
+                    writer.write(data)
+                    await writer.drain()
+                upward.cancel()
+        held_writer.close()
+        writer.close()
 
     async def spawn(
         self, argv: list[str], *, env: dict[str, str], stdin: int, stdout: int, stderr: int
@@ -194,6 +237,16 @@ class _Server(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         authorized = asyncssh.import_public_key(self._guest.authorized)
         return username == getpass.getuser() and key.public_data == authorized.public_data
+
+    def unix_connection_requested(self, dest_path: str) -> Any:
+        return self._guest.hold if dest_path == _HOLDER else False
+
+    async def unix_server_requested(self, listen_path: str) -> Any:
+        path = self._guest.path(listen_path)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        return (
+            await self._connection.forward_local_path(str(path), listen_path) if self._connection else False
+        )
 
     def session_requested(self) -> "GuestSession":
         return GuestSession(self._guest, lambda channel: _Files(channel, self._guest))

@@ -26,6 +26,7 @@ from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.ssh.errors import LinkLostError, SshError
 from claude_vm.supervisor.ssh.link import Link, connect
+from claude_vm.supervisor.ssh.shells import Kind, Shells, prime
 
 log = structlog.get_logger()
 
@@ -33,6 +34,9 @@ CONNECT_TIMEOUT_S = 60.0
 """For the SSH handshake with a guest under software emulation on a busy host."""
 
 CLOSE_TIMEOUT_S = 2.0
+
+TERM = "xterm-256color"
+"""The terminal for which shells are primed before anybody came with one; then it is the latest client's."""
 
 VM_DEATH_S = 2.0
 """How much later than the loss of its connection the death of a VM may be noticed, in seconds."""
@@ -57,6 +61,7 @@ class _Instance:
         self.watch: anyio.CancelScope | None = None
         self.access: Access | None = None
         self.link: Link | None = None
+        self.shells: Shells | None = None
 
 
 class Dispatcher:
@@ -74,6 +79,7 @@ class Dispatcher:
         self._instances: dict[str, _Instance] = {}
         self._queue: deque[ev.Event] = deque()
         self._draining = False
+        self._term = TERM
         tasks.start_soon(self._alarm.run)
 
     def post(self, event: ev.Event) -> None:
@@ -93,6 +99,8 @@ class Dispatcher:
     def request(self, session: Session) -> None:
         """A session wants an instance."""
         self.sessions[session.session_id] = session
+        if session.plan.pty is not None:
+            self._term = session.plan.pty.term
         self.post(
             ev.SessionRequested(
                 at=anyio.current_time(),
@@ -244,9 +252,10 @@ class Dispatcher:
                 if instance.access is None:
                     raise DriverError("the instance was not started")
                 instance.link = await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
+                instance.shells = await prime(instance.link, tuple(Kind), term=self._term)
                 return ev.ConnectDone(at=anyio.current_time(), instance_id=name)
             case fx.Run(session_id=session_id):
-                if instance.link is None:
+                if instance.link is None or instance.shells is None:
                     raise DriverError("the instance is not connected")
                 session = self.sessions[session_id]
                 try:
@@ -254,6 +263,7 @@ class Dispatcher:
                         driver,
                         name,
                         instance.link,
+                        instance.shells,
                         lambda: self.post(
                             ev.RunStarted(at=anyio.current_time(), instance_id=name, session_id=session_id)
                         ),

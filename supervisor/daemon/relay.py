@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from claude_vm.supervisor.ssh.errors import InputClosedError, SshError
-from claude_vm.supervisor.ssh.process import Process
+from claude_vm.supervisor.ssh.shells import HeldProcess
 from claude_vm.supervisor.wire.server import Client, OutputClosedError
 
 CHUNK = 64 * 1024
@@ -25,7 +25,7 @@ background may hold the streams open; what the command itself wrote is in the ch
 class _Outputs:
     """The two output loops, and whether one of them waits for the guest (not for the client)."""
 
-    def __init__(self, client: Client, process: Process) -> None:
+    def __init__(self, client: Client, process: HeldProcess) -> None:
         self._client = client
         self._process = process
         self._reading = 0
@@ -79,7 +79,7 @@ class _Outputs:
             await self.moved.wait()
 
 
-async def relay(client: Client, process: Process) -> int:
+async def relay(client: Client, process: HeldProcess) -> int:
     """Carry the streams until the process has ended; return its exit status, or 141 as `SIGPIPE` would.
 
     Raises:
@@ -110,7 +110,7 @@ async def relay(client: Client, process: Process) -> int:
     return SIGPIPE_STATUS if status is None else status
 
 
-async def _pump_input(client: Client, process: Process) -> None:
+async def _pump_input(client: Client, process: HeldProcess) -> None:
     try:
         while data := await client.receive_stdin():
             await process.write(data)

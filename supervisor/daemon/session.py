@@ -12,9 +12,11 @@ from claude_vm.drivers.api import Driver, GuestFile
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.relay import relay
-from claude_vm.supervisor.ssh.launch import Mode, group_file, launch_command, launch_files
+from claude_vm.supervisor.ssh.agent import AgentListener
+from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_files
 from claude_vm.supervisor.ssh.link import Link
-from claude_vm.supervisor.ssh.process import Process, Pty
+from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.ssh.shells import HeldProcess, Shells
 from claude_vm.supervisor.wire.server import Client, Signal, Size
 
 log = structlog.get_logger()
@@ -56,7 +58,7 @@ class Session:
         self.ended = anyio.Event()
         self.outcome: EndSession | None = None
         self._phase_changed = anyio.Event()
-        self._process: Process | None = None
+        self._process: HeldProcess | None = None
         self._size: Size | None = None
 
     def tell(self, phase: str) -> None:
@@ -88,39 +90,37 @@ class Session:
                         return name
                     self._process.send_signal(name)
 
-    async def run(self, driver: Driver, instance_id: str, link: Link, started: Callable[[], None]) -> int:
+    async def run(
+        self, driver: Driver, instance_id: str, link: Link, shells: Shells, started: Callable[[], None]
+    ) -> int:
         """Run the main command to its end and return its exit status; call `started` once it runs.
 
-        Cancelled: the command is hung up.
+        Cancelled: the command is left to its VM's end.
 
         Raises:
             DriverError: The guest does not take its files.
-            SshError: The connection is lost, or takes no process.
+            SshError: The connection is lost, or the guest has no shell.
         """
         plan = self.plan
         launch = plan.launch
-        await driver.put_files(
-            instance_id,
-            (
-                *plan.files,
-                *launch_files(
-                    self.session_id, mode=launch.mode, argv=launch.argv, env=launch.env, cwd=launch.cwd
-                ),
-            ),
-        )
-        process = await link.open_process(
-            launch_command(self.session_id, pty=plan.pty is not None),
-            pty=self._current_pty(),
-            agent=self._open_agent if plan.forward_agent else None,
-            group_file=group_file(self.session_id),
-        )
+        agent = f"{AGENTS}/{self.session_id}" if plan.forward_agent else ""
+        env = launch.env | ({"SSH_AUTH_SOCK": agent} if agent else {})
+        files = launch_files(self.session_id, mode=launch.mode, argv=launch.argv, env=env, cwd=launch.cwd)
+        listener: AgentListener | None = None
+        if agent:
+            listener = await link.listen_for_agent(agent, self._open_agent)
+        process: HeldProcess | None = None
         try:
+            await driver.put_files(instance_id, (*plan.files, *files))
+            process = await shells.start(self.session_id, pty=self._current_pty())
             self._process = process
             started()
             await self.client.started(pty=plan.pty is not None)
             return await relay(self.client, process)
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+            if listener is not None:
+                listener.close()
+            if process is not None:
                 await process.aclose()
 
     def _current_pty(self) -> Pty | None:

@@ -1,15 +1,12 @@
-"""Forwarding of the client's SSH agent, granted to one process and withdrawn with it.
+"""Forwarding of the client's SSH agent, granted to one session and withdrawn with it.
 
 The library forwards an agent for a whole connection, by the path of a socket on this host. We need it for
-one process, from an agent that is at the far end of the supervisor's own protocol, and only as long as that
-process lives. So two things are done by hand, both in this module: the request ``auth-agent-req@openssh.com``
-is sent on the process's own channel, and channels of the type ``auth-agent@openssh.com`` that the guest
-opens are answered from the newest live grant, or refused when there is none. No socket exists on the host.
+one session, from an agent that is at the far end of the supervisor's own protocol, and also for a shell that
+was started before anybody asked. So the guest's sshd listens at a socket there, and each connection to it is
+answered from the session's grant. No socket exists on the host. Whoever connects after the grant's end finds
+nobody.
 
-Not to be confused with the guest's own socket: sshd makes one for the connection and leaves it there until
-the connection ends, but whoever connects to it after the grant's end finds nobody.
-
-Source: PROTOCOL and PROTOCOL.agent of OpenSSH.
+Source: PROTOCOL of OpenSSH, section 2.4.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,15 +14,11 @@ from typing import Protocol
 
 import anyio
 import asyncssh
-from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED
-from asyncssh.packet import SSHPacket
-from asyncssh.stream import SSHUNIXStreamSession
 
 MAX_CONVERSATIONS = 32
 """Connections to one agent at the same time. The guest is hostile; each costs a channel up to the client."""
 
 _CHUNK = 64 * 1024
-_OPEN_HANDLER = "_process_auth_agent_at_openssh_dot_com_open"
 
 
 class ByteStream(Protocol):
@@ -49,18 +42,12 @@ OpenAgent = Callable[[], Awaitable[ByteStream]]
 
 
 class AgentGrant:
-    """The right of one process to reach one agent."""
+    """The right of one session to reach one agent."""
 
-    def __init__(self, open_agent: OpenAgent, forget: Callable[["AgentGrant"], None]) -> None:
+    def __init__(self, open_agent: OpenAgent) -> None:
         self._open_agent = open_agent
-        self._forget = forget
         self._conversations: set[anyio.CancelScope] = set()
         self._revoked = False
-
-    def request_on(self, channel: "asyncssh.SSHClientChannel[bytes]") -> None:
-        """Ask the guest's sshd for an agent socket. To be called before the process is started."""
-        # No reply is asked for: an sshd that forbids it leaves the process without SSH_AUTH_SOCK.
-        channel._send_request(b"auth-agent-req@openssh.com")  # noqa: SLF001 - see the module's text
 
     def has_room(self) -> bool:
         """Tell whether one more conversation may begin."""
@@ -68,11 +55,8 @@ class AgentGrant:
 
     def revoke(self) -> None:
         """End all conversations and allow no more. May be called twice; never waits."""
-        if self._revoked:
-            return
         self._revoked = True
-        self._forget(self)
-        for scope in self._conversations:
+        for scope in list(self._conversations):
             scope.cancel()
 
     async def serve(
@@ -98,31 +82,17 @@ class AgentGrant:
             to_guest.close()
 
 
-class AgentForwarding:
-    """The grants of one connection."""
+class AgentListener:
+    """A socket in the guest behind which an agent is. Whoever connects after `close` finds nobody."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
-        self._connection = connection
-        self._grants: list[AgentGrant] = []
-        if not hasattr(connection, _OPEN_HANDLER):  # pragma: no cover - an asyncssh that was reshaped
-            raise RuntimeError(f"this asyncssh ({asyncssh.__version__}) has no {_OPEN_HANDLER}")
-        setattr(connection, _OPEN_HANDLER, self._conversation_wanted)
+    def __init__(self, grant: AgentGrant, listener: asyncssh.SSHListener) -> None:
+        self._grant = grant
+        self._listener = listener
 
-    def grant(self, open_agent: OpenAgent) -> AgentGrant:
-        """Allow conversations with an agent until the grant is revoked."""
-        grant = AgentGrant(open_agent, self._grants.remove)
-        self._grants.append(grant)
-        return grant
-
-    def _conversation_wanted(
-        self, packet: SSHPacket
-    ) -> tuple["asyncssh.SSHUNIXChannel[bytes]", "SSHUNIXStreamSession[bytes]"]:
-        packet.check_end()
-        for grant in reversed(self._grants):
-            if grant.has_room():
-                channel = self._connection.create_unix_channel()
-                return channel, SSHUNIXStreamSession(grant.serve)
-        raise asyncssh.ChannelOpenError(OPEN_ADMINISTRATIVELY_PROHIBITED, "no agent is forwarded")
+    def close(self) -> None:
+        """Withdraw the agent, also from those who talk to it now. May be called twice; never waits."""
+        self._grant.revoke()
+        self._listener.close()
 
 
 async def _converse(

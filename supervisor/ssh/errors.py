@@ -84,3 +84,9 @@ class LaunchError(SshError):
     """What shall be run can't be given to a process: a zero byte, or a variable that a shell can't set."""
 
     code = "bad-launch"
+
+
+class ShellError(SshError):
+    """The guest's holder does not give us a shell or a session."""
+
+    code = "shell-failed"

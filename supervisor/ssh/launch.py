@@ -1,4 +1,4 @@
-"""What a session runs, as files for the guest and a command line that carries no data.
+"""What a session runs, as files for the guest.
 
 The other half is the launcher in the guest, ``drivers/guest/session``: its opening comment says what it does
 with these files.
@@ -11,11 +11,11 @@ from enum import StrEnum
 from claude_vm.drivers.api import GuestFile
 from claude_vm.supervisor.ssh.errors import LaunchError
 
-LAUNCHER = "/usr/lib/claude-vm/session"
-"""Where the launcher is in a guest."""
-
 SESSIONS = "/run/claude-vm/sessions"
 """Where the launcher looks for the files: a tmpfs, so that no secret reaches a disk."""
+
+AGENTS = "/run/claude-vm/agent"
+"""Where the sockets of forwarded agents are in a guest."""
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -52,7 +52,7 @@ def launch_files(
     env: Mapping[str, str] | None = None,
     cwd: str = "",
 ) -> tuple[GuestFile, ...]:
-    """Return the files that must be in the guest before `launch_command` runs there.
+    """Return the files that must be in the guest before a shell becomes the session.
 
     Words, values and `cwd` are file-system strings: bytes that are no UTF-8 stand as lone surrogates. `cwd`
     is absolute, or empty for the user's home. The last file completes the set.
@@ -78,30 +78,6 @@ def launch_files(
         "mode": _join([mode.value]),
     }
     return tuple(GuestFile(f"{folder}/{name}", data) for name, data in contents.items())
-
-
-def launch_command(session_id: str, *, pty: bool) -> str:
-    """Return the command line that runs a session.
-
-    Without a terminal, the profile of the guest's user must not eat the session's input or write into its
-    output: it reads nothing and writes to stderr, and the launcher gets the real ones as 3 and 4.
-
-    Raises:
-        LaunchError: The id is none.
-    """
-    _check_id(session_id)
-    plain = f"exec {LAUNCHER} {session_id}"
-    return plain if pty else f"{plain} 3<&0 4>&1 </dev/null >&2"
-
-
-def group_file(session_id: str) -> str:
-    """Return the guest's file that has the number of the session's process group, once the launcher runs.
-
-    Raises:
-        LaunchError: The id is none.
-    """
-    _check_id(session_id)
-    return f"{SESSIONS}/{session_id}/group"
 
 
 def _check_id(session_id: str) -> None:

@@ -1,7 +1,7 @@
 """One SSH connection to one guest. Nothing of this host's own SSH configuration or agent has a part in it."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from os import fsencode
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import asyncssh
 import msgspec
 
 from claude_vm.drivers.api import Access
-from claude_vm.supervisor.ssh.agent import AgentForwarding, OpenAgent
+from claude_vm.supervisor.ssh.agent import AgentGrant, AgentListener, OpenAgent
 from claude_vm.supervisor.ssh.errors import (
     AuthenticationError,
     ChannelRefusedError,
@@ -20,7 +20,6 @@ from claude_vm.supervisor.ssh.errors import (
     HostKeyError,
     InputClosedError,
     LinkLostError,
-    SshError,
     UploadError,
 )
 from claude_vm.supervisor.ssh.process import MAX_PACKET, WINDOW, Process, ProcessSession, Pty
@@ -68,29 +67,19 @@ class _Owner(asyncssh.SSHClient):
 class Link:
     """An open connection. Made by `connect`; who has it closes it."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, owner: _Owner, user: str) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, owner: _Owner) -> None:
         self._connection = connection
-        self._user = user
         self._owner = owner
-        self._agents = AgentForwarding(connection)
 
     async def open_process(
         self,
         command: str,
         *,
         pty: Pty | None = None,
-        agent: OpenAgent | None = None,
-        group_file: str | None = None,
     ) -> Process:
-        """Start a command by the guest user's shell.
+        """Start a small command by the guest user's shell. Sessions are the holder's, see `shells`.
 
-        With `pty` the terminal has its size before the command starts. With `agent` the process finds an
-        agent at ``SSH_AUTH_SOCK`` until it ends. sshd has one such socket for a connection, so a process
-        opened later on the same link sees the variable too, even without a grant of its own.
-
-        `group_file` is where the guest finds the number of the process group (see
-        `claude_vm.supervisor.ssh.launch.group_file`). It is needed for signals where the guest's user is
-        root: sshd refuses them for root, because it has no privilege separation then.
+        With `pty` the terminal has its size before the command starts.
 
         When cancelled, the command may have been started; closing its channel is on its way then.
 
@@ -98,8 +87,7 @@ class Link:
             ChannelRefusedError: The guest starts nothing more.
             LinkLostError: The connection is gone.
         """
-        grant = self._agents.grant(agent) if agent is not None else None
-        session = ProcessSession(grant)
+        session = ProcessSession()
         try:
             await self._connection.create_session(
                 lambda: session,
@@ -115,8 +103,6 @@ class Link:
                 max_pktsize=MAX_PACKET,
             )
         except BaseException as error:
-            if grant is not None:
-                grant.revoke()
             if session.channel is not None:
                 session.channel.abort()
             if self._connection.is_closed():
@@ -124,9 +110,46 @@ class Link:
             if isinstance(error, asyncssh.Error | OSError):
                 raise ChannelRefusedError("the guest does not start a process", detail=str(error)) from error
             raise
-        if group_file is not None and self._user == "root":
-            return Process(session, lambda name: self._kill(name, group_file))
         return Process(session)
+
+    async def open_stream(
+        self, path: str, make_session: Callable[[], "asyncssh.SSHUNIXSession[bytes]"]
+    ) -> None:
+        """Connect to a unix socket in the guest; what is said there goes to the session that is made.
+
+        Raises:
+            ChannelRefusedError: Nobody listens there, or the guest opens no more channels.
+            LinkLostError: The connection is gone.
+        """
+        try:
+            await self._connection.create_unix_connection(
+                make_session, path, encoding=None, window=WINDOW, max_pktsize=MAX_PACKET
+            )
+        except (asyncssh.Error, OSError) as error:
+            if self._connection.is_closed():
+                raise self._lost() from error
+            raise ChannelRefusedError("the guest opens no stream", detail=str(error)) from error
+
+    async def listen_for_agent(self, path: str, open_agent: OpenAgent) -> AgentListener:
+        """Let the guest reach an agent at a unix socket there, until the listener is closed.
+
+        Raises:
+            ChannelRefusedError: The guest does not listen.
+            LinkLostError: The connection is gone.
+        """
+        grant = AgentGrant(open_agent)
+        try:
+            listener = await self._connection.start_unix_server(
+                lambda: grant.serve if grant.has_room() else False, path, encoding=None
+            )
+        except BaseException as error:
+            grant.revoke()
+            if self._connection.is_closed():
+                raise self._lost() from error
+            if isinstance(error, asyncssh.Error | OSError):
+                raise ChannelRefusedError("the guest forwards no agent", detail=str(error)) from error
+            raise
+        return AgentListener(grant, listener)
 
     async def run(self, command: str, input: bytes = b"", *, timeout_s: float = 30.0) -> Completed:  # noqa: A002
         """Run a small command without a terminal and return what it said.
@@ -196,17 +219,6 @@ class Link:
             await self._connection.wait_closed()
         self._connection.abort()
 
-    def _kill(self, name: str, group_file: str) -> None:
-        async def kill() -> None:
-            with contextlib.suppress(SshError):  # as with sshd's own way, nobody waits for a signal's answer
-                await self.run(
-                    # the launcher may not have written the file yet
-                    f"for n in 1 2 3 4 5 6 7 8 9 10; do [ -s {group_file} ] && break; sleep 0.2; done;"
-                    f' kill -s {name} -- "-$(<{group_file})"'
-                )
-
-        self._connection.create_task(kill())
-
     def _lost(self) -> LinkLostError:
         return LinkLostError("the connection to the guest was lost", detail=self._owner.reason)
 
@@ -258,7 +270,7 @@ async def connect(access: Access, *, timeout_s: float) -> Link:
         raise AuthenticationError(f"the guest at {where} refuses our key", detail=error.reason) from error
     except (OSError, asyncssh.Error, ValueError) as error:
         raise ConnectError(f"no SSH connection to {where}", detail=str(error)) from error
-    return Link(connection, owner, access.user)
+    return Link(connection, owner)
 
 
 @contextlib.asynccontextmanager

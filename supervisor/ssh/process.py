@@ -2,13 +2,11 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 
 import asyncssh
 import msgspec
 from asyncssh.constants import EXTENDED_DATA_STDERR
 
-from claude_vm.supervisor.ssh.agent import AgentGrant
 from claude_vm.supervisor.ssh.errors import InputClosedError, LinkLostError, StatusLostError
 
 WINDOW = 2 * 1024 * 1024
@@ -50,7 +48,7 @@ class Pty(msgspec.Struct, frozen=True):
     modes: tuple[tuple[int, int], ...] = ()
 
 
-class _Output:
+class Output:
     """What came on one stream and was not read yet."""
 
     def __init__(self) -> None:
@@ -74,17 +72,16 @@ class _Output:
 class ProcessSession(asyncssh.SSHClientSession[bytes]):
     """The library's side of a process: callbacks in, state out. Not for use outside this package."""
 
-    def __init__(self, grant: AgentGrant | None) -> None:
+    def __init__(self) -> None:
         self.channel: asyncssh.SSHClientChannel[bytes] | None = None
-        self.grant = grant
         self.status: int | None = None
         self.status_known = asyncio.Event()
         self.closed = False
         self.error: Exception | None = None
         self.writable = asyncio.Event()
         self.writable.set()
-        self._stdout = _Output()
-        self._stderr = _Output()
+        self._stdout = Output()
+        self._stderr = Output()
         self._waiting = 0
         self._paused = False
         self._ended = False
@@ -92,8 +89,6 @@ class ProcessSession(asyncssh.SSHClientSession[bytes]):
     def connection_made(self, chan: "asyncssh.SSHClientChannel[bytes]") -> None:
         """Take the channel, which is open but runs nothing yet."""
         self.channel = chan
-        if self.grant is not None:
-            self.grant.request_on(chan)
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         """Keep output until it is read; above the mark, tell the library to accept no more."""
@@ -130,8 +125,6 @@ class ProcessSession(asyncssh.SSHClientSession[bytes]):
         """Note the end of the channel; everybody who waits learns it."""
         self.closed = True
         self.error = exc
-        if self.grant is not None:
-            self.grant.revoke()
         self._end_outputs()
         self.status_known.set()
         self.writable.set()
@@ -151,13 +144,11 @@ class ProcessSession(asyncssh.SSHClientSession[bytes]):
             self.channel.resume_reading()
         return data
 
-    def _output(self, datatype: int | None) -> _Output:
+    def _output(self, datatype: int | None) -> Output:
         return self._stderr if datatype == EXTENDED_DATA_STDERR else self._stdout
 
     def _set_status(self, status: int) -> None:
         self.status = status
-        if self.grant is not None:
-            self.grant.revoke()
         self.status_known.set()
 
     def _end_outputs(self) -> None:
@@ -172,13 +163,11 @@ class Process:
     Both outputs share one SSH window: who reads only one of them may wait for ever while the other is full.
     """
 
-    def __init__(self, session: ProcessSession, kill: Callable[[str], None] | None = None) -> None:
-        """`kill` sends a signal where sshd can't."""
+    def __init__(self, session: ProcessSession) -> None:
         if session.channel is None:  # pragma: no cover - a session is given away after it was opened
             raise RuntimeError("the session has no channel")
         self._session = session
         self._channel = session.channel
-        self._kill = kill
 
     async def write(self, data: bytes) -> None:
         """Pass bytes to the process's input; return when the channel has room for more.
@@ -219,12 +208,8 @@ class Process:
         sshd knows the thirteen signals of RFC 4254 (ABRT, ALRM, FPE, HUP, ILL, INT, KILL, PIPE, QUIT, SEGV,
         TERM, USR1, USR2) and drops others.
         """
-        if self._session.status is not None or self._session.closed:
-            return
-        if self._kill is None:
+        if self._session.status is None and not self._session.closed:
             self._channel.send_signal(name)
-        elif name.isalnum() and name.isascii():
-            self._kill(name)
 
     async def wait(self) -> int:
         """Return the exit status; 128+n when signal n ended the process.
@@ -245,7 +230,7 @@ class Process:
         raise StatusLostError("the process ended without an exit status")
 
     async def aclose(self) -> None:
-        """Close the channel and withdraw the agent. Does not wait for the guest; may be called twice.
+        """Close the channel. Does not wait for the guest; may be called twice.
 
         What the process does then is its business: a terminal hangs up, pipes break.
         """

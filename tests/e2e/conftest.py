@@ -62,6 +62,12 @@ class Installation:
             "npm_config_userconfig": str(Path.home() / ".npmrc"),
         }
         self.env |= {k: v for k, v in os.environ.items() if k.lower() == "npm_config_registry"}
+        # What a test leaves is plain to see; those of the pool ask for one.
+        self.configure("[pool]\nsize = 0\n")
+
+    def configure(self, text):
+        """Write the user's global file."""
+        (self.user_home / ".claude-vm.toml").write_text(text)
 
     def popen(self, *args, cwd=None, env=None, **options):
         """Start the program; the fixture `claude_vm` ends it if the test does not."""

@@ -47,17 +47,6 @@ def test_a_killed_client_ends_its_session(claude_vm, waiting):
     no_vm_after_the_next_command(claude_vm, waiting)
 
 
-def test_a_killed_daemon_is_replaced_and_its_vms_are_swept(claude_vm, waiting):
-    session = running_session(claude_vm)
-    (vm,) = claude_vm.vm_pids()
-    os.kill(claude_vm.daemon_pid(), signal.SIGKILL)
-    said = finish(session)
-    assert session.returncode == 125
-    assert b"daemon" in said
-    assert claude_vm.vm_pids() == [vm]  # it outlives its supervisor
-    no_vm_after_the_next_command(claude_vm, waiting)
-
-
 def test_a_killed_vm_ends_its_session_with_the_reason(claude_vm, waiting):
     session = running_session(claude_vm)
     (vm,) = claude_vm.vm_pids()

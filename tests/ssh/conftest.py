@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from claude_vm.drivers.sim.guest import Guest
+from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, LinkLostError
 from claude_vm.supervisor.ssh.launch import launch_command, launch_files
 from claude_vm.supervisor.ssh.link import open_link
@@ -37,7 +38,8 @@ class SimServer:
 
     def __init__(self, folder):
         folder.mkdir()
-        self.guest = Guest(folder, None)
+        self.holders = HolderThread()
+        self.guest = Guest(folder, None, self.holders)
         self.run = self.guest.run
         self.scratch = self.guest.home
         self.pinned = None
@@ -82,6 +84,7 @@ async def server(request, tmp_path):
         await sim.start()
         yield sim
         await sim.guest.stop("the test is over")
+        sim.holders.close()
 
 
 @pytest.fixture

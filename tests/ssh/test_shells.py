@@ -1,0 +1,362 @@
+"""Primed shells and the sessions that they become, by the real holder: behind OpenSSH and in a simulation."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from claude_vm.supervisor.ssh import shells as shells_module
+from claude_vm.supervisor.ssh.errors import InputClosedError, LinkLostError, ShellError, SshError
+from claude_vm.supervisor.ssh.launch import Mode, launch_files
+from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.ssh.shells import Kind, attach, held_sessions, prime
+
+pytestmark = pytest.mark.anyio
+
+BOTH = (Kind.PTY, Kind.PIPES)
+TERMINAL = Pty("xterm-256color", 30, 100)
+GUEST = Path(__file__).parents[2] / "drivers/guest"
+
+
+@pytest.fixture
+def holder(server, tmp_path, monkeypatch):
+    """The holder's socket, where the simulated guest has none of its own: a process, as in a real guest."""
+    if hasattr(server, "guest"):
+        yield
+        return
+    folder = tmp_path / "holder"
+    home = folder / "home"
+    home.mkdir(parents=True)
+    program = (
+        "import importlib.util, os, sys\n"
+        f"spec = importlib.util.spec_from_file_location('holder', {str(GUEST / 'holder.py')!r})\n"
+        "holder = importlib.util.module_from_spec(spec)\n"
+        "sys.modules['holder'] = holder\n"
+        "spec.loader.exec_module(holder)\n"
+        f"holder.LIBRARY = {str(GUEST)!r}\n"
+        f"os.environ.update(HOME={str(home)!r}, CLAUDE_VM_RUN={str(server.run)!r})\n"
+        "holder.main()\n"
+    )
+    path = folder / "s"
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE)
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    monkeypatch.setattr(shells_module, "HOLDER", str(path))
+    yield
+    process.kill()
+    process.wait()
+    process.stdin.close()
+
+
+@pytest.fixture
+def put(server, holder):
+    """Place a session's files, as a driver would."""
+    count = 0
+
+    def place(mode, argv=(), *, env=None, cwd=""):
+        nonlocal count
+        count += 1
+        session_id = f"{count:010x}"
+        for file in launch_files(session_id, mode=mode, argv=argv, env=env, cwd=cwd):
+            path = server.run / "sessions" / session_id / Path(file.path).name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file.data)
+        return session_id
+
+    return place
+
+
+@pytest.fixture
+def session(link, put):
+    """Prime, and let the shell become a session."""
+
+    async def start(mode, argv=(), *, pty=None, env=None, cwd=""):
+        shells = await prime(link, BOTH, term="xterm-256color")
+        return await shells.start(put(mode, argv, env=env, cwd=cwd), pty=pty)
+
+    return start
+
+
+async def whole(read):
+    data = b""
+    while part := await read(65536):
+        data += part
+    return data
+
+
+async def until(process, text):
+    data = b""
+    with anyio.fail_after(20):
+        while text not in data:
+            part = await process.read_stdout(65536)
+            assert part, data
+            data += part
+    return data
+
+
+async def test_words_run_exactly_as_they_are(session):
+    words = ["printf", "%s|", "a b", "", "'\"$x`", "ä", "\n"]
+    process = await session(Mode.EXEC, words)
+    assert await whole(process.read_stdout) == "a b||'\"$x`|ä|\n|".encode()
+    assert await process.wait() == 0
+    await process.aclose()
+
+
+@pytest.mark.parametrize("pty", [None, TERMINAL], ids=["pipes", "terminal"])
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [("exit 37", 37), ("kill -TERM $$", 143), ("kill -BUS $$", 135), ("true", 0), ("kill -9 $$", 137)],
+)
+async def test_the_exit_status_is_exact(session, pty, line, status):
+    process = await session(Mode.EXEC, ["sh", "-c", line], pty=pty)
+    assert await process.wait() == status
+    await process.aclose()
+
+
+@pytest.mark.parametrize("pty", [None, TERMINAL], ids=["pipes", "terminal"])
+async def test_what_is_not_found_is_127_and_no_prompt_follows(session, pty):
+    process = await session(Mode.EXEC, ["no-such-program"], pty=pty)
+    with anyio.fail_after(20):
+        assert await process.wait() == 127
+    await process.aclose()
+
+
+async def test_stdout_and_stderr_are_apart_and_all_bytes_pass(session):
+    process = await session(Mode.EXEC, ["sh", "-c", "echo wrong >&2; cat"])
+    data = bytes(range(256)) * 4
+    await process.write(data)
+    process.write_eof()
+    assert await whole(process.read_stdout) == data
+    assert await whole(process.read_stderr) == b"wrong\n"
+    assert await process.wait() == 0
+    await process.aclose()
+
+
+async def test_many_bytes_pass_both_ways(session):
+    process = await session(Mode.EXEC, ["cat"])
+    block = os.urandom(1 << 16)
+    count = 200
+    sent, received = hashlib.sha256(), hashlib.sha256()
+
+    async def feed():
+        for _ in range(count):
+            sent.update(block)
+            await process.write(block)
+        process.write_eof()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed)
+        while data := await process.read_stdout(65536):
+            received.update(data)
+    assert sent.digest() == received.digest()
+    assert await process.wait() == 0
+    await process.aclose()
+
+
+async def test_a_reader_that_stops_stops_the_writer(session, server):
+    mark = server.scratch / "written"
+    program = (
+        "import os\nn = 0\nos.set_blocking(1, True)\n"
+        f"while True:\n n += os.write(1, bytes(65536)); open({str(mark)!r}, 'w').write(str(n))"
+    )
+    process = await session(Mode.EXEC, [sys.executable, "-c", program])
+    assert await process.read_stdout(1) == b"\0"
+    last = -1
+    with anyio.fail_after(30):
+        while (now := int(mark.read_text() or 0) if mark.exists() else 0) != last or not now:
+            last = now
+            await anyio.sleep(0.5)
+    assert last < 8 << 20
+    await process.aclose()
+
+
+async def test_a_terminal_has_its_size_before_the_first_output_and_follows(session, pty_free):
+    process = await session(Mode.EXEC, ["sh", "-c", "stty size; read x; stty size"], pty=TERMINAL)
+    assert b"30 100" in await until(process, b"\n")
+    process.resize(40, 120)
+    await process.write(b"go\r")
+    assert b"40 120" in await whole(process.read_stdout)
+    await process.aclose()
+
+
+@pytest.fixture
+def pty_free():
+    """Nothing is needed: the holder makes the terminals itself, where an unprivileged sshd can't."""
+
+
+async def test_an_interactive_shell_shows_a_prompt_and_takes_lines(session):
+    process = await session(Mode.SHELL, pty=TERMINAL, env={"PS1": "ready> "})
+    await until(process, b"ready> ")
+    await process.write(b"echo $((40 + 2)); exit 5\r")
+    assert b"42" in await whole(process.read_stdout)
+    assert await process.wait() == 5
+    await process.aclose()
+
+
+async def test_ctrl_c_reaches_the_foreground_of_a_terminal(session):
+    process = await session(Mode.EVAL, ["echo begun; sleep 100; echo not reached"], pty=TERMINAL)
+    await until(process, b"begun")
+    await process.write(b"\x03")
+    with anyio.fail_after(20):
+        assert await process.wait() == 130
+    await process.aclose()
+
+
+async def test_a_signal_reaches_the_process_group(session):
+    process = await session(
+        Mode.EXEC, ["sh", "-c", "trap 'exit 9' INT; echo begun; while :; do sleep 0.1; done"]
+    )
+    await until(process, b"begun")
+    process.send_signal("INT")
+    with anyio.fail_after(20):
+        assert await process.wait() == 9
+    await process.aclose()
+
+
+async def test_a_terminal_of_another_kind_gets_a_shell_of_its_own(session):
+    process = await session(Mode.EXEC, ["sh", "-c", "echo $TERM"], pty=Pty("vt100", 24, 80))
+    assert b"vt100" in await whole(process.read_stdout)
+    await process.aclose()
+
+
+async def test_large_environments_arrive(session):
+    env = {"LARGE": "x" * 65536, "ODD": "a\nb\x03\x04c"}
+    process = await session(
+        Mode.EXEC, ["sh", "-c", 'printf %s "${#LARGE}$ODD" | od -An -c'], env=env, pty=TERMINAL
+    )
+    text = await whole(process.read_stdout)
+    assert b"6   5   5   3   6   a  \\n   b 003 004   c" in text
+    await process.aclose()
+
+
+async def test_a_session_is_found_again_and_read_on(link, server, put):
+    shells = await prime(link, BOTH, term="xterm-256color")
+    name = put(Mode.EXEC, ["sh", "-c", "echo one; read x; echo two; exit 3"])
+    process = await shells.start(name, pty=None)
+    await until(process, b"one\n")
+    await process.aclose()
+    await settled(link, name)
+    again = await attach(link, name)
+    await again.write(b"\n")
+    assert b"two\n" in await whole(again.read_stdout)
+    assert await again.wait() == 3
+    await again.aclose()
+    listed = {held.session_id: held for held in await held_sessions(link)}
+    assert listed[name].status == 3
+    assert not listed[name].pty
+
+
+async def settled(link, name):
+    with anyio.fail_after(20):
+        while name not in {held.session_id for held in await held_sessions(link)}:
+            pass
+
+
+async def test_a_terminal_that_nobody_watches_goes_on_and_forgets_the_oldest(link, put, server):
+    shells = await prime(link, (Kind.PTY,), term="xterm-256color")
+    mark = server.scratch / "done"
+    name = put(
+        Mode.EXEC,
+        ["sh", "-c", f"read x; head -c 3000000 /dev/zero | tr '\\0' x; echo end; touch {mark}; sleep 60"],
+    )
+    process = await shells.start(name, pty=TERMINAL)
+    await process.write(b"\r")
+    await process.aclose()
+    with anyio.fail_after(30):
+        while not mark.exists():
+            await held_sessions(link)
+    again = await attach(link, name)
+    text = await until(again, b"end")
+    assert 900_000 < len(text) < 1_100_000
+    await again.aclose()
+
+
+async def test_pipes_that_nobody_watches_lose_nothing(link, put):
+    shells = await prime(link, (Kind.PIPES,), term="xterm-256color")
+    name = put(Mode.EXEC, ["sh", "-c", "head -c 3000000 /dev/zero"])
+    process = await shells.start(name, pty=None)
+    await process.aclose()
+    await settled(link, name)
+    again = await attach(link, name)
+    assert len(await whole(again.read_stdout)) == 3_000_000
+    assert await again.wait() == 0
+    await again.aclose()
+
+
+async def test_what_was_read_is_not_told_again(link, put):
+    shells = await prime(link, (Kind.PIPES,), term="xterm-256color")
+    name = put(Mode.EXEC, ["sh", "-c", "echo first; read x; echo second"])
+    process = await shells.start(name, pty=None)
+    assert await until(process, b"first\n") == b"first\n"
+    await held_sessions(link)  # the acknowledgement is before it on the way
+    await process.aclose()
+    again = await attach(link, name)
+    await again.write(b"\n")
+    assert await whole(again.read_stdout) == b"second\n"
+    await again.aclose()
+
+
+async def test_a_session_that_is_not_there_is_refused(link, holder):
+    with pytest.raises(ShellError, match="no such session"):
+        await attach(link, "abc")
+
+
+async def test_a_lost_connection_is_told(session, server):
+    process = await session(Mode.EXEC, ["sleep", "100"])
+    server.hang_up()
+    with anyio.fail_after(20), pytest.raises(LinkLostError):
+        await process.wait()
+    with pytest.raises(InputClosedError):
+        await process.write(b"x")
+
+
+async def test_a_shell_whose_profile_ends_it_is_an_error(link, server, holder, tmp_path):
+    home = server.scratch if hasattr(server, "guest") else tmp_path / "holder/home"
+    (home / ".bash_profile").write_text("exit 3\n")
+    with pytest.raises(SshError, match="does not start"):
+        await prime(link, BOTH, term="xterm-256color")
+
+
+async def test_nothing_of_ours_is_in_an_interactive_shell(session):
+    line = (
+        'compgen -v | grep -i claude; declare -F; trap -p; history; echo "$0|$#|$SHLVL|$-";'
+        " echo /proc/$$/fd/*; exit\r"
+    )
+    process = await session(Mode.SHELL, pty=TERMINAL, env={"PS1": "ready> "})
+    await until(process, b"ready> ")
+    await process.write(line.encode())
+    text = (await whole(process.read_stdout)).decode().replace("\r", "")
+    said = text.split("exit\n", 1)[1]
+    assert "claude_vm" not in said
+    assert "trap --" not in said
+    assert "bash|0|1|himBHs" in said
+    descriptors = {path.rsplit("/", 1)[1] for path in said.split("himBHs\n")[1].split() if "/fd/" in path}
+    assert descriptors == {"0", "1", "2", "255"}
+    await process.aclose()
+
+
+@pytest.mark.parametrize("pty", [None, TERMINAL], ids=["pipes", "terminal"])
+async def test_a_program_is_given_a_clean_process(session, pty):
+    program = (
+        "import json, os, resource, signal\n"
+        "status = dict(l.split(':', 1) for l in open('/proc/self/status'))\n"
+        "print(json.dumps({k: status[k].strip() for k in ('SigBlk', 'SigIgn', 'SigCgt')}))\n"
+        "fds = sorted(map(int, os.listdir('/proc/self/fd')))[:-1]\n"
+        "print(json.dumps([fds, os.getpgrp() == os.getpid(), os.getsid(0) == os.getpid()]))\n"
+    )
+    process = await session(Mode.EXEC, ["python3", "-S", "-c", program], pty=pty)
+    lines = (await whole(process.read_stdout)).decode().splitlines()
+    signals, rest = json.loads(lines[0]), json.loads(lines[1])
+    assert int(signals["SigBlk"], 16) == 0
+    # Python itself ignores SIGPIPE and SIGXFSZ, and catches SIGINT.
+    assert int(signals["SigIgn"], 16) == 1 << 12 | 1 << 24
+    assert int(signals["SigCgt"], 16) & 0x7FFFFFFF == 1 << 1
+    assert rest == [[0, 1, 2], True, True]
+    await process.aclose()
