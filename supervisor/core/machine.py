@@ -87,6 +87,11 @@ class Core:
         """Return what there is of each key that is wanted or in use, least recently used first."""
         return self._upkeep.views()
 
+    def session_of(self, instance_id: str) -> str:
+        """Return the session that an instance is made for or leased to; "" for none."""
+        instance = self._lives.instances.find(instance_id)
+        return "" if instance is None else instance.session_id
+
     def session_story(self, session_id: str) -> Story:
         """Return what happened to a session, as far as it is remembered."""
         return self._lives.sessions.story(session_id)

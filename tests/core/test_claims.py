@@ -179,3 +179,17 @@ def test_a_stopped_session_gives_up_its_instance_and_another_may_follow(make_rig
     assert rig.session_state(2) == "queued"
     rig.deleted(1)
     assert rig.session_state(2) == "preparing"
+
+
+def test_an_instance_is_of_its_session_until_that_has_its_status(rig):
+    assert rig.core.session_of("i1") == ""
+    rig.request()
+    assert rig.core.session_of("i1") == "s1"
+    rig.cloned()
+    rig.started()
+    rig.connected()
+    rig.run_started()
+    assert rig.core.session_of("i1") == "s1"
+    rig.send(events.RunDone, instance_id="i1", session_id="s1", status=0)
+    rig.send(events.DeleteDone, instance_id="i1")
+    assert rig.core.session_of("i1") == ""
