@@ -19,8 +19,9 @@ from claude_vm.drivers.api import (
 )
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import find_marked
-from claude_vm.supervisor.ssh.launch import group_file, launch_command, launch_files
+from claude_vm.supervisor.ssh.launch import AGENTS, launch_files
 from claude_vm.supervisor.ssh.link import open_link
+from claude_vm.supervisor.ssh.shells import Kind, prime
 
 CHECKS: dict[str, Callable[["Case"], Awaitable[None]]] = {}
 NEED_ISOLATION: set[str] = set()
@@ -141,11 +142,23 @@ async def output(process):
 async def session(case, instance_id, link, mode, argv=(), *, env=None, cwd="", pty=None, agent=None):
     """Run something by the launcher, as the supervisor does it."""
     session_id = secrets.token_hex(5)
-    files = launch_files(session_id, mode=mode, argv=argv, env=env, cwd=cwd)
-    await case.driver.put_files(instance_id, files)
-    command = launch_command(session_id, pty=pty is not None)
-    process = await link.open_process(command, pty=pty, agent=agent, group_file=group_file(session_id))
+    shells = await prime(
+        link, [Kind.PIPES if pty is None else Kind.PTY], term="xterm" if pty is None else pty.term
+    )
+    socket = f"{AGENTS}/{session_id}"
+    listener = None if agent is None else await link.listen_for_agent(socket, agent)
+    env = dict(env or {})
+    if agent is not None:  # what the paths in a simulated guest's environment are on this host, nobody maps
+        simulated = case.driver._guests[instance_id] if case.driver.name == "sim" else None
+        env["SSH_AUTH_SOCK"] = socket if simulated is None else str(simulated.path(socket))
+    process = None
     try:
+        files = launch_files(session_id, mode=mode, argv=argv, env=env, cwd=cwd)
+        await case.driver.put_files(instance_id, files)
+        process = await shells.start(session_id, pty=pty)
         yield process
     finally:
-        await process.aclose()
+        if listener is not None:
+            listener.close()
+        if process is not None:
+            await process.aclose()
