@@ -58,7 +58,18 @@ class LostDaemonError(WireError):
     """The daemon ended in the middle."""
 
     code = "daemon-lost"
-    hint = "what it left is cleaned up by the next command"
+
+    def __init__(self, *, started: bool) -> None:
+        super().__init__(
+            "the daemon ended in the middle"
+            if started
+            else "the daemon ended in the middle, and this command with it"
+        )
+        self.hint = (
+            "what runs in a VM goes on there: find it with `claude-vm ps`, end it with `claude-vm stop`"
+            if started
+            else "what it left is cleaned up by the next command"
+        )
 
 
 class InterruptedTwiceError(Exception):
@@ -101,7 +112,7 @@ class Relay:
             while self._step():
                 pass
             if self._status is None:
-                raise LostDaemonError("the daemon ended in the middle, and this command with it")
+                raise LostDaemonError(started=self._started)
         finally:
             self._terminal.restore()
             self._tell_held()
