@@ -1,51 +1,148 @@
 """What dead supervisors left: found at start, taken over or deleted, and told.
 
-Two kinds: what this supervisor's predecessor left (same id, so the core takes the instances as its own and
-deletes them), and what supervisors inside clients left (each with an id of its own; swept here under
-their lock, as nobody else owns them).
+Two kinds: what this supervisor's predecessor left (same id, so the core takes the instances as its own: warm
+ones and those with a running session are used on, others deleted), and what supervisors inside clients left
+(each with an id of its own; swept here under their lock, as nobody else owns them).
 """
 
 import sqlite3
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from claude_vm.context.worktree_locks import release_stale
 from claude_vm.drivers import registry
-from claude_vm.drivers.api import Owner
+from claude_vm.drivers.api import Access, InstanceRecord, InstanceStatus, Owner
 from claude_vm.drivers.errors import DriverError
+from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon import identity
+from claude_vm.supervisor.daemon.detached import found_session
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
-from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.journal import RESUME, RUN, WARM, Journal
+from claude_vm.supervisor.daemon.records import JournaledSession, LeftInstance
+from claude_vm.supervisor.daemon.session import Session
 
 log = structlog.get_logger()
 
 REASON = "its supervisor died"
 
 
-async def adopt(dispatcher: Dispatcher, drivers: DriverSet, journal: Journal) -> None:
-    """Take over what the predecessor left. Nothing of it is warm, so all of it is deleted."""
-    known = {left.instance_id: left.driver for left in journal.left_instances()}
+class Adopted(msgspec.Struct, frozen=True):
+    """What was done with what the predecessor left. `sessions` go on without a client."""
+
+    warm: tuple[str, ...] = ()
+    sessions: tuple[Session, ...] = ()
+    deleted: tuple[str, ...] = ()
+
+
+async def adopt(dispatcher: Dispatcher, drivers: DriverSet, journal: Journal) -> Adopted:
+    """Take over what the predecessor left.
+
+    What is warm is kept for the next session; a session whose main command had started goes on; everything
+    else is deleted. What was done is in the log.
+    """
+    known = {left.instance_id: left for left in journal.left_instances()}
+    warm: list[str] = []
+    sessions: list[Session] = []
+    deleted: list[str] = []
     for name in registry.ALL:
         try:
             driver = await drivers.get(name)
             found = await driver.list_instances()
+            current = {t.name: t.generation for t in await driver.templates()}
         except DriverError as error:
             log.warning("driver-not-swept", driver=name, error=str(error))
             continue
         for record in found:
-            known.pop(record.instance_id, None)
-            log.info("instance-found", instance=record.instance_id, driver=name, status=record.status)
-            dispatcher.adopt(record.instance_id, name, REASON)
+            left = known.pop(record.instance_id, None)
+            match _judge(left, record, current):
+                case Warm(key=key, access=access, age_s=age_s):
+                    dispatcher.adopt_warm(record.instance_id, key, access, age_s)
+                    warm.append(record.instance_id)
+                    log.info("warm-instance-adopted", instance=record.instance_id, driver=name)
+                case Running(row=row, key=key, access=access):
+                    session = found_session(row, key)
+                    dispatcher.adopt_session(session, record.instance_id, access)
+                    sessions.append(session)
+                    log.info("session-adopted", session=row.session_id, instance=record.instance_id)
+                case Garbage(reason=reason):
+                    log.info(
+                        "instance-found",
+                        instance=record.instance_id,
+                        driver=name,
+                        status=record.status,
+                        reason=reason,
+                    )
+                    dispatcher.adopt_garbage(record.instance_id, name, reason)
+                    deleted.append(record.instance_id)
     for instance_id in known:  # deleted, but the supervisor died before it wrote that
         journal.forget(instance_id)
+    return Adopted(tuple(warm), tuple(sessions), tuple(deleted))
 
 
-def release_worktrees(journal: Journal, supervisor_id: str) -> None:
-    """Unlock the worktrees that the predecessor's sessions had locked."""
-    for repository, session_id in journal.locked_repositories():
-        release_stale(Path(repository), supervisor_id)
+class Warm(msgspec.Struct, frozen=True):
+    """It can serve a session. `age_s` is how long ago it was made."""
+
+    key: PoolKey
+    access: Access
+    age_s: float
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A session runs in it."""
+
+    row: JournaledSession
+    key: PoolKey
+    access: Access
+
+
+class Garbage(msgspec.Struct, frozen=True):
+    """It is of no more use, for a reason."""
+
+    reason: str
+
+
+def _judge(
+    left: LeftInstance | None, record: InstanceRecord, current: Mapping[str, str]
+) -> Warm | Running | Garbage:
+    """Say what becomes of an instance. `current` are the generations of the driver's templates by name.
+
+    In doubt it is garbage: it can be made again, and what may have run anything must not be claimed.
+    """
+    flaw = _flaw(left, record)
+    if flaw or left is None or left.key is None or left.access is None:
+        return Garbage(f"{REASON}{flaw or ' while it was made'}")
+    if left.state in {RUN, RESUME} and left.session is not None:
+        return Running(left.session, left.key, left.access)
+    if left.state != WARM:
+        return Garbage(f"{REASON} at: {left.state}")
+    if current.get(left.key.template) != left.key.generation:
+        return Garbage("its template was changed meanwhile")
+    return Warm(left.key, left.access, max(0.0, time.time() - left.made_at))
+
+
+def _flaw(left: LeftInstance | None, record: InstanceRecord) -> str:
+    """Say what makes it impossible to go on with an instance, whatever its state; "" for nothing."""
+    if left is None:
+        return ", and its journal does not know it"
+    if not left.same_boot:
+        return ", and the host was restarted since"
+    return "" if record.status is InstanceStatus.RUNNING else ", and its VM does not run"
+
+
+def release_worktrees(journal: Journal, supervisor_id: str, running: Collection[str] = ()) -> None:
+    """Unlock the worktrees that the predecessor's sessions had locked, but for the sessions that go on."""
+    locks = journal.locked_repositories()
+    needed = {repository for repository, session_id in locks if session_id in running}
+    for repository, session_id in locks:
+        if session_id in running:
+            continue
+        if repository not in needed:
+            release_stale(Path(repository), supervisor_id)
         journal.unlock_worktrees(repository, session_id)
 
 

@@ -1,4 +1,4 @@
-"""Turns the core's effects into driver calls, SSH and replies, and their ends into events.
+"""Turns the core's effects into tasks, and their ends into events. What the tasks do is in `execution`.
 
 There is no await between taking an event and starting its last effect: `post` is synchronous, events that
 arise meanwhile wait in a queue. So what the core decided is under way, and in the journal, before anything
@@ -14,32 +14,24 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from claude_vm.drivers.api import Access, InstanceSpec, Mount
+from claude_vm.drivers.api import Access
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core import effects as fx
 from claude_vm.supervisor.core import events as ev
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.daemon.bookkeeping import Books
 from claude_vm.supervisor.daemon.clock import Alarm
 from claude_vm.supervisor.daemon.drivers import DriverSet
+from claude_vm.supervisor.daemon.execution import Admit, Execution, admit_all
+from claude_vm.supervisor.daemon.faults import Faults, kill_vm
+from claude_vm.supervisor.daemon.instances import Instance, Watchers
 from claude_vm.supervisor.daemon.journal import Journal
-from claude_vm.supervisor.daemon.session import Session
-from claude_vm.supervisor.ssh.errors import LinkLostError, SshError
-from claude_vm.supervisor.ssh.link import Link, connect
-from claude_vm.supervisor.ssh.shells import Kind, Shells, prime
+from claude_vm.supervisor.daemon.session import EndedSession, Session
+from claude_vm.supervisor.daemon.timings import KEPT_SESSIONS
+from claude_vm.supervisor.ssh.errors import SshError
 
 log = structlog.get_logger()
-
-CONNECT_TIMEOUT_S = 60.0
-"""For the SSH handshake with a guest under software emulation on a busy host."""
-
-CLOSE_TIMEOUT_S = 2.0
-
-TERM = "xterm-256color"
-"""The terminal for which shells are primed before anybody came with one; then it is the latest client's."""
-
-VM_DEATH_S = 2.0
-"""How much later than the loss of its connection the death of a VM may be noticed, in seconds."""
 
 
 def fresh_instance_id() -> str:
@@ -52,34 +44,46 @@ def fresh_session_id() -> str:
     return secrets.token_hex(4)
 
 
-class _Instance:
-    """What the dispatcher knows about an instance that the core need not know."""
-
-    def __init__(self, driver: str) -> None:
-        self.driver = driver
-        self.scope: anyio.CancelScope | None = None
-        self.watch: anyio.CancelScope | None = None
-        self.access: Access | None = None
-        self.link: Link | None = None
-        self.shells: Shells | None = None
-
-
 class Dispatcher:
-    """Owns the tasks of all effects. All methods but `post` and the properties are internal."""
+    """Owns the tasks of all effects.
 
-    def __init__(self, core: Core, journal: Journal, drivers: DriverSet, tasks: TaskGroup) -> None:
+    `sessions` are those whose client has not been told their end yet, by id; `finished` the last ones that
+    are over, oldest first. `idle_since` is an instant of `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        journal: Journal,
+        drivers: DriverSet,
+        tasks: TaskGroup,
+        *,
+        admit: Admit = admit_all,
+        faults: Faults | None = None,
+    ) -> None:
         self.core = core
         self.sessions: dict[str, Session] = {}
+        self.finished: deque[EndedSession] = deque(maxlen=KEPT_SESSIONS)
         self.idle_since = time.monotonic()
         self.stopped = anyio.Event()
-        self._journal = journal
+        self._books = Books(journal)
         self._drivers = drivers
         self._tasks = tasks
+        self._faults = faults
         self._alarm = Alarm(lambda now: self.post(ev.Tick(at=now)))
-        self._instances: dict[str, _Instance] = {}
+        self._watchers = Watchers(drivers, tasks, self.post)
+        self._execution = Execution(
+            drivers,
+            self.sessions,
+            self._watchers,
+            started=self._command_started,
+            admit=admit,
+            faults=faults,
+        )
+        self._instances: dict[str, Instance] = {}
+        self._changed: anyio.Event | None = None
         self._queue: deque[ev.Event] = deque()
         self._draining = False
-        self._term = TERM
         tasks.start_soon(self._alarm.run)
 
     def post(self, event: ev.Event) -> None:
@@ -95,12 +99,20 @@ class Dispatcher:
                     self._start(effect)
         finally:
             self._draining = False
+            if self._changed is not None:
+                self._changed.set()
+                self._changed = None
+
+    async def change(self) -> None:
+        """Wait until the core has taken another event. Look at it before; there is no await in between."""
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
 
     def request(self, session: Session) -> None:
         """A session wants an instance."""
         self.sessions[session.session_id] = session
-        if session.plan.pty is not None:
-            self._term = session.plan.pty.term
+        self._execution.expect(session)
         self.post(
             ev.SessionRequested(
                 at=anyio.current_time(),
@@ -115,6 +127,11 @@ class Dispatcher:
         """How many instances exist in some form."""
         return len(self._instances)
 
+    @property
+    def warm_count(self) -> int:
+        """How many instances are connected and wait for a session."""
+        return sum(instance.is_warm for instance in self._instances.values())
+
     def stop(self, session_id: str, reason: str, status: int) -> None:
         """A session shall end."""
         self.post(
@@ -122,14 +139,52 @@ class Dispatcher:
         )
 
     def forget(self, session: Session) -> None:
-        """The client of an ended session has been told."""
-        self.sessions.pop(session.session_id, None)
+        """The client of a session has been told its end, or nobody needs to be."""
+        if self.sessions.pop(session.session_id, None) is not None:
+            self.finished.append(session.kept())
         self.idle_since = time.monotonic()
 
-    def adopt(self, instance_id: str, driver: str, reason: str) -> None:
-        """An instance that a dead supervisor left, of a driver that is open."""
-        self._instances[instance_id] = _Instance(driver)
+    def template_changed(self, driver: str, template: str, generation: str) -> None:
+        """A template has a new generation, or none any more (""): what is ready of another one has to go."""
+        self.post(
+            ev.TemplateChanged(
+                at=anyio.current_time(), driver=driver, template=template, generation=generation
+            )
+        )
+
+    async def unused(self, driver: str, template: str) -> None:
+        """Wait until no instance of a template is left."""
+        while any(
+            i.key is not None and (i.key.driver, i.key.template) == (driver, template)
+            for i in self._instances.values()
+        ):
+            await self.change()
+
+    # What a dead supervisor left, of drivers that are open.
+
+    def adopt_garbage(self, instance_id: str, driver: str, reason: str) -> None:
+        """An instance shall be deleted."""
+        self._instances[instance_id] = Instance(instance_id, driver)
         self.post(ev.InstanceFound(at=anyio.current_time(), instance_id=instance_id, reason=reason))
+
+    def adopt_warm(self, instance_id: str, key: PoolKey, access: Access, age_s: float) -> None:
+        """An instance that was made `age_s` seconds ago can serve a session."""
+        self._adopt_running(instance_id, key, access)
+        now = anyio.current_time()
+        self.post(ev.WarmFound(at=now, instance_id=instance_id, key=key, made_at=now - age_s))
+
+    def adopt_session(self, session: Session, instance_id: str, access: Access) -> None:
+        """A session goes on in an instance."""
+        self.sessions[session.session_id] = session
+        self._adopt_running(instance_id, session.plan.key, access)
+        self.post(
+            ev.SessionFound(
+                at=anyio.current_time(),
+                session_id=session.session_id,
+                instance_id=instance_id,
+                key=session.plan.key,
+            )
+        )
 
     def set_clocks(self) -> None:
         """Set the clocks of all running guests: the host's has jumped."""
@@ -137,10 +192,21 @@ class Dispatcher:
             if instance.access is not None:
                 self._tasks.start_soon(self._set_clock, instance_id, instance.driver)
 
+    def _adopt_running(self, instance_id: str, key: PoolKey, access: Access) -> None:
+        instance = self._instances[instance_id] = Instance(instance_id, key.driver, key)
+        instance.access = access
+        self._watchers.watch_vm(instance)  # it tells nothing before the core knows the instance: a task
+
     def _start(self, effect: fx.Effect) -> None:
         match effect:
             case fx.InstanceEffect():
                 self._start_instance_effect(effect)
+            case fx.RequestWarm(key=key, paused=paused):
+                self._queue.append(
+                    ev.WarmRequested(
+                        at=anyio.current_time(), instance_id=fresh_instance_id(), key=key, paused=paused
+                    )
+                )
             case fx.Cancel(instance_id=instance_id):
                 scope = self._instances[instance_id].scope
                 if scope is not None:
@@ -160,34 +226,38 @@ class Dispatcher:
             log.info("session-ended", session=effect.session_id, status=effect.status, code=effect.code)
             if session is not None:
                 session.finish(effect)
+                if session.client is None:
+                    self.forget(session)
         elif session is not None:
             session.tell(effect.phase)
 
     def _start_instance_effect(self, effect: fx.InstanceEffect) -> None:
+        name = effect.instance_id
         if isinstance(effect, fx.Clone):
-            self._instances[effect.instance_id] = _Instance(effect.key.driver)
-        instance = self._instances[effect.instance_id]
-        kind = type(effect).__name__.lower()
-        session_id = effect.session_id if isinstance(effect, fx.Run) else ""
+            self._instances[name] = Instance(name, effect.key.driver, effect.key)
+        instance = self._instances[name]
+        session = self.sessions.get(self.core.session_of(name))
         try:
-            row = self._journal.begin(
-                instance_id=effect.instance_id, driver=instance.driver, kind=kind, session_id=session_id
-            )
+            row = self._books.begin(effect, instance, session)
         except sqlite3.Error as error:
-            log.error(  # noqa: TRY400 - no bug of ours
-                "journal-not-written", effect=kind, instance=effect.instance_id, error=str(error)
-            )
             if not isinstance(effect, fx.Delete):  # that one frees what is short
                 self._queue.append(
                     self._failed(effect, "journal-failed", f"the journal can't be written: {error}")
                 )
                 return
             row = 0
+        if self._faults is not None:
+            self._faults.due(f"begun:{type(effect).__name__.lower()}", name)
         instance.scope = anyio.CancelScope()
-        self._tasks.start_soon(self._answer, effect, instance, instance.scope, row)
+        self._tasks.start_soon(self._answer, effect, instance, session, instance.scope, row)
 
     async def _answer(
-        self, effect: fx.InstanceEffect, instance: _Instance, scope: anyio.CancelScope, row: int
+        self,
+        effect: fx.InstanceEffect,
+        instance: Instance,
+        session: Session | None,
+        scope: anyio.CancelScope,
+        row: int,
     ) -> None:
         """Carry out one effect and post its one answer."""
         kind = type(effect).__name__.lower()
@@ -195,7 +265,7 @@ class Dispatcher:
         answer: ev.EffectEnded | None = None
         with scope:
             try:
-                answer = await self._carry_out(effect, instance)
+                answer = await self._execution.carry_out(effect, instance, session)
             except (DriverError, SshError) as error:
                 answer = self._failed(effect, error.code, str(error))
             except Exception as error:  # a bug of ours ends one session, not all of them
@@ -207,7 +277,7 @@ class Dispatcher:
             answer = ev.EffectCancelled(at=anyio.current_time(), instance_id=effect.instance_id)
         instance.scope = None
         outcome = answer.code if isinstance(answer, ev.EffectFailed) else type(answer).__name__
-        self._note_end(effect.instance_id, row, answer, outcome)
+        self._books.end(instance, row, answer, outcome)
         log.info(
             "effect-ended",
             effect=kind,
@@ -220,14 +290,15 @@ class Dispatcher:
             self.idle_since = time.monotonic()
         self.post(answer)
 
-    def _note_end(self, instance_id: str, row: int, answer: ev.EffectEnded, outcome: str) -> None:
-        """Write an effect's end. A row that stays open makes the next supervisor look twice; no harm."""
-        try:
-            self._journal.end(row, outcome)
-            if isinstance(answer, ev.DeleteDone):
-                self._journal.forget(instance_id)
-        except sqlite3.Error as error:
-            log.error("journal-not-written", instance=instance_id, error=str(error))  # noqa: TRY400
+    def _command_started(self, instance: Instance, session_id: str) -> None:
+        name = instance.instance_id
+        self._books.note_started(session_id)
+        self.post(ev.RunStarted(at=anyio.current_time(), instance_id=name, session_id=session_id))
+        if self._faults is not None and self._faults.due("after:run-started", name) == "kill-vm":
+            self._tasks.start_soon(self._kill_vm, instance)
+
+    async def _kill_vm(self, instance: Instance) -> None:
+        await kill_vm(instance.instance_id, await self._drivers.get(instance.driver))
 
     @staticmethod
     def _failed(effect: fx.InstanceEffect, code: str, message: str) -> ev.EffectFailed:
@@ -235,88 +306,8 @@ class Dispatcher:
             at=anyio.current_time(), instance_id=effect.instance_id, code=code, message=message
         )
 
-    async def _carry_out(self, effect: fx.InstanceEffect, instance: _Instance) -> ev.EffectEnded:
-        driver = await self._drivers.get(instance.driver)
-        name = effect.instance_id
-        match effect:
-            case fx.Clone(key=key):
-                await driver.clone(_spec(name, key))
-                return ev.CloneDone(at=anyio.current_time(), instance_id=name)
-            case fx.Start():
-                instance.access = await driver.start(name, lambda *_: None)
-                self._tasks.start_soon(self._watch, name, instance)
-                return ev.StartDone(
-                    at=anyio.current_time(), instance_id=name, restored=instance.access.restored
-                )
-            case fx.Connect():
-                if instance.access is None:
-                    raise DriverError("the instance was not started")
-                instance.link = await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
-                instance.shells = await prime(instance.link, tuple(Kind), term=self._term)
-                return ev.ConnectDone(at=anyio.current_time(), instance_id=name)
-            case fx.Run(session_id=session_id):
-                if instance.link is None or instance.shells is None:
-                    raise DriverError("the instance is not connected")
-                session = self.sessions[session_id]
-                try:
-                    status = await session.run(
-                        driver,
-                        name,
-                        instance.link,
-                        instance.shells,
-                        lambda: self.post(
-                            ev.RunStarted(at=anyio.current_time(), instance_id=name, session_id=session_id)
-                        ),
-                    )
-                except LinkLostError:
-                    # Mostly because the VM died. Its watcher knows more, and the core then cancels this.
-                    await anyio.sleep(VM_DEATH_S)
-                    raise
-                return ev.RunDone(
-                    at=anyio.current_time(), instance_id=name, session_id=session_id, status=status
-                )
-            case fx.Delete():
-                await self._delete(name, instance)
-                return ev.DeleteDone(at=anyio.current_time(), instance_id=name)
-        raise AssertionError(effect)  # pragma: no cover - the core has no other effects
-
-    async def _delete(self, instance_id: str, instance: _Instance) -> None:
-        """The VM first: it is thrown away, so nothing in it needs a farewell."""
-        if instance.watch is not None:
-            instance.watch.cancel()
-        driver = await self._drivers.get(instance.driver)
-        instance.access = None
-        await driver.delete(instance_id)
-        if instance.link is not None:
-            with anyio.move_on_after(CLOSE_TIMEOUT_S):
-                await instance.link.aclose()
-            instance.link = None
-
-    async def _watch(self, instance_id: str, instance: _Instance) -> None:
-        """Tell the core when the VM dies."""
-        with anyio.CancelScope() as scope:
-            instance.watch = scope
-            driver = await self._drivers.get(instance.driver)
-            try:
-                reason = await driver.wait_stopped(instance_id)
-            except DriverError as error:
-                reason = str(error)
-            self.post(ev.VmDied(at=anyio.current_time(), instance_id=instance_id, reason=reason))
-
     async def _set_clock(self, instance_id: str, driver_name: str) -> None:
         try:
             await (await self._drivers.get(driver_name)).set_clock(instance_id)
         except DriverError as error:
             log.warning("clock-not-set", instance=instance_id, error=str(error))
-
-
-def _spec(instance_id: str, key: PoolKey) -> InstanceSpec:
-    return InstanceSpec(
-        instance_id=instance_id,
-        template=key.template,
-        generation=key.generation,
-        cpus=key.cpus,
-        memory_mib=key.memory_mib,
-        disk_gib=key.disk_gib,
-        mounts=tuple(Mount(host=m.host, guest=m.guest, writable=m.writable) for m in key.mounts),
-    )

@@ -3,6 +3,7 @@
 The daemon has one (`main`), and so has a client that runs its command by itself (`inprocess`).
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,10 +22,12 @@ from claude_vm.drivers.process import boot_id
 from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.pool import PoolPolicy
-from claude_vm.supervisor.daemon import adopt, identity
+from claude_vm.supervisor.daemon import adopt, detached, identity
 from claude_vm.supervisor.daemon.clock import watch_host_clock
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
+from claude_vm.supervisor.daemon.execution import Admit, admit_all
+from claude_vm.supervisor.daemon.faults import read_faults
 from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.version import VERSION
@@ -32,6 +35,9 @@ from claude_vm.supervisor.wire.version import VERSION
 log = structlog.get_logger()
 
 CHECKPOINT_INTERVAL_S = 60.0
+
+NO_POOL = PoolPolicy()
+"""Nothing is kept warm: for a supervisor that serves one command, and where nobody has said anything else."""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -49,15 +55,26 @@ class Host(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def open_host(home: Path, supervisor_id: str, *, in_process: bool) -> AsyncIterator[Host]:
-    """Open a supervisor: its journal, core, dispatcher and drivers; sweep what dead ones left.
+async def open_host(
+    home: Path,
+    supervisor_id: str,
+    *,
+    in_process: bool,
+    policy: PoolPolicy = NO_POOL,
+    admit: Admit = admit_all,
+) -> AsyncIterator[Host]:
+    """Open a supervisor: its journal, core, dispatcher and drivers; take over and sweep what dead ones left.
+
+    `policy` are the pool's first settings, `admit` refuses clones that this host has no room for.
 
     Leaving the context by the normal way ends all sessions and instances first, without haste limits of its
     own; a cancelled context leaves them to the next supervisor's sweep.
 
     Raises:
         AlreadyRunningError: Another process has this supervisor's lock.
+        ValueError: The environment asks for a fault that does not exist.
     """
+    faults = read_faults(os.environ)
     runtime = Path(paths.runtime_directory(str(home)))
     paths.make_private(str(runtime))
     boot = boot_id()
@@ -68,9 +85,11 @@ async def open_host(home: Path, supervisor_id: str, *, in_process: bool) -> Asyn
             log.error("journal-damaged", remark=remark)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         drivers = DriverSet(Owner(home=home, supervisor_id=supervisor_id, runtime=runtime), tasks)
-        dispatcher = Dispatcher(Core(PoolPolicy()), journal, drivers, tasks)
-        adopt.release_worktrees(journal, supervisor_id)
-        await adopt.adopt(dispatcher, drivers, journal)
+        dispatcher = Dispatcher(Core(policy), journal, drivers, tasks, admit=admit, faults=faults)
+        adopted = await adopt.adopt(dispatcher, drivers, journal)
+        adopt.release_worktrees(journal, supervisor_id, {s.session_id for s in adopted.sessions})
+        for session in adopted.sessions:
+            tasks.start_soon(detached.attend, session, journal, supervisor_id)
         tasks.start_soon(_clean_up, drivers, runtime, boot)
         tasks.start_soon(_checkpoint, journal)
         tasks.start_soon(watch_host_clock, lambda seconds: _clock_jumped(dispatcher, seconds))

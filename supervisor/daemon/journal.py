@@ -3,6 +3,10 @@
 A killed supervisor leaves rows without an end; the next one reads them and asks the drivers what is left.
 Rows of another boot of this host are void: no process of theirs can live. They still name folders.
 
+What is needed to go on with a VM (its key, how to reach it) and with a session (whose it is) is written
+beside them. An instance is called warm only once it is connected, and no longer from before the first byte
+of a session goes into it: what may have run anything is never taken for fresh.
+
 SQLite in WAL mode with ``synchronous=NORMAL``: a commit is a write without a sync (tens of microseconds), so
 it happens on the event loop, before the effect starts. It survives the death of the process, which is what
 the journal is for; a power failure may take the last rows, and the processes with them. Checkpoints sync,
@@ -16,9 +20,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-import msgspec
+from claude_vm.drivers.api import Access
+from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.daemon.records import (
+    JournaledSession,
+    LeftInstance,
+    from_text,
+    storable,
+    to_text,
+)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+WARM = "warm"
+"""The state of an instance that is connected and has not run anything. Else its state is its last effect."""
+
+RUN = "run"
+"""The state of an instance that a session was given. From here on it is never taken for fresh."""
+
+RESUME = "resume"
+"""The state of an instance whose session was taken over from a former supervisor."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS effects (
@@ -36,8 +57,21 @@ CREATE TABLE IF NOT EXISTS instances (
     instance_id TEXT PRIMARY KEY,
     boot_id TEXT NOT NULL,
     driver TEXT NOT NULL,
-    state TEXT NOT NULL
+    state TEXT NOT NULL,
+    made_at REAL NOT NULL,
+    key TEXT,
+    access TEXT
 );
+CREATE TABLE IF NOT EXISTS sessions (
+    session_id TEXT PRIMARY KEY,
+    instance_id TEXT NOT NULL,
+    project TEXT NOT NULL,
+    label TEXT NOT NULL,
+    pty INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    started INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS sessions_of ON sessions (instance_id);
 CREATE TABLE IF NOT EXISTS worktree_locks (
     repository TEXT NOT NULL,
     session_id TEXT NOT NULL,
@@ -47,15 +81,6 @@ CREATE TABLE IF NOT EXISTS worktree_locks (
 
 KEPT_ROWS = 10_000
 """Ended effects that are kept, for whoever asks what happened."""
-
-
-class LeftInstance(msgspec.Struct, frozen=True):
-    """An instance that the journal knows and that nobody has deleted. `same_boot`: its processes may live."""
-
-    instance_id: str
-    driver: str
-    state: str
-    same_boot: bool
 
 
 class Journal:
@@ -97,41 +122,99 @@ class Journal:
         finally:
             connection.close()
 
-    def begin(self, *, instance_id: str, driver: str, kind: str, session_id: str = "") -> int:
-        """Write that an effect starts, before it does; return the row's number for `end`."""
+    def begin(
+        self,
+        *,
+        instance_id: str,
+        driver: str,
+        kind: str,
+        key: PoolKey | None = None,
+        session: JournaledSession | None = None,
+    ) -> int:
+        """Write that an effect starts, before it does; return the row's number for `end`.
+
+        `key` is given with an instance's first effect; `session` when one is about to run in it.
+        """
+        now = time.time()
         with self._transaction():
             cursor = self._connection.execute(
                 "INSERT INTO effects (boot_id, at, instance_id, driver, kind, session_id)"
                 " VALUES (?,?,?,?,?,?)",
-                (self._boot_id, time.time(), instance_id, driver, kind, session_id),
+                (self._boot_id, now, instance_id, driver, kind, session.session_id if session else ""),
             )
             self._connection.execute(
-                "INSERT INTO instances (instance_id, boot_id, driver, state) VALUES (?,?,?,?)"
+                "INSERT INTO instances (instance_id, boot_id, driver, state, made_at, key)"
+                " VALUES (?,?,?,?,?,?)"
                 " ON CONFLICT (instance_id) DO UPDATE SET boot_id=excluded.boot_id, state=excluded.state",
-                (instance_id, self._boot_id, driver, kind),
+                (instance_id, self._boot_id, driver, kind, now, to_text(key)),
             )
+            if session is not None:
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO sessions"
+                    " (session_id, instance_id, project, label, pty, created_at) VALUES (?,?,?,?,?,?)",
+                    (
+                        session.session_id,
+                        instance_id,
+                        storable(session.project),
+                        storable(session.label),
+                        session.pty,
+                        session.created_at,
+                    ),
+                )
         return cursor.lastrowid or 0
 
     def end(self, row: int, outcome: str) -> None:
         """Write how the effect ended."""
         self._connection.execute("UPDATE effects SET outcome=? WHERE seq=?", (outcome, row))
 
+    def note_access(self, instance_id: str, access: Access) -> None:
+        """Write how an instance is reached."""
+        self._connection.execute(
+            "UPDATE instances SET access=? WHERE instance_id=?", (to_text(access), instance_id)
+        )
+
+    def note_warm(self, instance_id: str) -> None:
+        """Write that an instance is connected and has run nothing."""
+        self._connection.execute("UPDATE instances SET state=? WHERE instance_id=?", (WARM, instance_id))
+
+    def note_started(self, session_id: str) -> None:
+        """Write that a session's main command runs."""
+        self._connection.execute("UPDATE sessions SET started=1 WHERE session_id=?", (session_id,))
+
     def forget(self, instance_id: str) -> None:
         """The instance is gone: nothing of it must be looked for."""
         with self._transaction():
             self._connection.execute("DELETE FROM instances WHERE instance_id=?", (instance_id,))
+            self._connection.execute("DELETE FROM sessions WHERE instance_id=?", (instance_id,))
             self._connection.execute(
                 "UPDATE effects SET outcome='void' WHERE instance_id=? AND outcome IS NULL", (instance_id,)
             )
 
     def left_instances(self) -> list[LeftInstance]:
         """Return the instances of a former supervisor that were not deleted."""
+        sessions = {
+            instance_id: JournaledSession(
+                session_id=session_id, project=project, label=label, pty=bool(pty), created_at=created_at
+            )
+            for instance_id, session_id, project, label, pty, created_at in self._connection.execute(
+                "SELECT instance_id, session_id, project, label, pty, created_at FROM sessions WHERE started"
+            )
+        }
         rows = self._connection.execute(
-            "SELECT instance_id, driver, state, boot_id FROM instances"
+            "SELECT instance_id, driver, state, boot_id, made_at, key, access FROM instances"
         ).fetchall()
         return [
-            LeftInstance(instance_id=i, driver=d, state=s, same_boot=b == self._boot_id)
-            for i, d, s, b in rows
+            LeftInstance(
+                instance_id=instance_id,
+                driver=driver,
+                state=state,
+                same_boot=boot_id == self._boot_id,
+                made_at=made_at,
+                key=from_text(key, PoolKey),
+                access=from_text(access, Access),
+                session=sessions.get(instance_id),
+            )
+            for instance_id, driver, state, boot_id, made_at, key, access in rows
         ]
 
     def lock_worktrees(self, repository: str, session_id: str) -> None:

@@ -25,9 +25,10 @@ background may hold the streams open; what the command itself wrote is in the ch
 class _Outputs:
     """The two output loops, and whether one of them waits for the guest (not for the client)."""
 
-    def __init__(self, client: Client, process: HeldProcess) -> None:
+    def __init__(self, client: Client, process: HeldProcess, on_output: Callable[[], None]) -> None:
         self._client = client
         self._process = process
+        self._on_output = on_output
         self._reading = 0
         self.left = 2
         self.closed = False
@@ -53,6 +54,7 @@ class _Outputs:
                     self._reading -= 1
                 if not data:
                     return
+                self._on_output()
                 self._stir()
                 await write(data)
         except OutputClosedError:
@@ -79,13 +81,15 @@ class _Outputs:
             await self.moved.wait()
 
 
-async def relay(client: Client, process: HeldProcess) -> int:
+async def relay(client: Client, process: HeldProcess, on_output: Callable[[], None]) -> int:
     """Carry the streams until the process has ended; return its exit status, or 141 as `SIGPIPE` would.
+
+    `on_output` is called for each piece of output, before it is passed on.
 
     Raises:
         LinkLostError: The connection died before the process ended.
     """
-    outputs = _Outputs(client, process)
+    outputs = _Outputs(client, process, on_output)
     status: int | None = None
     lost: list[SshError] = []
 

@@ -1,4 +1,4 @@
-"""One session at run time: the client that watches it, and the main command in its guest."""
+"""One session at run time: the client that watches it, if there is one, and the main command in its guest."""
 
 import time
 from collections.abc import Callable
@@ -6,20 +6,21 @@ from collections.abc import Callable
 import anyio
 import anyio.abc
 import msgspec
-import structlog
 
 from claude_vm.drivers.api import Driver, GuestFile
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.relay import relay
-from claude_vm.supervisor.ssh.agent import AgentListener
+from claude_vm.supervisor.daemon.timings import Marks
+from claude_vm.supervisor.ssh.agent import AgentListener, OpenAgent
 from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_files
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.shells import HeldProcess, Shells
 from claude_vm.supervisor.wire.server import Client, Signal, Size
 
-log = structlog.get_logger()
+SOURCES = {"clone": "made", "boot": "paused", "run": "warm", "resume": "resumed"}
+"""How a session's VM came, by the first phase that the session hears of once it has one."""
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -34,40 +35,86 @@ class Launch(msgspec.Struct, frozen=True):
 class SessionPlan(msgspec.Struct, frozen=True):
     """All that is decided before a VM is asked for.
 
-    `label` is one line for listings; `launch` the main command; `files` go into the guest before it starts.
+    `label` is one line for listings; `launch` the main command, None where it runs since before this
+    supervisor; `files` go into the guest before it starts.
     """
 
     key: PoolKey
     project: str
     label: str
-    launch: Launch
+    launch: Launch | None
     files: tuple[GuestFile, ...] = ()
     pty: Pty | None = None
     forward_agent: bool = False
 
 
-class Session:
-    """A session between its request and its end. Lives in the task that serves its client."""
+class EndedSession(msgspec.Struct, frozen=True):
+    """What is kept of an ended session: its names are those of `Session`. `plan` has no files and no command.
 
-    def __init__(self, session_id: str, plan: SessionPlan, client: Client) -> None:
+    `marks` are names and instants in seconds of `time.monotonic`, see `claude_vm.supervisor.daemon.timings`.
+    """
+
+    session_id: str
+    plan: SessionPlan
+    created_at: float
+    phase: str
+    source: str
+    marks: list[tuple[str, float]]
+    outcome: EndSession | None
+
+
+class Session:
+    """A session between its request and its end. Lives in the task that serves its client.
+
+    One that was found after a supervisor's death has no client. `created_at` is a Unix time in seconds.
+    `source` says how its VM came: ``warm``, ``paused``, ``made`` or ``resumed``; "" as long as it has none.
+    """
+
+    def __init__(
+        self, session_id: str, plan: SessionPlan, client: Client | None, created_at: float | None = None
+    ) -> None:
         self.session_id = session_id
         self.plan = plan
         self.client = client
-        self.created_at = time.time()
+        self.created_at = time.time() if created_at is None else created_at
         self.phase = "queued"
+        self.source = ""
         self.ended = anyio.Event()
         self.outcome: EndSession | None = None
+        self._marks = Marks()
         self._phase_changed = anyio.Event()
         self._process: HeldProcess | None = None
         self._size: Size | None = None
+        self._marks.add("requested")
+
+    @property
+    def marks(self) -> list[tuple[str, float]]:
+        """Names and instants in seconds of `time.monotonic`, see `claude_vm.supervisor.daemon.timings`."""
+        return self._marks.listed()
+
+    def mark(self, name: str) -> None:
+        """Note that it has come to something; a second time changes nothing."""
+        self._marks.add(name)
 
     def tell(self, phase: str) -> None:
         """Note the phase, for the client and for listings. Never waits."""
         self.phase = phase
+        match phase:
+            case "queued":
+                self.mark("queued")
+            case "delete":
+                self.mark("ended")
+            case _:
+                self.mark("claimed")
+                self.source = self.source or SOURCES.get(phase, "")
+        if phase in {"clone", "connect"}:
+            self.mark(phase)
         self._phase_changed.set()
 
     def finish(self, outcome: EndSession) -> None:
         """The core's last word. Never waits."""
+        self.mark("ended")
+        self.mark("deleted")
         self.outcome = outcome
         self.ended.set()
 
@@ -77,10 +124,10 @@ class Session:
         self._phase_changed = anyio.Event()
         return self.phase
 
-    async def next_stop(self) -> str:
+    async def next_stop(self, client: Client) -> str:
         """Carry sizes and signals to the main command; return a signal's name when there is none yet."""
         while True:
-            match await self.client.next_control():
+            match await client.next_control():
                 case Size() as size:
                     self._size = size
                     if self._process is not None and self.plan.pty is not None:
@@ -101,27 +148,42 @@ class Session:
             DriverError: The guest does not take its files.
             SshError: The connection is lost, or the guest has no shell.
         """
-        plan = self.plan
-        launch = plan.launch
+        client, plan, launch = self.client, self.plan, self.plan.launch
+        if client is None or launch is None:  # pragma: no cover - such a session is only resumed
+            raise RuntimeError("the session has no client, or nothing to start")
+        self.mark("files")
         agent = f"{AGENTS}/{self.session_id}" if plan.forward_agent else ""
         env = launch.env | ({"SSH_AUTH_SOCK": agent} if agent else {})
         files = launch_files(self.session_id, mode=launch.mode, argv=launch.argv, env=env, cwd=launch.cwd)
         listener: AgentListener | None = None
         if agent:
-            listener = await link.listen_for_agent(agent, self._open_agent)
+            listener = await link.listen_for_agent(agent, _agent_of(client))
         process: HeldProcess | None = None
         try:
             await driver.put_files(instance_id, (*plan.files, *files))
+            self.mark("start")
             process = await shells.start(self.session_id, pty=self._current_pty())
             self._process = process
             started()
-            await self.client.started(pty=plan.pty is not None)
-            return await relay(self.client, process)
+            await client.started(pty=plan.pty is not None)
+            return await relay(client, process, on_output=lambda: self.mark("first-output"))
         finally:
             if listener is not None:
                 listener.close()
             if process is not None:
                 await process.aclose()
+
+    def kept(self) -> EndedSession:
+        """Return what is kept of it after its end."""
+        return EndedSession(
+            session_id=self.session_id,
+            plan=msgspec.structs.replace(self.plan, launch=None, files=()),
+            created_at=self.created_at,
+            phase=self.phase,
+            source=self.source,
+            marks=self.marks,
+            outcome=self.outcome,
+        )
 
     def _current_pty(self) -> Pty | None:
         """The terminal, with the size that it has by now."""
@@ -132,8 +194,12 @@ class Session:
             pty, rows=size.rows, columns=size.columns, width=size.width, height=size.height
         )
 
-    async def _open_agent(self) -> "_Agent":
-        return _Agent(await self.client.open_agent())
+
+def _agent_of(client: Client) -> OpenAgent:
+    async def open_agent() -> _Agent:
+        return _Agent(await client.open_agent())
+
+    return open_agent
 
 
 class _Agent:

@@ -2,12 +2,29 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from claude_vm.supervisor.daemon.journal import KEPT_ROWS, Journal
+from claude_vm.drivers.api import Access
+from claude_vm.supervisor.core.keys import MountKey, PoolKey
+from claude_vm.supervisor.daemon.journal import KEPT_ROWS, WARM, Journal
+from claude_vm.supervisor.daemon.records import JournaledSession
+
+KEY = PoolKey(
+    driver="qemu",
+    template="t",
+    generation="g",
+    cpus=2,
+    memory_mib=512,
+    disk_gib=8,
+    mounts=(MountKey(host="/odd \udcff", guest="/p", writable=True),),
+)
+ACCESS = Access("127.0.0.1", 2222, "u", "/h", "ssh-ed25519 AAAA", Path("/k\udcff"), "10.0.2.2", restored=True)
+SESSION = JournaledSession(session_id="a1", project="/p", label="sleep", pty=True, created_at=1.5)
 
 
 def open_journal(path, boot="boot-1"):
@@ -105,3 +122,68 @@ def test_a_checkpoint_runs_beside_an_open_journal(tmp_path):
         assert path.stat().st_size > before
         journal.begin(instance_id="i-after", driver="qemu", kind="clone")
         assert len(journal.left_instances()) == 101
+
+
+def test_what_is_needed_to_go_on_with_an_instance_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "journal.db"
+    with open_journal(path) as (journal, _):
+        journal.begin(instance_id="i-1", driver="qemu", kind="clone", key=KEY)
+        journal.begin(instance_id="i-1", driver="qemu", kind="start")
+        journal.note_access("i-1", ACCESS)
+        journal.note_warm("i-1")
+    with open_journal(path) as (journal, _):
+        (left,) = journal.left_instances()
+    assert (left.key, left.access, left.state, left.session) == (KEY, ACCESS, WARM, None)
+    assert left.made_at > 0
+
+
+def test_an_instance_is_no_longer_warm_from_the_moment_a_session_is_about_to_run(tmp_path):
+    with open_journal(tmp_path / "j.db") as (journal, _):
+        journal.begin(instance_id="i-1", driver="qemu", kind="clone", key=KEY)
+        journal.note_warm("i-1")
+        journal.begin(instance_id="i-1", driver="qemu", kind="run", session=SESSION)
+        (left,) = journal.left_instances()
+        assert (left.state, left.session) == ("run", None)
+        journal.note_started("a1")
+        (left,) = journal.left_instances()
+        assert (left.state, left.session) == ("run", SESSION)
+
+
+def test_an_instance_and_its_session_are_forgotten_together(tmp_path):
+    with open_journal(tmp_path / "j.db") as (journal, _):
+        journal.begin(instance_id="i-1", driver="qemu", kind="run", session=SESSION)
+        journal.note_started("a1")
+        journal.forget("i-1")
+        journal.begin(instance_id="i-1", driver="qemu", kind="delete")
+        assert [left.session for left in journal.left_instances()] == [None]
+
+
+def test_a_project_whose_name_is_no_text_can_be_written(tmp_path):
+    session = JournaledSession(session_id="a1", project="/\udcff", label="\ud800", pty=False, created_at=1.0)
+    with open_journal(tmp_path / "j.db") as (journal, _):
+        journal.begin(instance_id="i-1", driver="qemu", kind="run", session=session)
+        journal.note_started("a1")
+        (left,) = journal.left_instances()
+    assert (left.session.project, left.session.label) == ("/?", "?")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"driver": 1}', "null"])
+def test_a_key_that_cannot_be_read_is_none_and_stops_nobody(tmp_path, damage):
+    with open_journal(tmp_path / "j.db") as (journal, _):
+        journal.begin(instance_id="i-1", driver="qemu", kind="clone", key=KEY)
+        journal._connection.execute("UPDATE instances SET key=?, access=?", (damage, damage))
+        (left,) = journal.left_instances()
+    assert (left.key, left.access) == (None, None)
+
+
+def test_a_journal_of_the_former_schema_is_moved_aside(tmp_path):
+    path = tmp_path / "journal.db"
+    old = sqlite3.connect(path)
+    old.execute("CREATE TABLE instances (instance_id TEXT PRIMARY KEY, driver TEXT)")
+    old.execute("PRAGMA user_version=1")
+    old.commit()
+    old.close()
+    with open_journal(path) as (journal, remark):
+        assert "damaged" in remark
+        journal.begin(instance_id="i-1", driver="qemu", kind="clone", key=KEY)
+    assert list(tmp_path.glob("journal.db.damaged-*"))

@@ -14,7 +14,10 @@ from claude_vm.supervisor.grammar.requests import Daemon
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
-    """What ``daemon status --json`` prints. `started_at`: Unix time in seconds."""
+    """What ``daemon status --json`` prints. `started_at`: Unix time in seconds.
+
+    `instances` are all VMs, `warm` those of them that are ready for a session.
+    """
 
     pid: int
     version: str
@@ -22,6 +25,7 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     started_at: float
     sessions: int
     instances: int
+    warm: int
 
 
 async def daemon(command: Command, request: Daemon) -> int:
@@ -37,6 +41,7 @@ async def daemon(command: Command, request: Daemon) -> int:
                 started_at=host.started_at,
                 sessions=running,
                 instances=host.dispatcher.instance_count,
+                warm=host.dispatcher.warm_count,
             )
             if request.json:
                 await command.out_json(status)
@@ -44,7 +49,7 @@ async def daemon(command: Command, request: Daemon) -> int:
                 await command.out(
                     f"running: pid {status.pid}, version {status.version}, for"
                     f" {ago(time.time() - status.started_at)}, {running} session(s),"
-                    f" {status.instances} VM(s), home {status.home}"
+                    f" {status.instances} VM(s), {status.warm} of them ready, home {status.home}"
                 )
         case "stop":
             if running and not request.force:

@@ -205,7 +205,7 @@ async def _attend(command: Command, session: Session) -> int:
 
     async def stop_on_signal() -> None:
         while True:
-            name = await session.next_stop()
+            name = await session.next_stop(client)
             dispatcher.stop(session.session_id, f"interrupted by SIG{name}", SIGNAL_STATUS.get(name, FAILED))
 
     async def tell_phases() -> None:

@@ -19,6 +19,10 @@ UNUSED_S = 30 * 86400.0
 """A template that was not used for so long counts as unused."""
 
 
+GIVE_UP_S = 30.0
+"""How long the ready VMs of a template that is deleted may take to go, in seconds."""
+
+
 async def list_templates(command: Command, request: ListTemplates) -> int:
     """List templates: never instances of sessions."""
     now = time.time()
@@ -102,6 +106,10 @@ async def _delete(command: Command, found: list[tuple[Driver, TemplateRecord]], 
         )
     with anyio.CancelScope(shield=True):
         await stop_sessions(command, using)
+    dispatcher = command.host.dispatcher
     for driver, record in found:
+        dispatcher.template_changed(driver.name, record.name, "")
+        with anyio.move_on_after(GIVE_UP_S):  # the deletion then says what still uses it
+            await dispatcher.unused(driver.name, record.name)
         await driver.delete_template(record.name)
         await command.out(record.name)

@@ -1,0 +1,122 @@
+"""Sessions that go on without a client: their supervisor died, their VM did not.
+
+Nobody sees what they write. They are listed, they can be stopped, and what must follow a session follows it.
+"""
+
+import sqlite3
+import time
+from pathlib import Path
+
+import anyio
+import structlog
+
+from claude_vm.context import setuid, worktree_locks
+from claude_vm.drivers.errors import DriverError
+from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.records import JournaledSession
+from claude_vm.supervisor.daemon.relay import CHUNK
+from claude_vm.supervisor.daemon.session import Session, SessionPlan
+from claude_vm.supervisor.ssh.link import Link
+from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.ssh.shells import HeldProcess, attach, held_sessions
+
+log = structlog.get_logger()
+
+CLEAN_UP_S = 30.0
+"""How long what follows a session may take, in seconds."""
+
+UNKNOWN_TERMINAL = Pty(term="", rows=0, columns=0)
+"""The terminal of a session of which only is known that it has one."""
+
+
+class SessionLostError(DriverError):
+    """The guest does not hold the session any more, so its exit status is not known."""
+
+    code = "session-lost"
+
+
+def found_session(row: JournaledSession, key: PoolKey) -> Session:
+    """Return a session that was found running, without a client."""
+    plan = SessionPlan(
+        key=key,
+        project=row.project,
+        label=row.label,
+        launch=None,
+        pty=UNKNOWN_TERMINAL if row.pty else None,
+    )
+    session = Session(row.session_id, plan, client=None, created_at=row.created_at)
+    session.tell("resume")
+    return session
+
+
+async def follow(link: Link, session_id: str) -> int:
+    """Wait for the end of a session that runs already; return its exit status.
+
+    Its output is read and dropped, so that a full buffer does not make it stand still.
+
+    Raises:
+        SessionLostError: The guest knows nothing of it.
+        SshError: The connection is lost.
+    """
+    held = {session.session_id: session for session in await held_sessions(link)}
+    if session_id not in held:
+        raise SessionLostError(f"the guest does not hold the session {session_id} any more")
+    status = held[session_id].status
+    if status is not None:
+        return status
+    process = await attach(link, session_id)
+    try:
+        return await _outcome(process)
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+            await process.aclose()
+
+
+async def attend(session: Session, journal: Journal, supervisor_id: str) -> None:
+    """Wait for the end of a session without a client, and do what its client's command would have done."""
+    begun = time.time()
+    try:
+        await session.ended.wait()
+    finally:
+        # also when the supervisor ends at the same moment
+        if session.ended.is_set():
+            with anyio.move_on_after(CLEAN_UP_S, shield=True):
+                await _clean_up(session, journal, supervisor_id, begun)
+
+
+async def _clean_up(session: Session, journal: Journal, supervisor_id: str, begun: float) -> None:
+    try:
+        for repository, session_id in journal.locked_repositories():
+            if session_id == session.session_id and journal.unlock_worktrees(repository, session_id):
+                await anyio.to_thread.run_sync(worktree_locks.release_stale, Path(repository), supervisor_id)
+    except (sqlite3.Error, OSError) as error:
+        log.warning("worktrees-not-unlocked", session=session.session_id, error=str(error))
+    since = min(begun, session.created_at)
+    for mount in session.plan.key.mounts:
+        if mount.writable:
+            for path in await anyio.to_thread.run_sync(setuid.strip_setuid, Path(mount.host), since):
+                log.warning("set-user-id-removed", session=session.session_id, path=str(path))
+
+
+async def _outcome(process: HeldProcess) -> int:
+    """Return the exit status, reading meanwhile what the process writes."""
+    statuses: list[int] = []
+    failures: list[Exception] = []
+
+    async def drop(number: int) -> None:
+        read = (process.read_stdout, process.read_stderr)[number]
+        while await read(CHUNK):
+            pass
+
+    async with anyio.create_task_group() as tasks:
+        for number in (0, 1):
+            tasks.start_soon(drop, number)
+        try:
+            statuses.append(await process.wait())
+        except Exception as error:  # noqa: BLE001 - raised below: out of here it would come in a group
+            failures.append(error)
+        tasks.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+    return statuses[0]

@@ -1,0 +1,369 @@
+"""A dispatcher over VMs in memory: they outlive their supervisor, and time is virtual."""
+
+import contextlib
+from pathlib import Path
+
+import anyio
+import trio
+from trio.testing import MockClock
+
+from claude_vm.drivers.api import (
+    Access,
+    Capabilities,
+    InstanceRecord,
+    InstanceStatus,
+    TemplateRecord,
+)
+from claude_vm.drivers.errors import DriverError, GuestError, TemplateMissingError
+from claude_vm.supervisor.core.keys import MountKey, PoolKey
+from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.daemon import adopt, detached, execution
+from claude_vm.supervisor.daemon.dispatch import Dispatcher
+from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
+from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError
+from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.shells import HeldSession
+
+NAME = "qemu"
+"""The driver's name: one of those that a supervisor looks through at its start."""
+
+
+def in_virtual_time(main, *args):
+    """Run an async function to its end; a hang ends it with an error."""
+
+    async def bounded():
+        with trio.fail_after(100_000):
+            return await main(*args)
+
+    return trio.run(bounded, clock=MockClock(autojump_threshold=0))
+
+
+class Gate:
+    """Where calls of a driver's method wait; `reached` counts them."""
+
+    def __init__(self):
+        self.reached = 0
+        self.open = anyio.Event()
+
+    async def passed(self):
+        self.reached += 1
+        await self.open.wait()
+
+
+class Vm:
+    """A VM in memory, with what its guest holds: sessions by id, None while they run."""
+
+    def __init__(self, spec, port):
+        self.spec = spec
+        self.port = port
+        self.running = False
+        self.prestarted = False
+        self.stopped = anyio.Event()
+        self.reason = ""
+        self.sessions = {}
+        self.primed = set()
+        self.links = []
+
+    def die(self, reason="it was killed"):
+        self.running = False
+        self.reason = reason
+        self.stopped.set()
+        for link in self.links:
+            link.lose("the VM died")
+
+    def end_session(self, session_id, status):
+        self.sessions[session_id] = status
+        for link in self.links:
+            link.news.set()
+
+
+class Cloud:
+    """All VMs of the host. They outlive each supervisor."""
+
+    def __init__(self):
+        self.vms = {}
+        self.ports = iter(range(1000, 10_000))
+        self.templates = {"t": "g1"}
+        self.calls = []
+        self.failures = {}
+        self.gates = {}
+        self.refuse_connections = False
+
+    def gate(self, method):
+        self.gates[method] = Gate()
+        return self.gates[method]
+
+    def vm(self, port):
+        return next(vm for vm in self.vms.values() if vm.port == port)
+
+
+class MemoryDriver:
+    """A driver whose VMs are in a `Cloud`."""
+
+    name = NAME
+
+    def __init__(self, cloud):
+        self.cloud = cloud
+
+    async def _call(self, method, instance_id):
+        self.cloud.calls.append((method, instance_id))
+        await anyio.lowlevel.checkpoint()
+        if method in self.cloud.gates:
+            await self.cloud.gates[method].passed()
+        if self.cloud.failures.get(method):
+            raise self.cloud.failures[method].pop(0)
+
+    async def diagnose(self):
+        return []
+
+    async def capabilities(self):
+        return Capabilities("none", "in memory", ram_clones=False, max_mounts=8, prestart=True)
+
+    async def clone(self, spec):
+        await self._call("clone", spec.instance_id)
+        if self.cloud.templates.get(spec.template) != spec.generation:
+            raise TemplateMissingError("no such generation")
+        self.cloud.vms[spec.instance_id] = Vm(spec, next(self.cloud.ports))
+
+    async def prestart(self, instance_id):
+        await self._call("prestart", instance_id)
+        vm = self._known(instance_id)
+        if vm.prestarted or vm.running:
+            raise DriverError("it was started already")
+        vm.prestarted = True
+
+    async def start(self, instance_id, progress):
+        await self._call("start", instance_id)
+        vm = self._known(instance_id)
+        for phase in ("restoring", "identity", "mounts", "SSH"):
+            progress(phase, "")
+        vm.running = True
+        path = Path("/k\udcff")  # a path need not be text
+        return Access("127.0.0.1", vm.port, "u", "/h", "key", path, "10.0.2.2", restored=True)
+
+    async def put_files(self, instance_id, files):
+        await self._call("put_files", instance_id)
+        if not self._known(instance_id).running:
+            raise GuestError("it does not run")
+
+    async def set_clock(self, instance_id):
+        await self._call("set_clock", instance_id)
+        self._known(instance_id)
+
+    async def poll(self, instance_id):
+        vm = self.cloud.vms.get(instance_id)
+        if vm is None:
+            return InstanceStatus.ABSENT
+        return InstanceStatus.RUNNING if vm.running else InstanceStatus.STOPPED
+
+    async def wait_stopped(self, instance_id):
+        vm = self._known(instance_id)
+        await vm.stopped.wait()
+        return vm.reason
+
+    async def delete(self, instance_id):
+        await self._call("delete", instance_id)
+        vm = self.cloud.vms.pop(instance_id, None)
+        if vm is not None:
+            vm.die("it was deleted")
+
+    async def list_instances(self):
+        return [InstanceRecord(name, "test", await self.poll(name)) for name in sorted(self.cloud.vms)]
+
+    async def templates(self):
+        return [template(name, generation) for name, generation in self.cloud.templates.items()]
+
+    def _known(self, instance_id):
+        if instance_id not in self.cloud.vms:
+            raise DriverError(f"there is no instance {instance_id}")
+        return self.cloud.vms[instance_id]
+
+
+def template(name, generation):
+    return TemplateRecord(
+        name=name, generation=generation, driver=NAME, project="/p", created_at=0.0, cpus=1, memory_mib=512,
+        disk_gib=8, size_bytes=0, user="u", home="/h", claude_version=None, image="memory",
+    )  # fmt: skip
+
+
+class MemoryLink:
+    """A connection to a VM in memory."""
+
+    def __init__(self, vm):
+        self.vm = vm
+        self.lost = ""
+        self.over = anyio.Event()
+        self.news = anyio.Event()
+        vm.links.append(self)
+
+    def lose(self, reason):
+        self.lost = self.lost or reason
+        self.over.set()
+        self.news.set()
+
+    async def wait_closed(self):
+        await self.over.wait()
+        return self.lost
+
+    async def aclose(self):
+        self.lose("closed from this side")
+
+
+class MemoryProcess:
+    """A session's process: it writes one line, and ends when its VM is told so."""
+
+    def __init__(self, link, session_id):
+        self.link = link
+        self.session_id = session_id
+        self.lines = [b"hello\n"]
+
+    async def read_stdout(self, limit):
+        await anyio.lowlevel.checkpoint()
+        if self.lines:
+            return self.lines.pop()
+        with contextlib.suppress(LinkLostError):
+            await self.wait()
+        return b""
+
+    async def read_stderr(self, limit):
+        with contextlib.suppress(LinkLostError):
+            await self.wait()
+        return b""
+
+    async def wait(self):
+        while self.link.vm.sessions[self.session_id] is None:
+            if self.link.lost:
+                raise LinkLostError("the connection was lost", detail=self.link.lost)
+            await self.link.news.wait()
+            self.link.news = anyio.Event()
+        return self.link.vm.sessions[self.session_id]
+
+    async def write(self, data):
+        await anyio.lowlevel.checkpoint()
+
+    def write_eof(self):
+        pass
+
+    async def aclose(self):
+        await anyio.lowlevel.checkpoint()
+
+
+class MemoryShells:
+    def __init__(self, link):
+        self.link = link
+
+    async def start(self, session_id, *, pty):
+        await anyio.lowlevel.checkpoint()
+        self.link.vm.sessions[session_id] = None
+        return MemoryProcess(self.link, session_id)
+
+    async def aclose(self):
+        pass
+
+
+class MemoryClient:
+    """A client that has no input and takes all output."""
+
+    def __init__(self):
+        self.output = b""
+        self.started_with = []
+
+    async def started(self, *, pty):
+        self.started_with.append(pty)
+
+    async def receive_stdin(self):
+        await anyio.sleep_forever()
+
+    async def send_stdout(self, data):
+        self.output += data
+
+    async def send_stderr(self, data):
+        self.output += data
+
+
+class MemoryDrivers:
+    """Stands for the daemon's set of drivers; all but one can't be opened."""
+
+    def __init__(self, cloud):
+        self.driver = MemoryDriver(cloud)
+
+    async def get(self, name):
+        await anyio.lowlevel.checkpoint()
+        if name != NAME:
+            raise DriverError(f"no {name} here")
+        return self.driver
+
+
+def key(generation="g1", memory_mib=512):
+    return PoolKey(
+        driver=NAME, template="t", generation=generation, cpus=1, memory_mib=memory_mib, disk_gib=8,
+        mounts=(MountKey(host="/p\udcff", guest="/p", writable=False),),
+    )  # fmt: skip
+
+
+class World:
+    """A host: its VMs, and a folder with the journal of its supervisor."""
+
+    def __init__(self, folder, monkeypatch):
+        self.cloud = Cloud()
+        self.folder = folder
+        self.boot = "boot-1"
+        for module in (execution, detached):
+            for name in ("connect", "prime", "attach", "held_sessions"):
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, getattr(self, f"_{name}"))
+
+    @contextlib.asynccontextmanager
+    async def supervisor(self, policy=None, **options):
+        """A supervisor; leaving the block kills it: VMs go on, nothing is cleaned up."""
+        with Journal.open(self.folder / "journal.db", self.boot) as (journal, _):
+            async with anyio.create_task_group() as tasks:
+                drivers = MemoryDrivers(self.cloud)
+                dispatcher = Dispatcher(Core(policy or PoolPolicy()), journal, drivers, tasks, **options)
+                adopted = await adopt.adopt(dispatcher, drivers, journal)
+                for session in adopted.sessions:
+                    tasks.start_soon(detached.attend, session, journal, "test")
+                yield Supervisor(dispatcher, journal, adopted)
+                tasks.cancel_scope.cancel()
+
+    async def _connect(self, access, *, timeout_s):
+        await anyio.lowlevel.checkpoint()
+        if self.cloud.refuse_connections:
+            raise ConnectError("nobody answers")
+        return MemoryLink(self.cloud.vm(access.port))
+
+    async def _prime(self, link, kinds, *, term):
+        await anyio.lowlevel.checkpoint()
+        link.vm.primed |= {str(kind) for kind in kinds}
+        return MemoryShells(link)
+
+    async def _attach(self, link, session_id):
+        await anyio.lowlevel.checkpoint()
+        return MemoryProcess(link, session_id)
+
+    async def _held_sessions(self, link):
+        await anyio.lowlevel.checkpoint()
+        return [HeldSession(name, pty=False, status=s) for name, s in link.vm.sessions.items()]
+
+
+class Supervisor:
+    def __init__(self, dispatcher, journal, adopted):
+        self.dispatcher = dispatcher
+        self.journal = journal
+        self.adopted = adopted
+
+    def session(self, name="a1", **changes):
+        plan = SessionPlan(
+            key=changes.pop("key", key()), project="/p", label="sleep",
+            launch=Launch(mode=Mode.EXEC, argv=("sleep",), env={}, cwd="/p"), **changes,
+        )  # fmt: skip
+        session = Session(name, plan, MemoryClient())
+        self.dispatcher.request(session)
+        return session
+
+
+async def settled():
+    """Let everything happen that needs no time."""
+    await trio.testing.wait_all_tasks_blocked()

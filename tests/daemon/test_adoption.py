@@ -1,0 +1,307 @@
+"""What a supervisor does with what its dead predecessor left: VMs in memory, which outlive it."""
+
+import sqlite3
+import time
+
+import anyio
+import msgspec
+import pytest
+import trio
+from claude_vm_tests_memory import in_virtual_time, key, settled
+
+from claude_vm.supervisor.core.effects import EndSession
+from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
+from claude_vm.supervisor.core.keys import MountKey
+from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.daemon import adopt, detached
+from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.records import JournaledSession
+
+POOL = PoolPolicy(size=1)
+
+
+async def fill(supervisor, size=1):
+    """Have the pool make what is wanted."""
+    supervisor.dispatcher.post(FillRequested(at=0.0, key=key(), size=size))
+    await settled()
+
+
+def instances(supervisor):
+    return [(str(i.state), i.session_id) for i in supervisor.dispatcher.core.instances()]
+
+
+def test_a_warm_vm_is_adopted_and_claimed_without_another_clone(world):
+    async def main():
+        async with world.supervisor(POOL) as first:
+            await fill(first)
+            assert first.dispatcher.warm_count == 1
+        (vm,) = world.cloud.vms.values()
+        world.cloud.calls.clear()
+        async with world.supervisor(POOL) as second:
+            await settled()
+            assert second.adopted.warm == (vm.spec.instance_id,)
+            assert second.dispatcher.warm_count == 1
+            session = second.session()
+            await settled()
+            assert session.source == "warm"
+            assert vm.sessions == {"a1": None}
+            assert [name for name, _ in world.cloud.calls] == ["put_files"]
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("method", ["clone", "start"])
+def test_what_was_being_prepared_is_deleted(world, method):
+    async def main():
+        gate = world.cloud.gate(method)
+        async with world.supervisor() as first:
+            first.session()
+            await settled()
+            assert gate.reached == 1
+        world.cloud.gates.clear()
+        async with world.supervisor(POOL) as second:
+            await settled()
+            assert second.adopted.warm == second.adopted.sessions == ()
+            assert second.dispatcher.instance_count == 0
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_a_vm_that_a_session_was_given_is_never_taken_for_warm(world):
+    """It was killed after the claim was written and before its command ran."""
+
+    async def main():
+        async with world.supervisor(POOL) as first:
+            await fill(first)
+            world.cloud.gate("put_files")
+            first.session()
+            await settled()
+        world.cloud.gates.clear()
+        async with world.supervisor(POOL) as second:
+            await settled()
+            assert second.adopted.warm == second.adopted.sessions == ()
+            assert len(second.adopted.deleted) == 1
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("change", ["boot", "generation", "template", "stopped"])
+def test_a_warm_vm_that_is_not_to_be_trusted_is_deleted(world, change):
+    async def main():
+        async with world.supervisor(POOL) as first:
+            await fill(first)
+        (vm,) = world.cloud.vms.values()
+        match change:
+            case "boot":
+                world.boot = "boot-2"
+            case "generation":
+                world.cloud.templates["t"] = "g2"
+            case "template":
+                del world.cloud.templates["t"]
+            case "stopped":
+                vm.die()
+        async with world.supervisor() as second:
+            await settled()
+            assert second.adopted.warm == ()
+            assert second.adopted.deleted == (vm.spec.instance_id,)
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_without_its_journal_nothing_is_adopted(world):
+    async def main():
+        async with world.supervisor(POOL) as first:
+            await fill(first)
+        for path in world.folder.glob("journal.db*"):
+            path.unlink()
+        async with world.supervisor(POOL) as second:
+            await settled()
+            assert second.adopted.warm == ()
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_a_warm_vm_that_does_not_answer_any_more_is_deleted(world):
+    async def main():
+        async with world.supervisor(POOL) as first:
+            await fill(first)
+        world.cloud.refuse_connections = True
+        async with world.supervisor() as second:
+            await settled()
+            assert len(second.adopted.warm) == 1
+            assert second.dispatcher.instance_count == 0
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_a_running_session_goes_on_and_is_found(world):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        (vm,) = world.cloud.vms.values()
+        async with world.supervisor() as second:
+            await settled()
+            (session,) = second.dispatcher.sessions.values()
+            assert (session.session_id, session.client, session.source) == ("a1", None, "resumed")
+            assert (session.plan.project, session.plan.label) == ("/p", "sleep")
+            assert [str(s.state) for s in second.dispatcher.core.sessions()] == ["running"]
+            assert vm.running
+            vm.end_session("a1", 7)
+            await settled()
+            assert session.outcome.status == 7
+            assert second.dispatcher.sessions == {}
+            assert [s.session_id for s in second.dispatcher.finished] == ["a1"]
+            assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_a_session_survives_a_second_death_of_its_supervisor(world):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        for _ in range(2):
+            async with world.supervisor() as next_one:
+                await settled()
+                assert [s.session_id for s in next_one.adopted.sessions] == ["a1"]
+
+    in_virtual_time(main)
+
+
+def test_a_session_that_ended_while_nobody_watched_has_its_status(world):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        (vm,) = world.cloud.vms.values()
+        vm.end_session("a1", 9)
+        async with world.supervisor() as second:
+            await settled()
+            (ended,) = second.dispatcher.finished
+            assert (ended.outcome.status, ended.outcome.code) == (9, "")
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_a_session_that_its_guest_forgot_is_told_as_lost_and_its_vm_deleted(world):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        (vm,) = world.cloud.vms.values()
+        vm.sessions.clear()
+        async with world.supervisor() as second:
+            await settled()
+            (ended,) = second.dispatcher.finished
+            assert (ended.outcome.status, ended.outcome.code) == (125, "session-lost")
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_a_session_without_a_client_can_be_stopped(world):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        async with world.supervisor() as second:
+            await settled()
+            second.dispatcher.stop("a1", "stopped", 143)
+            await settled()
+            assert [s.outcome.status for s in second.dispatcher.finished] == [143]
+            assert second.dispatcher.sessions == {}
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_a_vm_that_dies_under_a_session_without_a_client_ends_it(world):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        (vm,) = world.cloud.vms.values()
+        async with world.supervisor() as second:
+            await settled()
+            vm.die("somebody killed it")
+            await settled()
+            (ended,) = second.dispatcher.finished
+            assert (ended.outcome.code, ended.outcome.message) == ("vm-died", "somebody killed it")
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_a_session_without_a_client_ends_with_its_supervisor_when_that_is_told_to_end(world):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        async with world.supervisor() as second:
+            await settled()
+            second.dispatcher.post(ShutdownRequested(at=0.0))
+            await second.dispatcher.stopped.wait()
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_an_adopted_vm_keeps_its_age(world):
+    async def main():
+        async with world.supervisor(POOL) as first:
+            await fill(first)
+        connection = sqlite3.connect(world.folder / "journal.db")
+        connection.execute("UPDATE instances SET made_at=?", (time.time() - 990,))
+        connection.commit()
+        connection.close()
+        (old,) = world.cloud.vms
+        async with world.supervisor(PoolPolicy(size=1, max_age_s=1000.0)):
+            await settled()
+            assert list(world.cloud.vms) == [old]
+            await trio.sleep(20)
+            await settled()
+            assert old not in world.cloud.vms
+
+    in_virtual_time(main)
+
+
+def test_worktrees_stay_locked_for_the_sessions_that_go_on(tmp_path, monkeypatch):
+    released = []
+    monkeypatch.setattr(adopt, "release_stale", lambda path, _: released.append(str(path)))
+    with Journal.open(tmp_path / "journal.db", "boot") as (journal, _):
+        for repository, session in (("/one", "a1"), ("/one", "gone"), ("/two", "gone")):
+            journal.lock_worktrees(repository, session)
+        adopt.release_worktrees(journal, "daemon", {"a1"})
+        assert journal.locked_repositories() == [("/one", "a1")]
+    assert released == ["/two"]
+
+
+@pytest.mark.anyio
+async def test_what_follows_a_session_follows_also_one_without_a_client(tmp_path, monkeypatch):
+    released = []
+    monkeypatch.setattr(detached.worktree_locks, "release_stale", lambda path, _: released.append(str(path)))
+    planted = tmp_path / "planted"
+    planted.touch()
+    row = JournaledSession(session_id="a1", project="/p", label="x", pty=True, created_at=time.time() - 100)
+    mounts = (MountKey(host=str(tmp_path), guest="/p", writable=True),)
+    session = detached.found_session(row, msgspec.structs.replace(key(), mounts=mounts))
+    with Journal.open(tmp_path / "journal.db", "boot") as (journal, _):
+        journal.lock_worktrees("/one", "a1")
+        journal.lock_worktrees("/two", "another")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(detached.attend, session, journal, "daemon")
+            await anyio.wait_all_tasks_blocked()
+            planted.chmod(0o4755)
+            session.finish(EndSession(session_id="a1", status=0))
+            tasks.cancel_scope.cancel()  # the supervisor ends at that very moment
+        assert journal.locked_repositories() == [("/two", "another")]
+    assert released == ["/one"]
+    assert planted.stat().st_mode & 0o7777 == 0o755
