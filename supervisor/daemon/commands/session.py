@@ -14,18 +14,12 @@ from claude_vm.context.claude_command import claude_argv
 from claude_vm.context.claude_home import home_files, session_environment
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.environment import resolve_environment
-from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.project import Project
 from claude_vm.context.terminal import guest_terminal
-from claude_vm.drivers.api import Driver, Mount, TemplateRecord
-from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command, check_text
-from claude_vm.supervisor.daemon.commands.template import (
-    HOST_ADDRESS,
-    MIB_PER_GB,
-    build_template,
-    current_template,
-)
+from claude_vm.drivers.api import Driver, TemplateRecord
+from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
+from claude_vm.supervisor.daemon.commands.key import session_key
+from claude_vm.supervisor.daemon.commands.template import HOST_ADDRESS, usable_template
 from claude_vm.supervisor.daemon.dispatch import fresh_session_id
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
@@ -73,7 +67,7 @@ async def _session(
     settings = command.settings()
     project = command.mountable_project()
     driver = await command.driver(settings)
-    template = await _template(command, driver, settings, project)
+    template = await usable_template(command, driver, settings, project)
     if is_agent and template.claude_version is None:
         raise CommandError(
             "no-agent", "this project's template was built without Claude Code", hint="run: claude-vm setup"
@@ -94,21 +88,6 @@ async def _session(
     return status
 
 
-async def _template(command: Command, driver: Driver, settings: Settings, project: Project) -> TemplateRecord:
-    template = await current_template(driver, project)
-    if template is not None:
-        return template
-    if not command.flags.auto_setup and not await command.confirm(
-        "This project has no template yet. Build it now (some minutes, once)?"
-    ):
-        raise CommandError(
-            "template-missing",
-            f"{project.template_root} has no template yet",
-            hint="build it with: claude-vm setup   (or pass --auto-setup)",
-        )
-    return await build_template(command, driver, settings, project, agent=True)
-
-
 async def _plan(
     command: Command,
     driver: Driver,
@@ -125,15 +104,6 @@ async def _plan(
     capabilities = await driver.capabilities()
     if not capabilities.isolates:
         await command.client.note(f"claude-vm: {capabilities.accelerator_reason}", "error")
-    mounts = plan_mounts(
-        project,
-        (*settings.mount_specs, *command.flags.mounts),
-        guest_home=template.home,
-        home=command.user_home,
-        max_mounts=capabilities.max_mounts,
-    )
-    for mount in mounts:
-        check_text(mount.host, "mount")
     shown = guest_terminal(
         {**command.environ, "TERM": terminal.term},
         known_terms=template.terminfo,
@@ -167,15 +137,7 @@ async def _plan(
         cwd=Path(invocation.cwd),
     )
     return SessionPlan(
-        key=PoolKey(
-            driver=driver.name,
-            template=template.name,
-            generation=template.generation,
-            cpus=_explicit(settings, "vm.cpus", settings.vm.cpus, template.cpus),
-            memory_mib=_explicit(settings, "vm.memory", settings.vm.memory * MIB_PER_GB, template.memory_mib),
-            disk_gib=_explicit(settings, "vm.disk", settings.vm.disk, template.disk_gib),
-            mounts=tuple(_mount_key(m) for m in mounts),
-        ),
+        key=await session_key(command, driver, settings, project, template),
         project=str(project.root),
         label=label if len(label) <= LABEL_LIMIT else label[: LABEL_LIMIT - 1] + "…",
         launch=Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd)),
@@ -183,15 +145,6 @@ async def _plan(
         pty=pty,
         forward_agent=command.flags.forward_ssh_agent,
     )
-
-
-def _explicit(settings: Settings, key: str, value: int, template: int) -> int:
-    """A size that some layer sets counts; else the session's VM is as large as its template."""
-    return template if settings.origin(key) == "default" else value
-
-
-def _mount_key(mount: Mount) -> MountKey:
-    return MountKey(host=mount.host, guest=mount.guest, writable=mount.writable)
 
 
 async def _attend(command: Command, session: Session) -> int:

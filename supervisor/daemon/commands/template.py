@@ -11,6 +11,7 @@ from claude_vm.drivers.api import Driver, TemplateRecord, TemplateSpec
 from claude_vm.drivers.images.certificates import host_certificates
 from claude_vm.drivers.images.claude_code import ensure_claude_code
 from claude_vm.supervisor.daemon.commands.command import Command, project_owner, unless_interrupted
+from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.progress import Progress, open_progress
 
 MIB_PER_GB = 1024
@@ -48,6 +49,29 @@ async def build_template(
         f" memory, {record.cpus} CPUs{claude_text} ({time.monotonic() - begun:.0f} s)"
     )
     return record
+
+
+async def usable_template(
+    command: Command, driver: Driver, settings: Settings, project: Project
+) -> TemplateRecord:
+    """Return the current template; without one, build it if the client agrees.
+
+    Raises:
+        CommandError: There is none, and it shall not be built now; or the client interrupted that.
+        DriverError: The build fails.
+    """
+    template = await current_template(driver, project)
+    if template is not None:
+        return template
+    if not command.flags.auto_setup and not await command.confirm(
+        "This project has no template yet. Build it now (some minutes, once)?"
+    ):
+        raise CommandError(
+            "template-missing",
+            f"{project.template_root} has no template yet",
+            hint="build it with: claude-vm setup   (or pass --auto-setup)",
+        )
+    return await build_template(command, driver, settings, project, agent=True)
 
 
 async def _build(

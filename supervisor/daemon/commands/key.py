@@ -1,0 +1,47 @@
+"""Which VM a session in this place, with these flags and settings, would get.
+
+One function, because a VM that is kept ready is worth something only if a session asks for exactly that one.
+"""
+
+from claude_vm.context.config.layers import Settings
+from claude_vm.context.mounts import plan_mounts
+from claude_vm.context.project import Project
+from claude_vm.drivers.api import Driver, TemplateRecord
+from claude_vm.supervisor.core.keys import MountKey, PoolKey
+from claude_vm.supervisor.daemon.commands.command import Command, check_text
+from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
+
+
+async def session_key(
+    command: Command, driver: Driver, settings: Settings, project: Project, template: TemplateRecord
+) -> PoolKey:
+    """Return the key of the VM: driver, generation, sizes and mounts.
+
+    Raises:
+        MountError: A mount is not possible.
+        CommandError: The path of a mount is no text.
+    """
+    capabilities = await driver.capabilities()
+    mounts = plan_mounts(
+        project,
+        (*settings.mount_specs, *command.flags.mounts),
+        guest_home=template.home,
+        home=command.user_home,
+        max_mounts=capabilities.max_mounts,
+    )
+    for mount in mounts:
+        check_text(mount.host, "mount")
+    return PoolKey(
+        driver=driver.name,
+        template=template.name,
+        generation=template.generation,
+        cpus=_size(settings, "vm.cpus", settings.vm.cpus, template.cpus),
+        memory_mib=_size(settings, "vm.memory", settings.vm.memory * MIB_PER_GB, template.memory_mib),
+        disk_gib=_size(settings, "vm.disk", settings.vm.disk, template.disk_gib),
+        mounts=tuple(MountKey(host=m.host, guest=m.guest, writable=m.writable) for m in mounts),
+    )
+
+
+def _size(settings: Settings, key: str, value: int, template: int) -> int:
+    """A size that some layer sets counts; else the session's VM is as large as its template."""
+    return template if settings.origin(key) == "default" else value
