@@ -165,33 +165,41 @@ class Context(Section, frozen=True):
 
 
 class Pool(Section, frozen=True):
-    """VMs that are kept ready."""
+    """VMs that are kept ready. They are the daemon's, so no project has a say."""
 
     size: Annotated[
-        int, Setting(kind=Integer(0, 64), doc="VMs to keep ready; 0: none", files=HOST_FILES, in_effect=False)
+        int,
+        Setting(
+            kind=Integer(0, 64),
+            doc="VMs to keep ready for each project in use (per sizes and mounts); 0: none",
+            files=HOST_FILES,
+        ),
     ] = 1
     max_instances: Annotated[
-        int, Setting(kind=Integer(1, 1000), doc="Most VMs at a time", files=HOST_FILES, in_effect=False)
+        int,
+        Setting(
+            kind=Integer(1, 1000),
+            doc="Most VMs at a time, in sessions and ready; more sessions wait",
+            files=HOST_FILES,
+        ),
     ] = 8
     idle_timeout: Annotated[
         int,
         Setting(
             kind=Duration(),
-            doc="When a ready VM that nobody used is given up",
+            doc="When a project's ready VMs are given up, after its last session",
             files=HOST_FILES,
-            in_effect=False,
         ),
     ] = 30 * 60
     max_age: Annotated[
-        int, Setting(kind=Duration(), doc="When a ready VM is replaced", files=HOST_FILES, in_effect=False)
+        int, Setting(kind=Duration(), doc="When a ready VM is replaced by a new one", files=HOST_FILES)
     ] = 12 * 3600
     memory_budget: Annotated[
         str,
         Setting(
             kind=Text("1%-100%, or 1GB and more", r"(?:[1-9][0-9]?|100)%|[1-9][0-9]{0,5} ?GB"),
-            doc="Memory that all VMs together may take",
+            doc="Memory of all VMs that are kept ready, as configured: a share of this host's, or GB",
             files=HOST_FILES,
-            in_effect=False,
         ),
     ] = "50%"
 

@@ -16,10 +16,12 @@ import anyio.abc
 import structlog
 
 from claude_vm.supervisor.core.events import ShutdownRequested
+from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import identity, logfile
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.handler import handle
 from claude_vm.supervisor.daemon.host import Host, open_host
+from claude_vm.supervisor.daemon.policy import read_policy
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.messages import VERSION_MISMATCH_IDLE
 from claude_vm.supervisor.wire.records import Hello
@@ -44,7 +46,8 @@ async def run_daemon(home: Path, *, idle_s: float, ready: Callable[[], None]) ->
         AlreadyRunningError: A daemon runs already.
     """
     socket_path = Path(paths.socket_path(str(home)))
-    async with open_host(home, identity.DAEMON_ID, in_process=False) as host:
+    policy = read_policy(Path.home()) or PoolPolicy()
+    async with open_host(home, identity.DAEMON_ID, in_process=False, policy=policy) as host:
         listener = await _listen(socket_path)
         inode = socket_path.stat().st_ino
         clients = _Clients()

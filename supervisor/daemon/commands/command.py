@@ -12,8 +12,10 @@ import msgspec
 from claude_vm.context.config.layers import Settings, load_settings
 from claude_vm.context.project import Project, check_project, find_project
 from claude_vm.drivers.api import Driver
+from claude_vm.supervisor.core.events import PolicyChanged
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.host import Host
+from claude_vm.supervisor.daemon.policy import host_memory_mib, pool_policy, read_policy
 from claude_vm.supervisor.grammar.requests import Flags
 from claude_vm.supervisor.wire.escape import escape, escape_json
 from claude_vm.supervisor.wire.server import Client, Signal
@@ -86,6 +88,19 @@ class Command:
             environ=self.environ,
             home=self.user_home,
         )
+
+    def apply_pool_settings(self, settings: Settings) -> None:
+        """Let the pool obey what the global file of the daemon's user says now.
+
+        `settings` are this command's; they save a second reading where the client has the same home. A
+        supervisor for one command keeps nothing ready.
+        """
+        if self.host.in_process:
+            return
+        own = Path.home()
+        policy = pool_policy(settings, host_memory_mib()) if self.user_home == own else read_policy(own)
+        if policy is not None:
+            self.host.dispatcher.post(PolicyChanged(at=anyio.current_time(), policy=policy))
 
     def project(self) -> Project:
         """Return the project of the client's directory, whatever it is.

@@ -1,0 +1,68 @@
+"""From settings to what the pool may do."""
+
+import pytest
+
+from claude_vm.context.config.layers import load_settings
+from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.daemon import policy as module
+from claude_vm.supervisor.daemon.policy import budget_problem, memory_mib, pool_policy, read_policy
+
+HOST_MIB = 16050
+
+
+@pytest.fixture
+def policy(tmp_path):
+    """Return the policy of a global file with this text, on a host with 16,050 MiB."""
+
+    def made(text=""):
+        (tmp_path / ".claude-vm.toml").write_text(text)
+        return pool_policy(load_settings(flags={}, environ={}, home=tmp_path), HOST_MIB)
+
+    return made
+
+
+def test_without_a_file_one_vm_is_kept_ready_within_half_of_the_memory(policy):
+    assert policy() == PoolPolicy(
+        size=1, max_instances=8, idle_timeout_s=1800.0, max_age_s=43200.0, memory_budget_mib=8025
+    )
+
+
+def test_every_setting_of_the_pool_reaches_the_policy(policy):
+    text = 'size = 3\nmax_instances = 20\nidle_timeout = "90s"\nmax_age = "1h30m"\nmemory_budget = "6GB"\n'
+    assert policy(f"[pool]\n{text}") == PoolPolicy(
+        size=3, max_instances=20, idle_timeout_s=90.0, max_age_s=5400.0, memory_budget_mib=6144
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "mib"),
+    [("1%", 160), ("50%", 8025), ("100%", 16050), ("33%", 5296), ("1GB", 1024), ("12 GB", 12288)],
+)
+def test_a_budget_is_a_share_of_the_host_or_a_size(budget, mib):
+    assert memory_mib(budget, HOST_MIB) == mib
+
+
+def test_the_file_is_read_from_the_home_directory_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLAUDE_VM_CPUS", "junk")  # nothing that is the pool's
+    monkeypatch.setattr(module, "host_memory_mib", lambda: HOST_MIB)
+    assert read_policy(tmp_path).size == 1
+    (tmp_path / ".claude-vm.toml").write_text("[pool]\nsize = 0\n")
+    assert read_policy(tmp_path).size == 0
+
+
+def test_a_wrong_file_says_nothing_about_the_pool(tmp_path):
+    (tmp_path / ".claude-vm.toml").write_text("[pool]\nsize = 2\n[vm]\nmemroy = 1\n")
+    assert read_policy(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "budget", "problem"), [(1, 8192, False), (1, 8191, True), (0, 8191, False), (1, None, False)]
+)
+def test_a_budget_that_holds_no_vm_is_a_problem_with_a_way_out(size, budget, problem):
+    found = budget_problem(PoolPolicy(size=size, memory_budget_mib=budget), 8192)
+    assert (found is not None) == problem
+    if found:
+        what, fix = found
+        assert "8192 MiB" in what
+        assert "8191 MiB" in what
+        assert "memory_budget" in fix
