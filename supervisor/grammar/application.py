@@ -14,6 +14,7 @@ from claude_vm.supervisor.grammar.commands import (
     doctor,
     info,
     list_templates,
+    pool,
     ps,
     setup,
     shell,
@@ -71,6 +72,14 @@ def application() -> Any:
     app.command("shell", rich_help_panel=SESSIONS, **theirs)(shell.shell)
     app.command("ps", rich_help_panel=SESSIONS, **own)(ps.ps)
     app.command("stop", rich_help_panel=SESSIONS, **own)(stop.stop)
+    warm = typer.Typer(cls=Group, rich_markup_mode=None, add_completion=False)
+    warm.callback()(pool.pool)
+    warm.command("status", **own)(pool.status)
+    warm.command("fill", **own)(pool.fill)
+    warm.command("drain", **own)(pool.drain)
+    app.add_typer(
+        warm, name="pool", rich_help_panel=SESSIONS, cls=Group, context_settings=own["context_settings"]
+    )
     app.command("setup", rich_help_panel=TEMPLATES, **own)(setup.setup)
     app.command("list", rich_help_panel=TEMPLATES, **own)(list_templates.list_templates)
     app.command("info", rich_help_panel=TEMPLATES, **own)(info.info)

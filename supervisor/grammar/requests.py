@@ -51,8 +51,9 @@ class Setup(Request, frozen=True):
 
 
 class Ps(Request, frozen=True):
-    """List sessions."""
+    """List sessions; with `all` also those that ended."""
 
+    all: bool = False
     json: bool = False
 
 
@@ -61,6 +62,20 @@ class Stop(Request, frozen=True):
 
     sessions: tuple[str, ...] = ()
     all: bool = False
+
+
+class Pool(Request, frozen=True):
+    """`status`, `fill` or `drain`.
+
+    `count` is how many VMs `fill` shall keep ready, None: as many as the settings say. `all` is `drain`'s:
+    the VMs of every project. `wait` is `fill`'s.
+    """
+
+    action: str
+    count: int | None = None
+    wait: bool = True
+    all: bool = False
+    json: bool = False
 
 
 class ListTemplates(Request, frozen=True):

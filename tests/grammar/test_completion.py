@@ -64,6 +64,11 @@ def test_sub_command_completes_to_its_flags_and_the_runtime_flags():
 def test_actions_and_choices_complete():
     assert complete("daemon", "") == ["run", "status", "stop"]
     assert "--force" in complete("daemon", "stop", "--f")
+    assert complete("pool", "") == ["status", "fill", "drain"]
+    assert complete("pool", "fill", "--no-w") == ["--no-wait"]
+    assert "--all" in complete("pool", "drain", "--")
+    assert "--all" not in complete("pool", "status", "--")
+    assert "--all" in complete("ps", "--")
     assert complete("completion", "") == ["bash", "zsh", "fish"]
     assert complete("completion", "zsh", "") == []
 

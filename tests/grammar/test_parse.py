@@ -18,6 +18,7 @@ from claude_vm.supervisor.grammar.requests import (
     Flags,
     Info,
     ListTemplates,
+    Pool,
     Ps,
     Setup,
     Shell,
@@ -45,6 +46,14 @@ def nothing_is_printed(capfd):
         ("setup --no-agent", Setup(agent=False)),
         ("ps", Ps()),
         ("ps --json", Ps(json=True)),
+        ("ps --all", Ps(all=True)),
+        ("pool status", Pool(action="status")),
+        ("pool status --json", Pool(action="status", json=True)),
+        ("pool fill", Pool(action="fill")),
+        ("pool fill 4", Pool(action="fill", count=4)),
+        ("pool fill 64 --no-wait", Pool(action="fill", count=64, wait=False)),
+        ("pool drain", Pool(action="drain")),
+        ("pool drain --all", Pool(action="drain", all=True)),
         ("stop a b", Stop(sessions=("a", "b"))),
         ("stop --all", Stop(all=True)),
         ("stop -- -A", Stop(sessions=("-A",))),
@@ -68,7 +77,7 @@ def test_each_command_line_makes_its_request(argv, request_):
 
 COMMAND_LINES = (
     *("x", "shell", "setup", "ps", "stop a", "list", "info", "clean", "clean-all", "daemon run", "doctor"),
-    "version",
+    *("version", "pool status"),
 )
 
 
@@ -105,7 +114,8 @@ AS_RECORD = Flags(
 
 
 @pytest.mark.parametrize(
-    "command", [*sorted(words.COMMANDS - {"completion", "stop", "daemon"}), "daemon run"]
+    "command",
+    [*sorted(words.COMMANDS - {"completion", "stop", "daemon", "pool"}), "daemon run", "pool fill 2"],
 )
 def test_runtime_flags_are_taken_before_and_after_every_sub_command(command):
     named = command.split()
@@ -162,6 +172,13 @@ def test_bytes_that_are_no_utf8_survive_in_values():
         ("ps extra", "extra"),
         ("daemon", "Missing command"),
         ("daemon stpo", "stop"),
+        ("pool", "Missing command"),
+        ("pool fill 0", "1<=x<=64"),
+        ("pool fill 65", "1<=x<=64"),
+        ("pool fill many", "not a valid int"),
+        ("pool fill 1 2", "2"),
+        ("pool drain x", "x"),
+        ("pool status --all", "--all"),
         ("completion", "SHELL"),
         ("completion tcsh", "bash"),
         ("stop", "--all"),
@@ -230,8 +247,8 @@ def test_version_is_one_line(argv):
 
 def test_environment_asks_for_completion_unless_the_caller_says_otherwise(monkeypatch):
     monkeypatch.setenv(COMPLETE_VARIABLE, "bash")
-    assert parse(["p"]) == Output(text="ps\n")
-    assert parse(["p"], completing="") == Agent(args=("p",))
+    assert parse(["in"]) == Output(text="info\n")
+    assert parse(["in"], completing="") == Agent(args=("in",))
 
 
 @given(

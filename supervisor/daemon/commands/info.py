@@ -7,13 +7,18 @@ import msgspec
 from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.project import template_name
 from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.commands.key import session_key
+from claude_vm.supervisor.daemon.commands.room import pool_of
 from claude_vm.supervisor.daemon.commands.table import ago, size_text
 from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB, current_template
 from claude_vm.supervisor.grammar.requests import Info
 
 
 class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``info --json`` prints. `status`: ``running``, ``stopped``, ``not created`` or ``stale``."""
+    """What ``info --json`` prints. `status`: ``running``, ``stopped``, ``not created`` or ``stale``.
+
+    `ready` is the number of VMs that are ready for a session here, with these settings and flags.
+    """
 
     project: str
     template: str
@@ -33,6 +38,7 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     last_used_at: float | None
     sessions: list[str]
+    ready: int
 
 
 async def info(command: Command, request: Info) -> int:
@@ -53,6 +59,10 @@ async def info(command: Command, request: Info) -> int:
         home=command.user_home,
         max_mounts=facts.max_mounts,
     )
+    ready = None
+    if template is not None:
+        key = await session_key(command, driver, settings, project, template)
+        ready = pool_of(key, command.host.dispatcher.core.pools())
     shown = ProjectInfo(
         project=str(project.root),
         template=name,
@@ -72,6 +82,7 @@ async def info(command: Command, request: Info) -> int:
         size_bytes=template.size_bytes if template else 0,
         last_used_at=template.last_used_at or None if template else None,
         sessions=sessions,
+        ready=ready.warm if ready else 0,
     )
     if request.json:
         await command.out_json(shown)
@@ -95,6 +106,7 @@ def _text(shown: ProjectInfo) -> str:
         ("Capabilities", ", ".join(shown.capabilities) or "none"),
         ("Scripts", ", ".join(shown.scripts) or "none"),
         ("Sessions", ", ".join(shown.sessions) or "none"),
+        ("Ready VMs", str(shown.ready)),
         *(("Mount", mount) for mount in shown.mounts),
     ]
     return "\n".join(f"{name + ':':<14}{value}" for name, value in lines)

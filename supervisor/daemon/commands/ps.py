@@ -1,19 +1,33 @@
-"""`claude-vm ps`: the sessions that this supervisor runs."""
+"""`claude-vm ps`: the sessions that this supervisor runs, and with `--all` the last that ended."""
 
 import time
 
 import msgspec
 
+from claude_vm.supervisor.core.views import SessionView
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.table import ago, table
+from claude_vm.supervisor.daemon.session import EndedSession, Session
 from claude_vm.supervisor.grammar.requests import Ps
 
 
-class SessionRow(msgspec.Struct, frozen=True):
+class Mark(msgspec.Struct, frozen=True):
+    """An instant in a session, in seconds of the host's monotonic clock, which all its processes share."""
+
+    name: str
+    at: float
+
+
+class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     """One session, as ``ps --json`` prints it.
 
     `state` is ``queued``, ``preparing``, ``running``, ``ending`` or ``ended``; `phase` is the step within it.
-    `created_at` is a Unix time in seconds.
+    `created_at` is a Unix time in seconds. `source` says how its VM came: ``warm`` (it was ready), ``paused``
+    (it was started ahead), ``made`` (for this session), ``resumed`` (after a supervisor's restart), "" while
+    it has none. `status` is the exit status as soon as it is settled, else null. `attached` is false for a
+    session that goes on without a client. `marks` says when it came to what: requested, queued, claimed,
+    clone, restore, identity, mounts, banner, connect, prime, files, start, first-output, ended, deleted, as
+    far as they occurred.
     """
 
     session: str
@@ -26,30 +40,55 @@ class SessionRow(msgspec.Struct, frozen=True):
     cpus: int
     memory_mib: int
     pty: bool
+    source: str
+    status: int | None
+    attached: bool
+    marks: list[Mark]
 
 
 async def ps(command: Command, request: Ps) -> int:
     """List sessions, oldest first."""
-    states = {s.session_id: str(s.state) for s in command.host.dispatcher.core.sessions()}
-    rows = [
-        SessionRow(
-            session=s.session_id,
-            state=states.get(s.session_id, "ended"),
-            phase=s.phase,
-            project=s.plan.project,
-            command=s.plan.label,
-            created_at=s.created_at,
-            driver=s.plan.key.driver,
-            cpus=s.plan.key.cpus,
-            memory_mib=s.plan.key.memory_mib,
-            pty=s.plan.pty is not None,
-        )
-        for s in sorted(command.host.dispatcher.sessions.values(), key=lambda s: s.created_at)
-    ]
+    dispatcher = command.host.dispatcher
+    views = {view.session_id: view for view in dispatcher.core.sessions()}
+    rows = {s.session_id: _row(s, None) for s in dispatcher.finished} if request.all else {}
+    rows |= {s.session_id: _row(s, views.get(s.session_id)) for s in dispatcher.sessions.values()}
+    found = sorted(rows.values(), key=lambda row: row.created_at)
     if request.json:
-        await command.out_json(rows)
+        await command.out_json(found)
         return 0
     now = time.time()
-    lines = [(r.session, r.state, ago(now - r.created_at), r.project, r.command) for r in rows]
-    await command.out(table(("SESSION", "STATE", "AGE", "PROJECT", "COMMAND"), lines))
+    lines = [
+        (r.session, _state(r), r.source or "-", ago(now - r.created_at), r.project, r.command) for r in found
+    ]
+    await command.out(table(("SESSION", "STATE", "VM", "AGE", "PROJECT", "COMMAND"), lines))
     return 0
+
+
+def _row(session: Session | EndedSession, view: SessionView | None) -> SessionRow:
+    """Return a session's row. The core forgets a session that has ended: then there is no view of it."""
+    plan = session.plan
+    outcome = session.outcome
+    settled = outcome.status if outcome is not None else view.status if view is not None else None
+    return SessionRow(
+        session=session.session_id,
+        state=str(view.state) if view is not None else "ended",
+        phase=session.phase,
+        project=plan.project,
+        command=plan.label,
+        created_at=session.created_at,
+        driver=plan.key.driver,
+        cpus=plan.key.cpus,
+        memory_mib=plan.key.memory_mib,
+        pty=plan.pty is not None,
+        source=session.source,
+        status=settled,
+        attached=isinstance(session, Session) and session.client is not None,
+        marks=[Mark(name, at) for name, at in session.marks],
+    )
+
+
+def _state(row: SessionRow) -> str:
+    """Return the state for people: of an ended one with its exit status."""
+    if row.state == "ended" and row.status is not None:
+        return f"ended ({row.status})"
+    return row.state if row.attached or row.state == "ended" else f"{row.state}, no client"

@@ -3,7 +3,7 @@
 import shlex
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -17,8 +17,10 @@ from claude_vm.context.environment import resolve_environment
 from claude_vm.context.project import Project
 from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, TemplateRecord
+from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.key import session_key
+from claude_vm.supervisor.daemon.commands.source import how_it_came
 from claude_vm.supervisor.daemon.commands.template import HOST_ADDRESS, usable_template
 from claude_vm.supervisor.daemon.dispatch import fresh_session_id
 from claude_vm.supervisor.daemon.errors import CommandError
@@ -65,6 +67,7 @@ async def _session(
     is_agent: bool,
 ) -> int:
     settings = command.settings()
+    command.apply_pool_settings(settings)
     project = command.mountable_project()
     driver = await command.driver(settings)
     template = await usable_template(command, driver, settings, project)
@@ -161,18 +164,12 @@ async def _attend(command: Command, session: Session) -> int:
             name = await session.next_stop(client)
             dispatcher.stop(session.session_id, f"interrupted by SIG{name}", SIGNAL_STATUS.get(name, FAILED))
 
-    async def tell_phases() -> None:
-        begun = time.monotonic()
-        show = command.flags.verbose or (client.invocation.terminal.stderr_tty and not command.flags.quiet)
-        while True:
-            phase = await session.next_phase()
-            if show:
-                level: Level = "verbose" if command.flags.verbose else "progress"
-                await client.note(f"claude-vm: {phase} ({time.monotonic() - begun:.1f} s)", level)
+    before = dispatcher.core.pools() if command.flags.verbose else ()
 
     async with anyio.create_task_group() as tasks:
-        for task in (stop_when_gone, stop_on_signal, tell_phases):
+        for task in (stop_when_gone, stop_on_signal):
             tasks.start_soon(task)
+        tasks.start_soon(_tell_phases, command, session, before)
         dispatcher.request(session)
         await session.ended.wait()
         tasks.cancel_scope.cancel()
@@ -182,6 +179,24 @@ async def _attend(command: Command, session: Session) -> int:
     if outcome.code:
         await client.note(f"claude-vm: {outcome.message} [{outcome.code}]", "error")
     return outcome.status
+
+
+async def _tell_phases(command: Command, session: Session, before: Sequence[PoolView]) -> None:
+    """Tell each phase; under ``-v`` also how the session got its VM. `before`: what was ready for whom."""
+    client = command.client
+    verbose = command.flags.verbose
+    begun = time.monotonic()
+    show = verbose or (client.invocation.terminal.stderr_tty and not command.flags.quiet)
+    level: Level = "verbose" if verbose else "progress"
+    source_told = False
+    while True:
+        phase = await session.next_phase()
+        if verbose and session.source and not source_told:
+            source_told = True
+            came = how_it_came(session.source, session.plan.key, before)
+            await command.say_verbose(f"claude-vm: {came}")
+        if show:
+            await client.note(f"claude-vm: {phase} ({time.monotonic() - begun:.1f} s)", level)
 
 
 async def _lock_worktrees(command: Command, session: Session, project: Project) -> None:

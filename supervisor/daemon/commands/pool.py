@@ -1,0 +1,162 @@
+"""`claude-vm pool status|fill|drain`: the VMs that are kept ready."""
+
+import time
+
+import anyio
+
+from claude_vm.context.project import template_name
+from claude_vm.supervisor.core.events import DrainRequested, FillRequested
+from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.core.views import PoolView
+from claude_vm.supervisor.daemon.commands.command import Command, unless_interrupted
+from claude_vm.supervisor.daemon.commands.key import session_key
+from claude_vm.supervisor.daemon.commands.pool_status import pool_status
+from claude_vm.supervisor.daemon.commands.room import Room, is_unclaimed, pool_of, room
+from claude_vm.supervisor.daemon.commands.template import usable_template
+from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.grammar.requests import Pool
+from claude_vm.supervisor.wire.server import Level
+
+FAILURES_TO_GIVE_UP = 3
+"""So many failures in a row end a waiting `fill`. The pool itself goes on trying."""
+
+_ROOM_HINT = "change it in ~/.claude-vm.toml, or ask for fewer or smaller VMs"
+
+
+async def pool(command: Command, request: Pool) -> int:
+    """Show, fill or drain the pool."""
+    match request.action:
+        case "status":
+            await pool_status(command, request)
+        case "fill":
+            await _fill(command, request)
+        case _:
+            await _drain(command, request)
+    return 0
+
+
+async def _fill(command: Command, request: Pool) -> None:
+    """Have VMs made ready for the key that a session here would ask for; wait until they are."""
+    host = command.host
+    if host.in_process:
+        raise CommandError("no-daemon", "only a daemon keeps VMs ready", hint="leave --no-daemon out")
+    settings = command.settings()
+    project = command.mountable_project()
+    driver = await command.driver(settings)
+    template = await usable_template(command, driver, settings, project)
+    key = await session_key(command, driver, settings, project, template)
+    command.apply_pool_settings(settings)
+    count = host.dispatcher.core.policy.size if request.count is None else request.count
+    if not count:
+        raise CommandError(
+            "pool-off", "[pool] size is 0", hint="say how many VMs shall be ready: claude-vm pool fill N"
+        )
+    _check_bounds(host.dispatcher.core.policy, key, count)
+    await driver.touch_template(template.name)
+    host.dispatcher.post(FillRequested(at=anyio.current_time(), key=key, size=request.count))
+    if request.wait:
+        begun = time.monotonic()
+        await unless_interrupted(command.client, lambda: _until_ready(command, key, count))
+        await command.say(f"{count} VM(s) ready for {project.root} ({time.monotonic() - begun:.1f} s)")
+
+
+def _check_bounds(policy: PoolPolicy, key: PoolKey, count: int) -> None:
+    """Refuse what the settings have no room for, however empty the pool is."""
+    needed_mib, budget_mib = count * key.memory_mib, policy.memory_budget_mib
+    if count > policy.max_instances:
+        lacking = f"[pool] max_instances is {policy.max_instances}"
+    elif budget_mib is not None and needed_mib > budget_mib:
+        lacking = f"they take {needed_mib} MiB of memory, and [pool] memory_budget is {budget_mib} MiB"
+    else:
+        return
+    raise CommandError(
+        "pool-too-small", f"there is never room for {count} ready VM(s): {lacking}", hint=_ROOM_HINT
+    )
+
+
+async def _until_ready(command: Command, key: PoolKey, count: int) -> None:
+    """Wait until so many VMs of a key are warm, and tell how it goes.
+
+    Raises:
+        CommandError: That does not come: given up meanwhile, several failures, or no room.
+    """
+    dispatcher = command.host.dispatcher
+    client = command.client
+    show = command.flags.verbose or (client.invocation.terminal.stderr_tty and not command.flags.quiet)
+    level: Level = "verbose" if command.flags.verbose else "progress"
+    told = (-1, 0)
+    while True:
+        pools = dispatcher.core.pools()
+        view = pool_of(key, pools)
+        if view is None or view.wanted < count:
+            raise CommandError(
+                "pool-changed",
+                "they are not wanted any more: drained, other settings, or another template",
+                hint="repeat the command if you still want them",
+            )
+        if view.warm >= count:
+            return
+        _check_progress(view, count, room(dispatcher.core.policy, pools, dispatcher.core.instances()))
+        if show and told != (view.warm, view.failures):
+            told = (view.warm, view.failures)
+            trouble = f"; trying again after {view.last_error}" if view.failures else ""
+            await client.note(f"claude-vm: {view.warm} of {count} VM(s) ready{trouble}", level)
+            continue  # the note may have waited, so look again
+        await dispatcher.change()
+
+
+def _check_progress(view: PoolView, count: int, taken: Room) -> None:
+    if view.failures >= FAILURES_TO_GIVE_UP:
+        raise CommandError(
+            "pool-fill-failed",
+            f"{view.warm} of {count} VM(s) are ready; the others failed {view.failures} times:"
+            f" {view.last_error}",
+            hint="the daemon goes on trying; look at: claude-vm pool status",
+        )
+    lacking = taken.hindrance(view.key.memory_mib)
+    if lacking and not view.making and not taken.moving:
+        raise CommandError(
+            "pool-full",
+            f"{view.warm} of {count} VM(s) are ready, and there is no room for more: {lacking}",
+            hint="end sessions, give up the ready VMs of other projects (claude-vm pool drain --all), or "
+            + _ROOM_HINT,
+        )
+
+
+async def _drain(command: Command, request: Pool) -> None:
+    """Have ready VMs given up, also those that are being made; wait until nothing of them is left."""
+    dispatcher = command.host.dispatcher
+    if request.all:
+        keys = [pool.key for pool in dispatcher.core.pools()]
+        drained: list[PoolKey | None] = [None]
+    else:
+        name = template_name(command.project().template_root)
+        keys = [pool.key for pool in dispatcher.core.pools() if pool.key.template == name]
+        drained = [*keys]
+    given_up = {i.instance_id for i in dispatcher.core.instances() if is_unclaimed(i) and i.key in keys}
+    for key in drained:
+        dispatcher.post(DrainRequested(at=anyio.current_time(), key=key))
+    await unless_interrupted(command.client, lambda: _until_gone(command, given_up))
+    await command.say(f"gave up {len(given_up)} VM(s)")
+
+
+async def _until_gone(command: Command, given_up: set[str]) -> None:
+    """Wait until of these instances nothing is left, or a session has got them in the meantime.
+
+    Raises:
+        CommandError: One can't be deleted.
+    """
+    dispatcher = command.host.dispatcher
+    while True:
+        left = [i for i in dispatcher.core.instances() if i.instance_id in given_up and not i.session_id]
+        if not left:
+            return
+        stuck = [i.instance_id for i in left if i.failed_deletions]
+        if stuck:
+            raise CommandError(
+                "not-deleted",
+                f"can't be deleted so far: {', '.join(stuck)}",
+                hint=f"the daemon goes on trying; see {command.host.home / 'logs' / 'daemon.log'}",
+            )
+        await dispatcher.change()

@@ -1,0 +1,163 @@
+"""`claude-vm pool status`: what is kept ready for whom, and what hinders it."""
+
+import time
+from collections.abc import Mapping
+
+import anyio
+import msgspec
+
+from claude_vm.drivers.errors import DriverError
+from claude_vm.supervisor.core.views import PoolView
+from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.commands.room import Room, room, unclaimed
+from claude_vm.supervisor.daemon.commands.table import ago, table
+from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
+from claude_vm.supervisor.grammar.requests import Pool
+
+
+class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of VM, in use or wanted, as ``pool status --json`` prints it.
+
+    Sessions share a VM kind only if all of driver, template, generation, sizes and mounts are the same;
+    `mounts` are as in ``info --json``. `wanted` VMs shall be ready. There are `warm` ready ones, `making` on
+    their way, `paused` only started ahead, and `in_sessions`. `failures` in a row, the last for `last_error`
+    (``code: message``, or ""); before `next_try_at` no other is made. `hindered_by` says why there are fewer
+    than wanted and none is made, "" if nothing does. Instants are Unix times in seconds, null: never, not
+    known. `project` is null for a template that is gone.
+    """
+
+    project: str | None
+    template: str
+    driver: str
+    generation: str
+    cpus: int
+    memory_mib: int
+    disk_gb: int
+    mounts: list[str]
+    wanted: int
+    warm: int
+    making: int
+    paused: int
+    in_sessions: int
+    last_used_at: float | None
+    failures: int
+    last_error: str
+    next_try_at: float | None
+    hindered_by: str
+
+
+class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``pool status --json`` prints.
+
+    `size`: ready VMs for each kind in use. `instances` of `max_instances` exist, in sessions or not.
+    `memory_mib` of `memory_budget_mib` is the configured memory of those that no session has; null: no bound.
+    """
+
+    size: int
+    instances: int
+    max_instances: int
+    memory_mib: int
+    memory_budget_mib: int | None
+    pools: list[PoolRow]
+
+
+async def pool_status(command: Command, request: Pool) -> None:
+    """Print what the pool has."""
+    core = command.host.dispatcher.core
+    projects = await _projects(command, {pool.key.driver for pool in core.pools()})
+    pools = core.pools()
+    taken = room(core.policy, pools, core.instances())
+    # The core's instants are of the loop's clock.
+    offset = time.time() - anyio.current_time()
+    status = PoolStatus(
+        size=core.policy.size,
+        instances=taken.instances,
+        max_instances=taken.max_instances,
+        memory_mib=taken.memory_mib,
+        memory_budget_mib=taken.memory_budget_mib,
+        pools=[_row(pool, projects, taken, offset) for pool in pools],
+    )
+    if request.json:
+        await command.out_json(status)
+    else:
+        await command.out(_text(status, time.time()))
+
+
+async def _projects(command: Command, drivers: set[str]) -> dict[tuple[str, str], str]:
+    """Return the project of each template, by driver and name."""
+    found: dict[tuple[str, str], str] = {}
+    for name in drivers:
+        try:
+            driver = await command.host.drivers.get(name)
+            found |= {(name, record.name): record.project for record in await driver.templates()}
+        except DriverError as error:
+            await command.say_verbose(f"driver {name}: {error}")
+    return found
+
+
+def _row(pool: PoolView, projects: Mapping[tuple[str, str], str], taken: Room, offset: float) -> PoolRow:
+    key = pool.key
+    lacks = unclaimed(pool) < pool.wanted
+    return PoolRow(
+        project=projects.get((key.driver, key.template)),
+        template=key.template,
+        driver=key.driver,
+        generation=key.generation,
+        cpus=key.cpus,
+        memory_mib=key.memory_mib,
+        disk_gb=key.disk_gib,
+        mounts=[f"{m.host}:{m.guest}:{'rw' if m.writable else 'ro'}" for m in key.mounts],
+        wanted=pool.wanted,
+        warm=pool.warm,
+        making=pool.making,
+        paused=pool.paused,
+        in_sessions=pool.claimed,
+        last_used_at=None if pool.last_used_at is None else pool.last_used_at + offset,
+        failures=pool.failures,
+        last_error=pool.last_error,
+        next_try_at=None if pool.next_try_at is None else pool.next_try_at + offset,
+        hindered_by=taken.hindrance(key.memory_mib) if lacks else "",
+    )
+
+
+HEAD = (
+    *("READY", "MAKING", "PAUSED", "SESSIONS", "CPUS", "MEMORY", "DISK", "MOUNTS"),
+    *("GENERATION", "LAST USED", "PROJECT"),
+)
+
+
+def _text(status: PoolStatus, now: float) -> str:
+    lines = [table(HEAD, [_cells(row, now) for row in status.pools])]
+    for row in status.pools:
+        name = row.project or row.template
+        if row.failures:
+            wait = "" if row.next_try_at is None else f", next try in {ago(row.next_try_at - now)}"
+            lines.append(f"{name}: {row.failures} failure(s) in a row{wait}: {row.last_error}")
+        elif row.hindered_by:
+            lines.append(f"{name}: no room: {row.hindered_by}")
+    budget = "" if status.memory_budget_mib is None else f" of {_gb(status.memory_budget_mib)}"
+    lines.append(
+        f"{status.instances} of {status.max_instances} VM(s); {_gb(status.memory_mib)}{budget} of memory for"
+        f" ready ones; {status.size} to be ready for each project in use"
+    )
+    return "\n".join(lines)
+
+
+def _cells(row: PoolRow, now: float) -> tuple[str, ...]:
+    return (
+        f"{row.warm}/{row.wanted}",
+        str(row.making),
+        str(row.paused),
+        str(row.in_sessions),
+        str(row.cpus),
+        _gb(row.memory_mib),
+        f"{row.disk_gb} GB",
+        str(len(row.mounts)),
+        f"{row.driver} {row.generation}",
+        "never" if row.last_used_at is None else f"{ago(now - row.last_used_at)} ago",
+        row.project or f"{row.template} (gone)",
+    )
+
+
+def _gb(mib: int) -> str:
+    return f"{mib / MIB_PER_GB:.1f} GB"
