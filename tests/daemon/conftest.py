@@ -17,6 +17,7 @@ def load(name):
 
 
 memory = load("memory")
+users = load("user")
 
 
 @pytest.fixture
@@ -28,3 +29,18 @@ def anyio_backend():
 def world(tmp_path, monkeypatch):
     """VMs in memory, and a folder with the journal of their supervisor."""
     return memory.World(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def user(tmp_path):
+    made = users.User(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ready(user):
+    """A user whose project has a template."""
+    done = user.run("setup", "--no-agent")
+    assert done.returncode == 0, done.stderr.decode()
+    return user

@@ -6,108 +6,20 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from claude_vm_tests_user import PROGRAM, script, sleeper, wait_until
 
 from claude_vm.supervisor.wire.framing import encode_json
 from claude_vm.supervisor.wire.messages import PROTOCOL, FrameType
 from claude_vm.supervisor.wire.paths import socket_path
 
-PROGRAM = Path(sys.executable).with_name("claude-vm")
-
 pytestmark = pytest.mark.timeout(180)
 
 INTERRUPTED = (130, -signal.SIGINT)
 """A client that has nothing to hold yet dies of the signal itself; a shell tells both as 130."""
-
-
-class User:
-    """A home with a project, where the simulated driver is the configured one."""
-
-    def __init__(self, root):
-        self.home = root / "home"
-        self.data = self.home / ".claude-vm"
-        self.project = root / "project"
-        self.home.mkdir()
-        self.project.mkdir()
-        self.env = {"HOME": str(self.home), "PATH": os.environ["PATH"], "CLAUDE_VM_DRIVER": "sim"}
-        self.started = []
-
-    def run(self, *args, env=None, cwd=None, data=b""):
-        return subprocess.run(
-            [PROGRAM, *args],
-            cwd=cwd or self.project,
-            env=self.env | (env or {}),
-            input=data,
-            capture_output=True,
-            check=False,
-            timeout=90,
-        )
-
-    def popen(self, *args, env=None):
-        process = subprocess.Popen(
-            [PROGRAM, *args],
-            cwd=self.project,
-            env=self.env | (env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self.started.append(process)
-        return process
-
-    def json(self, *args):
-        done = self.run(*args, "--json")
-        assert done.returncode == 0, done.stderr.decode()
-        return json.loads(done.stdout)
-
-    def daemon_pid(self):
-        done = self.run("daemon", "status", "--json")
-        return json.loads(done.stdout)["pid"]
-
-    def stop_daemon(self):
-        """Stop the daemon and wait until its process is gone: it says that it ends before it has."""
-        pid = self.daemon_pid()
-        assert self.run("daemon", "stop").returncode == 0
-        wait_until(lambda: not psutil.pid_exists(pid))
-
-    def close(self):
-        for process in self.started:
-            process.kill()
-            process.communicate()
-        self.run("daemon", "stop", "--force")
-
-
-@pytest.fixture
-def user(tmp_path):
-    made = User(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def ready(user):
-    """A user whose project has a template."""
-    done = user.run("setup", "--no-agent")
-    assert done.returncode == 0, done.stderr.decode()
-    return user
-
-
-def sleeper(user, *flags):
-    session = user.popen(*flags, "shell", "--", "sh", "-c", "echo up; exec sleep 600")
-    assert session.stdout.readline() == b"up\n"
-    return session
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_template_is_listed_described_and_deleted(ready):
@@ -325,11 +237,6 @@ def test_sim_is_never_chosen_by_itself(user):
 
 def test_a_session_that_is_not_isolated_says_so_loudly(ready):
     assert b"NOTHING IS ISOLATED" in ready.run("--quiet", "shell", "true").stderr
-
-
-def script(user, **calls):
-    user.data.mkdir(exist_ok=True)
-    (user.data / "sim.json").write_text(json.dumps({"calls": calls}))
 
 
 def test_a_failing_build_is_an_error_and_no_traceback(user):
