@@ -4,12 +4,14 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
 import structlog
 
 from claude_vm.supervisor.daemon import identity, logfile
+from claude_vm.supervisor.daemon.admission import admit
 from claude_vm.supervisor.daemon.handler import handle
 from claude_vm.supervisor.daemon.host import open_host
 from claude_vm.supervisor.daemon.main import first_cause, raise_file_limit
@@ -55,7 +57,8 @@ def _run(connection: socket.socket) -> None:
 
 
 async def _serve(connection: socket.socket) -> None:
-    async with open_host(Path(paths.home()), identity.in_process_id(), in_process=True) as host:
+    home = Path(paths.home())
+    async with open_host(home, identity.in_process_id(), in_process=True, admit=partial(admit, home)) as host:
 
         async def handler(client: Client) -> int:
             return await handle(host, client)

@@ -18,6 +18,7 @@ import structlog
 from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import identity, logfile
+from claude_vm.supervisor.daemon.admission import admit
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.handler import handle
 from claude_vm.supervisor.daemon.host import Host, open_host
@@ -47,7 +48,9 @@ async def run_daemon(home: Path, *, idle_s: float, ready: Callable[[], None]) ->
     """
     socket_path = Path(paths.socket_path(str(home)))
     policy = read_policy(Path.home()) or PoolPolicy()
-    async with open_host(home, identity.DAEMON_ID, in_process=False, policy=policy) as host:
+    async with open_host(
+        home, identity.DAEMON_ID, in_process=False, policy=policy, admit=partial(admit, home)
+    ) as host:
         listener = await _listen(socket_path)
         inode = socket_path.stat().st_ino
         clients = _Clients()
