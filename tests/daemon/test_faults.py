@@ -88,6 +88,7 @@ def claude_vm(tmp_path):
     home, project = tmp_path / "home", tmp_path / "project"
     home.mkdir()
     project.mkdir()
+    (home / ".claude-vm.toml").write_text("[pool]\nsize = 0\n")  # nothing is made beside the session
     environ = {"HOME": str(home), "PATH": os.environ["PATH"], "CLAUDE_VM_DRIVER": "sim"}
 
     def run(*words, **more):
