@@ -194,11 +194,12 @@ class Core:
                     self._lives.add_instance(
                         Instance(name, key), events.InstanceFound, turn, "no place for it"
                     )
-            case events.SessionFound(session_id=session_id, key=key, at=at):
-                session = Session(session_id, key, "", at, instance_id=name, source="resumed")
+            case _:
+                session_id, key = event.session_id, event.key
+                session = Session(session_id, key, "", event.at, instance_id=name, source="resumed")
                 self._lives.sessions.add(session_id, session)
-                self._lives.move_session(session, type(event), at, name)
-                self._upkeep.lease(key, at)
+                self._lives.move_session(session, type(event), event.at, name)
+                self._upkeep.lease(key, event.at)
                 self._lives.add_instance(Instance(name, key, session_id), type(event), turn, session_id)
                 if self._stopping:
                     self._lives.stop(session, _DAEMON_STOPPED, events.ShutdownRequested, turn)
@@ -303,6 +304,6 @@ _DAEMON_STOPPED = Outcome(FAILED, "daemon-stopped", "the supervisor was stopped"
 
 def _cause(instance: Instance, event: events.Event) -> InstanceCause:
     """Return by what an event moves an instance; mostly it is the event itself."""
-    if isinstance(event, events.CloneDone) and instance.to_pause:
+    if isinstance(event, events.CloneDone) and instance.to_pause and instance.state is InstanceState.CLONING:
         return InstanceOrder.PRESTART
     return type(event)

@@ -9,14 +9,23 @@ from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.pool import PoolPolicy
 
-POLICY = PoolPolicy(size=1, max_instances=4)
+POLICY = PoolPolicy(
+    size=1, max_instances=5, paused=1, memory_budget_mib=1024, prestart_drivers=frozenset({"sim"})
+)
 EVENT = (
     events.SessionRequested
     | events.StopRequested
     | events.InstanceFound
     | events.WarmRequested
+    | events.FillRequested
+    | events.DrainRequested
+    | events.TemplateChanged
+    | events.PolicyChanged
+    | events.WarmFound
+    | events.SessionFound
     | events.ShutdownRequested
     | events.CloneDone
+    | events.PrestartDone
     | events.StartDone
     | events.ConnectDone
     | events.RunDone
@@ -27,6 +36,12 @@ EVENT = (
     | events.VmDied
     | events.Tick
 )
+ANSWERS = {
+    effects.Clone: events.CloneDone,
+    effects.Prestart: events.PrestartDone,
+    effects.Connect: events.ConnectDone,
+    effects.Delete: events.DeleteDone,
+}
 MOUNT = MountKey(host="/home/me/project", guest="/home/me/project", writable=True)
 KEYS = [
     PoolKey(driver="sim", template=t, generation="1", cpus=1, memory_mib=512, disk_gib=4, mounts=(MOUNT,))
@@ -39,16 +54,12 @@ def answer(effect, at, rng):
     if rng.random() < 0.15:
         return events.EffectFailed(code="broken", message="m", **fields)
     match effect:
-        case effects.Clone():
-            return events.CloneDone(**fields)
         case effects.Start():
             return events.StartDone(restored=True, **fields)
-        case effects.Connect():
-            return events.ConnectDone(**fields)
-        case effects.Run(session_id=session):
+        case effects.Run(session_id=session) | effects.Resume(session_id=session):
             return events.RunDone(session_id=session, status=rng.randrange(256), **fields)
         case _:
-            return events.DeleteDone(**fields)
+            return ANSWERS[type(effect)](**fields)
 
 
 class Day:
@@ -60,6 +71,7 @@ class Day:
         self.tape = []
         self.flying = {}
         self.alarms = []
+        self.wanted = []
 
     def play(self, event):
         result = self.core.handle(event)
@@ -67,6 +79,8 @@ class Day:
         for effect in result:
             if isinstance(effect, effects.InstanceEffect):
                 self.flying[effect.instance_id] = effect
+            if isinstance(effect, effects.RequestWarm):
+                self.wanted.append(effect)
             if isinstance(effect, effects.WakeAt):
                 self.alarms.append(effect.deadline)
 
@@ -76,6 +90,9 @@ class Day:
         if self.alarms and min(self.alarms) <= at:
             self.alarms.remove(min(self.alarms))
             return events.Tick(at=at)
+        if self.wanted:
+            ask = self.wanted.pop()
+            return events.WarmRequested(at=at, instance_id=f"i{n}", key=ask.key, paused=ask.paused)
         if self.flying and roll < 0.7:
             return answer(self.flying.pop(self.rng.choice(sorted(self.flying))), at, self.rng)
         sessions = self.core.sessions()
@@ -83,8 +100,24 @@ class Day:
             name = self.rng.choice(sessions).session_id
             return events.StopRequested(at=at, session_id=name, reason="asked", status=130)
         if roll < 0.8:
-            return events.WarmRequested(at=at, instance_id=f"i{n}", key=key)
+            return self.wish(n, key)
         return events.SessionRequested(at=at, session_id=f"s{n}", instance_id=f"i{n}", key=key)
+
+    def wish(self, n, key):
+        at, name = float(n), f"i{n}"
+        match self.rng.randrange(6):
+            case 0:
+                return events.DrainRequested(at=at, key=key)
+            case 1:
+                return events.TemplateChanged(at=at, driver="sim", template="b", generation="2")
+            case 2:
+                return events.PolicyChanged(at=at, policy=msgspec.structs.replace(POLICY, size=n % 3))
+            case 3:
+                return events.WarmFound(at=at, instance_id=name, key=key, made_at=at - 100.0)
+            case 4:
+                return events.SessionFound(at=at, session_id=f"s{n}", instance_id=name, key=key)
+            case _:
+                return events.FillRequested(at=at, key=key, size=2)
 
 
 def record(seed):
@@ -116,6 +149,9 @@ def test_the_recorded_day_has_everything_in_it():
     kinds = {type(effect) for seed in range(10) for _, result in record(seed) for effect in result}
     assert kinds >= {
         effects.Clone,
+        effects.RequestWarm,
+        effects.Prestart,
+        effects.Resume,
         effects.Start,
         effects.Connect,
         effects.Run,

@@ -4,6 +4,7 @@ The world answers effects as a dispatcher would: one answer each, at any time, d
 `Cancel` has been asked for, cancelled. It keeps its own books, and compares.
 """
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -18,34 +19,57 @@ from hypothesis.stateful import (
 
 from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.errors import InvalidTransition
-from claude_vm.supervisor.core.instance import InstanceState
+from claude_vm.supervisor.core.instance import IN_USE, UNCLAIMED, InstanceState
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.pool import PoolPolicy
+from claude_vm.supervisor.core.refills import MAX_MAKING
 from claude_vm.supervisor.core.session import SessionState
 
-KEYS = [
-    PoolKey(driver="sim", template=name, generation="1", cpus=1, memory_mib=512, disk_gib=4) for name in "ab"
-]
+MEMORY_MIB = {"a": 512, "b": 1024}
+TEMPLATES = st.sampled_from(sorted(MEMORY_MIB))
+POLICIES = st.builds(
+    PoolPolicy,
+    size=st.sampled_from([0, 1, 1, 2]),
+    max_instances=st.integers(1, 6),
+    paused=st.integers(0, 1),
+    idle_timeout_s=st.sampled_from([200.0, 500.0]),
+    max_age_s=st.sampled_from([300.0, 2000.0]),
+    memory_budget_mib=st.sampled_from([None, 600, 1100, 1600, 4000]),
+    prestart_drivers=st.just(frozenset({"sim"})),
+)
 DONE = {
     effects.Clone: events.CloneDone,
+    effects.Prestart: events.PrestartDone,
     effects.Start: events.StartDone,
     effects.Connect: events.ConnectDone,
     effects.Run: events.RunDone,
+    effects.Resume: events.RunDone,
     effects.Delete: events.DeleteDone,
 }
-WITHOUT_EFFECT = {InstanceState.WARM, InstanceState.STUCK, InstanceState.LEAKED}
+RUNS = effects.Run | effects.Resume
+READY = {InstanceState.WARM, InstanceState.PAUSED}
+WITHOUT_EFFECT = READY | {InstanceState.STUCK, InstanceState.LEAKED}
 
 
 class World(RuleBasedStateMachine):
-    """Books: `flying` effects in flight by instance, `asked` for cancellation, `ends` of sessions."""
+    """Books: `flying` effects in flight by instance, `asked` for cancellation, `ends` of sessions.
+
+    `wanted` are the pool's requests without an answer, `used` the instants of each key's last use as far as
+    they are certain (else a later one), `changed` the generations that were told.
+    """
 
     sessions = Bundle("sessions")
 
-    @initialize(size=st.integers(0, 2), ceiling=st.integers(1, 4))
-    def begin(self, size, ceiling):
-        self.ceiling = ceiling
-        self.core = Core(PoolPolicy(size=size, max_instances=ceiling))
+    @initialize(policy=POLICIES)
+    def begin(self, policy):
+        self.policy = policy
+        self.core = Core(policy)
+        self.wanted = []
+        self.used = {}
+        self.barred = {}  # the instant before which nothing is made ahead for a key
+        self.changed = {}
+        self.generations = dict.fromkeys(MEMORY_MIB, 1)
         self.now = 0.0
         self.names = 0
         self.flying = {}
@@ -69,9 +93,59 @@ class World(RuleBasedStateMachine):
         self.names += 1
         return f"{prefix}{self.names}"
 
+    def key(self, template, age=0):
+        """The key of a template's generation of today, or of an earlier one."""
+        generation = str(max(1, self.generations[template] - age))
+        memory_mib = MEMORY_MIB[template]
+        return PoolKey(
+            driver="sim", template=template, generation=generation, cpus=1, memory_mib=memory_mib, disk_gib=4
+        )
+
     def send(self, event):
-        for effect in self.core.handle(event):
+        before = self.in_use()
+        out = self.core.handle(event)
+        for name, key in before.items():
+            if name not in self.in_use():
+                self.use(key)
+        for effect in out:
             self.take(effect)
+        if any(isinstance(effect, effects.Clone | effects.RequestWarm) for effect in out):
+            self.check_making(out)
+
+    def in_use(self):
+        views = self.core.instances()
+        return {v.instance_id: v.key for v in views if v.session_id and v.state in IN_USE}
+
+    def use(self, key):
+        generation = self.changed.get(key.template) or key.generation
+        self.used[msgspec.structs.replace(key, generation=generation)] = self.now
+
+    def unclaimed(self):
+        return [v for v in self.core.instances() if not v.session_id and v.state in UNCLAIMED and v.key]
+
+    def check_making(self, out):
+        """What begins now: it is allowed, and made ahead only if nobody waits."""
+        held = [v for v in self.core.instances() if v.instance_id not in self.found | set(self.leaks)]
+        if any(isinstance(effect, effects.Clone) for effect in out):
+            assert len(held) <= self.policy.max_instances
+        unclaimed = self.unclaimed()
+        ahead = {v.instance_id for v in unclaimed}
+        asks = [effect for effect in out if isinstance(effect, effects.RequestWarm)]
+        clones = [e for e in out if isinstance(e, effects.Clone) and e.instance_id in ahead]
+        if not asks and not clones:
+            return
+        assert SessionState.QUEUED not in {v.state for v in self.core.sessions()}, "sessions come first"
+        making = [v.key for v in unclaimed if v.state not in READY]
+        if asks:
+            assert len(held) + len(self.wanted) <= self.policy.max_instances
+            assert len(making) + len(self.wanted) <= MAX_MAKING
+        for key in [effect.key for effect in asks]:
+            assert not self.shutting_down
+            assert key not in making, "one of a key at a time"
+            assert [wanted for wanted, _ in self.wanted].count(key) == 1
+            assert self.changed.get(key.template, key.generation) == key.generation, "an old generation"
+            assert self.barred.get(key, 0.0) <= self.now, "too early"
+            assert key in self.used, "nobody wants it"
 
     def take(self, effect):
         match effect:
@@ -86,8 +160,11 @@ class World(RuleBasedStateMachine):
                 assert not isinstance(self.flying[name], effects.Delete)
                 self.asked.add(name)
             case effects.WakeAt(deadline=deadline):
-                assert deadline > self.now
+                assert deadline >= self.now
+                assert all(deadline < alarm for alarm in self.alarms), "an alarm that is under way already"
                 self.alarms.append(deadline)
+            case effects.RequestWarm(key=key, paused=paused):
+                self.wanted.append((key, paused))
             case effects.TellSession(session_id=name):
                 assert name in self.requested
                 assert name not in self.ends
@@ -109,6 +186,9 @@ class World(RuleBasedStateMachine):
             case effects.Clone():
                 assert name not in self.made
                 self.made.add(name)
+            case effects.Resume(session_id=session):
+                assert name in self.found
+                assert self.place[name] == session
             case effects.Run(session_id=session):
                 assert name not in self.ran, "a used instance is used again"
                 assert session not in self.place.values()
@@ -138,12 +218,14 @@ class World(RuleBasedStateMachine):
 
     # What clients and users do.
 
-    @rule(target=sessions, key=st.sampled_from(KEYS))
-    def request(self, key):
+    @rule(target=sessions, template=TEMPLATES, age=st.integers(0, 1))
+    def request(self, template, age):
         session, instance = self.name("s"), self.name("i")
         self.requested[session] = instance
         if self.shutting_down:
             self.settle(session, 125, "shutting-down")
+        key = self.key(template, age)
+        self.use(key)
         self.send(events.SessionRequested(at=self.now, session_id=session, instance_id=instance, key=key))
         assert (session in self.ends) == self.shutting_down
         return session
@@ -154,6 +236,7 @@ class World(RuleBasedStateMachine):
             self.settle(session, status, "stopped", asked=True)
         self.send(events.StopRequested(at=self.now, session_id=session, reason="asked", status=status))
 
+    @precondition(lambda self: self.names % 4 == 0)
     @rule()
     def find(self):
         name = self.name("i")
@@ -161,9 +244,128 @@ class World(RuleBasedStateMachine):
         self.found.add(name)
         self.send(events.InstanceFound(at=self.now, instance_id=name, reason="left behind"))
 
-    @rule(key=st.sampled_from(KEYS))
-    def ask_for_warm(self, key):
-        self.send(events.WarmRequested(at=self.now, instance_id=self.name("i"), key=key))
+    @rule(template=TEMPLATES, age=st.integers(0, 1), lived=st.sampled_from([0.0, 100.0, 299.0, 2500.0]))
+    def find_warm(self, template, age, lived):
+        name, key = self.name("i"), self.key(template, age)
+        self.made.add(name)
+        self.use(key)
+        held = [v for v in self.core.instances() if v.instance_id not in self.leaks]
+        self.send(events.WarmFound(at=self.now, instance_id=name, key=key, made_at=self.now - lived))
+        if isinstance(self.flying[name], effects.Delete):
+            self.found.add(name)
+        else:
+            assert len(held) < self.policy.max_instances
+            assert lived < self.policy.max_age_s
+
+    @rule(target=sessions, template=TEMPLATES, age=st.integers(0, 1))
+    def find_session(self, template, age):
+        session, name = self.name("s"), self.name("i")
+        self.made.add(name)
+        self.found.add(name)
+        self.ran.add(name)
+        self.began.add(name)
+        self.requested[session] = name
+        self.place[name] = session
+        if self.shutting_down:
+            self.settle(session, 125, "daemon-stopped", asked=True)
+        key = self.key(template, age)
+        self.send(events.SessionFound(at=self.now, session_id=session, instance_id=name, key=key))
+        assert isinstance(self.flying[name], effects.Resume)
+        return session
+
+    # What is wished of the pool.
+
+    @rule(template=TEMPLATES, age=st.integers(0, 1), size=st.sampled_from([None, 0, 1, 3]))
+    def fill(self, template, age, size):
+        key = self.key(template, age)
+        self.use(key)
+        self.barred.clear()
+        self.send(events.FillRequested(at=self.now, key=key, size=size))
+
+    @precondition(lambda self: self.names % 4 == 3)  # rarely enough that something lives meanwhile
+    @rule(template=TEMPLATES)
+    def drain(self, template):
+        key = self.key(template)
+        self.barred.pop(key, None)
+        self.send(events.DrainRequested(at=self.now, key=key))
+        assert key not in {v.key for v in self.unclaimed()}
+        self.used.pop(key, None)
+
+    @precondition(lambda self: self.names % 8 == 4)
+    @rule()
+    def drain_all(self):
+        self.barred.clear()
+        self.send(events.DrainRequested(at=self.now))
+        assert self.unclaimed() == []
+        self.used.clear()
+
+    @precondition(lambda self: self.names % 4 == 1)
+    @rule(template=TEMPLATES, gone=st.sampled_from([False, False, True]))
+    def template_changes(self, template, gone):
+        self.generations[template] += 1
+        self.changed[template] = "" if gone else str(self.generations[template])
+        old = [key for key in self.used if key.template == template]
+        for key in old:
+            del self.used[key]
+        if old and not gone:
+            self.use(self.key(template))
+        generation = self.changed[template]
+        self.send(events.TemplateChanged(at=self.now, driver="sim", template=template, generation=generation))
+
+    @precondition(lambda self: self.names % 4 == 2)
+    @rule(policy=POLICIES)
+    def policy_changes(self, policy):
+        self.policy = policy
+        self.barred.clear()
+        self.send(events.PolicyChanged(at=self.now, policy=policy))
+        self.pass_time(self.now)  # what is too old or idle now is due at once
+
+    def ready_keys(self):
+        return [view.key for view in self.unclaimed() if view.state in READY]
+
+    @rule(template=TEMPLATES)
+    def somebody_works_with_a_template(self, template):
+        """A session from request to end, and the refills after it. Without this, hardly any refill."""
+        self.request(template=template, age=0)
+        self.all_goes_well_for_a_while(steps=4)
+        self.pass_time(self.now + 0.3)
+        self.all_goes_well_for_a_while(steps=4)
+
+    @precondition(lambda self: self.ready_keys() and not self.shutting_down)
+    @rule(target=sessions, data=st.data())
+    def request_what_is_ready(self, data):
+        keys = self.ready_keys()
+        key = keys[data.draw(st.integers(0, len(keys) - 1))]
+        waiting = [v for v in self.core.sessions() if v.state is SessionState.QUEUED]
+        session = self.request(
+            template=key.template, age=self.generations[key.template] - int(key.generation)
+        )
+        (view,) = [view for view in self.core.sessions() if view.session_id == session]
+        assert view.source in {"warm", "paused"} or waiting
+        return session
+
+    @precondition(lambda self: self.ready_keys())
+    @rule(data=st.data())
+    def a_ready_vm_dies(self, data):
+        names = [view.instance_id for view in self.unclaimed() if view.state in READY]
+        self.let_die(data.draw(st.sampled_from(names)))
+
+    @precondition(lambda self: self.wanted)
+    @rule(first=st.booleans(), otherwise=st.booleans())
+    def the_pools_request_is_answered(self, first, otherwise):
+        key, paused = self.wanted.pop(0 if first else -1)
+        paused = paused if first or not otherwise else not paused
+        name = self.name("i")
+        self.send(events.WarmRequested(at=self.now, instance_id=name, key=key, paused=paused))
+
+    @rule(template=TEMPLATES)
+    def an_answer_that_the_pool_did_not_ask_for_does_nothing(self, template):
+        key = self.key(template)
+        if key in [wanted for wanted, _ in self.wanted]:
+            return
+        before = self.core.instances(), self.core.pools()
+        assert self.core.handle(events.WarmRequested(at=self.now, instance_id="i-unasked", key=key)) == []
+        assert (self.core.instances(), self.core.pools()) == before
 
     @precondition(lambda self: self.names > 30)
     @rule()
@@ -188,6 +390,7 @@ class World(RuleBasedStateMachine):
     def done(self, name, status=0):
         kind = DONE[type(self.flying[name])]
         extra = {}
+        assert name in self.flying
         if kind is events.StartDone:
             extra = {"restored": True}
         if kind is events.RunDone:
@@ -201,15 +404,17 @@ class World(RuleBasedStateMachine):
     def effect_is_done(self, data, status):
         self.done(data.draw(st.sampled_from(sorted(self.flying))), status)
 
-    @precondition(lambda self: self.flying)
+    @precondition(lambda self: self.flying or self.wanted)
     @rule(steps=st.integers(1, 4))
     def all_goes_well_for_a_while(self, steps):
         """Without this, hardly a session would come as far as its run."""
         for _ in range(steps):
             for name in sorted(self.flying):
-                if not isinstance(self.flying[name], effects.Run):
+                if name in self.flying and not isinstance(self.flying[name], RUNS):
                     self.done(name)
                     self.the_books_agree()
+            while self.wanted:
+                self.the_pools_request_is_answered(first=True, otherwise=False)
         for name in self.runs():
             self.start_command(name)
 
@@ -220,6 +425,7 @@ class World(RuleBasedStateMachine):
         session = self.session_of(name)
         if session and not isinstance(self.flying[name], effects.Delete):
             self.settle(session, 125, "broken")
+        self.bar(name)
         self.answer(name, events.EffectFailed(at=self.now, instance_id=name, code="broken", message="m"))
 
     @precondition(lambda self: self.asked)
@@ -232,7 +438,7 @@ class World(RuleBasedStateMachine):
         return sorted(
             name
             for name, effect in self.flying.items()
-            if isinstance(effect, effects.Run) and name not in self.began
+            if isinstance(effect, effects.Run) and name not in self.began  # no Resume: that one has begun
         )
 
     @precondition(lambda self: self.runs())
@@ -264,7 +470,7 @@ class World(RuleBasedStateMachine):
             self.answer(name, events.EffectCancelled(at=self.now, instance_id=name))
 
     def running(self):
-        runs = {name for name, effect in self.flying.items() if isinstance(effect, effects.Run)}
+        runs = {name for name, effect in self.flying.items() if isinstance(effect, RUNS)}
         return sorted(runs - self.asked)
 
     @precondition(lambda self: self.running())
@@ -279,9 +485,16 @@ class World(RuleBasedStateMachine):
         session = self.session_of(name)
         if session:
             self.settle(session, 125, "vm-died")
+        self.bar(name)
         self.send(events.VmDied(at=self.now, instance_id=name, reason="killed"))
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 7.0, 61.0]))
+    def bar(self, name):
+        """An unclaimed instance comes to nothing: the next one of its key has to wait a second at least."""
+        for view in self.unclaimed():
+            if view.instance_id == name:
+                self.barred[view.key] = self.now + 1.0
+
+    @rule(seconds=st.sampled_from([0.1, 0.3, 1.0, 7.0, 61.0, 210.0, 700.0]))
     def time_passes(self, seconds):
         self.pass_time(self.now + seconds)
 
@@ -334,13 +547,15 @@ class World(RuleBasedStateMachine):
         for name, view in instances.items():
             assert (name in self.flying) == (view.state not in WITHOUT_EFFECT)
             assert (name in self.asked) == (view.state is InstanceState.ABANDONED)
-            if view.state is InstanceState.WARM:
+            if view.state in READY:
                 assert view.session_id is None, "leased and warm"
                 assert name not in self.ran, "warm again"
             if view.state in WITHOUT_EFFECT:
                 assert view.session_id is None
             if view.session_id:
                 assert sessions[view.session_id].instance_id == name
+                assert sessions[view.session_id].key == view.key, "another key, or an old generation"
+                assert sessions[view.session_id].source
         leases = [view.session_id for view in instances.values() if view.session_id]
         assert len(leases) == len(set(leases)), "two instances for one session"
         for name, view in sessions.items():
@@ -350,9 +565,35 @@ class World(RuleBasedStateMachine):
                 assert instances[view.instance_id].session_id == name, "leased twice"
 
     @invariant()
-    def there_are_no_more_instances_than_allowed(self):
-        ours = [v for v in self.core.instances() if v.instance_id not in self.found]
-        assert len([v for v in ours if v.instance_id not in self.leaks]) <= self.ceiling
+    def unclaimed_memory_is_within_the_budget(self):
+        if self.policy.memory_budget_mib is not None:
+            used_mib = sum(view.key.memory_mib for view in self.unclaimed())
+            assert used_mib <= self.policy.memory_budget_mib
+
+    @invariant()
+    def nothing_unclaimed_is_too_old_or_unused_or_of_an_old_generation(self):
+        in_use = set(self.in_use().values())
+        for view in self.unclaimed():
+            assert self.now <= view.made_at + self.policy.max_age_s
+            assert self.changed.get(view.key.template, view.key.generation) == view.key.generation
+            if view.key not in in_use:
+                assert self.now <= self.used[view.key] + self.policy.idle_timeout_s
+
+    @invariant()
+    def the_pools_own_books_agree(self):
+        views = {view.key: view for view in self.core.pools()}
+        for view in self.core.instances():
+            assert not view.session_id or view.state not in IN_USE or view.key in views
+        for key, view in views.items():
+            mine = [v for v in self.unclaimed() if v.key == key]
+            ready = [v.state for v in mine if v.state in READY]
+            assert view.warm == ready.count(InstanceState.WARM)
+            assert view.paused == ready.count(InstanceState.PAUSED)
+            asked = [wanted for wanted, _ in self.wanted].count(key)
+            assert view.making == len(mine) - len(ready) + asked
+            assert view.claimed == list(self.in_use().values()).count(key)
+            assert view.wanted or view.warm or view.making or view.paused or view.claimed or key in self.used
+        assert {v.key for v in self.unclaimed()} <= views.keys()
 
     @invariant()
     def nobody_waits_for_nothing(self):
@@ -360,33 +601,53 @@ class World(RuleBasedStateMachine):
         queued = [view for view in views if view.state is SessionState.QUEUED]
         assert queued == [] or self.flying or self.alarms
         if queued:
-            warm = {v.key for v in self.core.instances() if v.state is InstanceState.WARM}
-            assert queued[0].key not in warm
+            ready = {v.key for v in self.core.instances() if v.state in READY}
+            assert queued[0].key not in ready
 
     @invariant()
     def whoever_waits_for_another_try_has_an_alarm(self):
         stuck = [v for v in self.core.instances() if v.state in {InstanceState.STUCK, InstanceState.LEAKED}]
         assert not stuck or self.alarms
 
+    def settle_down(self):
+        """Let all that is under way come to its end, and what is due within a minute."""
+        for _ in range(20 * self.names + 200):
+            if self.flying:
+                self.done(min(self.flying))
+            elif self.wanted:
+                self.the_pools_request_is_answered(first=True, otherwise=False)
+            elif self.alarms and min(self.alarms) <= self.now + 60.0:
+                self.pass_time(min(self.alarms))
+            else:
+                return
+            self.the_books_agree()
+        raise AssertionError("it never comes to rest")
+
     def teardown(self):
         if not hasattr(self, "core"):
             return
-        for _ in range(10 * self.names + 100):
-            if self.flying:
-                self.done(min(self.flying))
-            elif self.alarms:
-                self.pass_time(min(self.alarms))
-            self.the_books_agree()
+        self.settle_down()
         assert set(self.ends) == set(self.requested), "a session is forgotten"
         assert self.settled.keys() >= self.ends.keys()
         if not self.shutting_down:
-            assert all(view.state is InstanceState.WARM for view in self.core.instances())
+            assert all(view.state in READY for view in self.core.instances())
+            self.the_pool_is_as_full_as_may_be()
+            self.pass_time(self.now + 3 * self.policy.idle_timeout_s)
+            self.settle_down()
+            assert self.core.is_empty, "it is kept for nobody"
+            assert self.core.pools() == []
             self.shut_down()
-            while self.flying:
-                self.done(min(self.flying))
         assert self.deleted == self.made, "an instance is left"
         assert self.stops == 1
         assert self.core.is_empty
+
+    def the_pool_is_as_full_as_may_be(self):
+        used_mib = sum(view.key.memory_mib for view in self.unclaimed())
+        budget = self.policy.memory_budget_mib
+        full = len(self.core.instances()) >= self.policy.max_instances
+        for view in self.core.pools():
+            there_is_room = budget is None or used_mib + view.key.memory_mib <= budget
+            assert view.warm >= view.wanted or full or not there_is_room, "a wish is forgotten"
 
 
 TestWorld = World.TestCase
