@@ -1,5 +1,7 @@
 """What all tests share: CI must not pass by skipping, nor depend on how it was started."""
 
+import contextlib
+import os
 import signal
 
 import pytest
@@ -20,6 +22,12 @@ for _number, _action in (
 ):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _action)
+
+
+# Descriptors that were left open for this process are nobody else's: a test may look at a program's.
+for _number in range(3, 256):
+    with contextlib.suppress(OSError):
+        os.set_inheritable(_number, False)
 
 
 def pytest_addoption(parser):

@@ -308,19 +308,25 @@ class Sessions:
         os.chmod(HOLDER, 0o700)
         if os.path.lexists(path):
             os.unlink(path)
-        argv = [sys.executable, "-I", "-S", f"{os.path.dirname(__file__)}/holder.py", path]
-        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-        self.process = Popen(
-            argv,
-            stdin=PIPE,
-            stdout=DEVNULL,
-            cwd="/",
-            user=user[0],
-            group=user[1],
-            extra_groups=groups(name),
-            start_new_session=True,
-            env=environment,
-        )
+        # It listens already, so that a supervisor that is quicker than the holder waits and is not refused.
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            os.chown(path, *user)
+            os.chmod(path, 0o600)
+            listener.listen(64)
+            number = listener.fileno()
+            self.process = Popen(
+                [sys.executable, "-I", "-S", f"{os.path.dirname(__file__)}/holder.py", str(number)],
+                stdin=PIPE,
+                stdout=DEVNULL,
+                cwd="/",
+                user=user[0],
+                group=user[1],
+                extra_groups=groups(name),
+                start_new_session=True,
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                pass_fds=(number,),
+            )
         let_die(self.process.pid)
 
     def say(self, word: str) -> None:

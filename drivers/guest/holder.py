@@ -61,7 +61,9 @@ KEPT = 1 << 20
 INPUT_WINDOW = 1 << 18
 INPUT_REPORT = 1 << 15
 OUT_QUEUE = 1 << 18
-"""Bytes that wait for a connection before it is given more."""
+"""Bytes that wait for a connection before it is given more output."""
+MOST_QUEUED = 1 << 19
+"""Bytes that wait for a connection before nothing more is taken from it: it asks, and reads no answer."""
 MAX_SHELLS = 64
 MAX_CONNECTIONS = 128
 CONTROL = 9
@@ -70,6 +72,7 @@ PASSED_ON = ("HOME", "CLAUDE_VM_RUN")
 """Variables of the holder that shells get, where they stand for other places than a guest's."""
 TERM = "xterm-256color"
 _TERMINAL_PIECE = 4096
+_PROFILE_READS = 64
 _EXIT_POLL_S = 0.05
 _SIGNALS = [number for number in range(1, 32) if number not in {signal.SIGKILL, signal.SIGSTOP}]
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -253,12 +256,20 @@ class Shell:
         self._input = bytearray()
         self._input_ends = False
         self._descriptors: set[int] = set()
+        self._terminal = ""
+        self.outputs: list[Output] = []
         ours, theirs = socket.socketpair()
         self._control = self._keep(ours.detach())
         os.set_blocking(self._control, False)
         start = self._on_terminal if kind == "pty" else self._on_pipes
-        self.pid = start(theirs)
-        theirs.close()
+        try:
+            self.pid = start(theirs)
+        except BaseException:
+            for descriptor in list(self._descriptors):
+                self._drop(descriptor)
+            raise
+        finally:
+            theirs.close()
         self._pidfd = _open_pidfd(self.pid)
         if self._pidfd is None:
             holder.loop.poll(self, lambda: self._reap(0))
@@ -281,7 +292,10 @@ class Shell:
         # One descriptor for each way, so that each can be watched by itself.
         self._feed = self._keep(fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 0))
         self.outputs = [Output(self, self._keep(master), b"O")]
-        name = os.ttyname(slave)
+        self._terminal = name = os.ttyname(slave)
+        # The profile gets no input here either: whoever reads in it is told its end. What nobody took is
+        # thrown away before the session begins.
+        os.write(self._feed, b"\4" * _PROFILE_READS)
         # The leader of a session gets the first terminal that it opens.
         opens = [(os.POSIX_SPAWN_OPEN, number, name, os.O_RDWR, 0) for number in range(3)]
         try:
@@ -332,10 +346,20 @@ class Shell:
     def _hear_ready(self, _: int) -> None:
         with suppress(BlockingIOError, ConnectionError):
             if os.read(self._control, 1):
+                self._forget_typed()
                 self.ready = True
                 self.tell(b"R")
                 return
         self.watch(self._control, 0, self._hear_ready)
+
+    def _forget_typed(self) -> None:
+        if self._terminal:
+            with suppress(OSError, termios.error):
+                slave = os.open(self._terminal, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+                try:
+                    termios.tcflush(slave, termios.TCIFLUSH)
+                finally:
+                    os.close(slave)
 
     def _reap(self, _: int) -> None:
         with suppress(ChildProcessError):
@@ -365,8 +389,10 @@ class Shell:
         """
         if self.session or self.status is not None or not self.ready:
             raise RefusedError("the shell does not wait for a session")
-        self.session = session
+        if any(shell.session == session for shell in self.holder.shells):
+            raise RefusedError("there is a session of this name")
         self.resize(size)
+        self.session = session
         self.watch(self._control, 0, self._hear_ready)
         with suppress(OSError):
             os.write(self._control, session.encode() + b"\n")
@@ -389,15 +415,23 @@ class Shell:
         """Take input.
 
         Raises:
-            RefusedError: More than the window allows.
+            RefusedError: More than the window allows, or there is no session yet that it could be for.
         """
-        self._input += data
-        if len(self._input) > INPUT_WINDOW:
+        if not self.session:
+            raise RefusedError("input before the session")
+        if len(self._input) + len(data) > INPUT_WINDOW:
             raise RefusedError("more input than the window allows")
+        self._input += data
         self._pass_on(0)
 
     def end_input(self) -> None:
-        """End the input of a session with pipes; a terminal has no such end."""
+        """End the input of a session with pipes; a terminal has no such end.
+
+        Raises:
+            RefusedError: There is no session yet.
+        """
+        if not self.session:
+            raise RefusedError("input before the session")
         self._input_ends = True
         self._pass_on(0)
 
@@ -532,7 +566,9 @@ class Connection:
 
     def _watch(self) -> None:
         if not self._closed:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._waiting else 0)
+            events = selectors.EVENT_WRITE if self._waiting else 0
+            if len(self._waiting) < MOST_QUEUED:
+                events |= selectors.EVENT_READ
             self.holder.loop.watch(self._stream.fileno(), events, self._serve)
 
     def _serve(self, ready: int) -> None:
@@ -610,7 +646,7 @@ class Connection:
             offsets: list[int | None] = [None, None]
         else:
             shell = self.holder.session(request["session"])
-            offsets = [request.get("out"), request.get("err")]
+            offsets = [_offset(request.get(name)) for name in ("out", "err")]
         self.shell = shell
         shell.attach(self, offsets)
 
@@ -618,7 +654,7 @@ class Connection:
         match letter:
             case b"S":
                 request = json.loads(payload)
-                shell.become(_session_id(request["session"]), request["size"])
+                shell.become(_session_id(request["session"]), _size(request["size"]))
             case b"I":
                 shell.feed(payload)
             case b"E":
@@ -669,7 +705,7 @@ class Holder:
         Raises:
             RefusedError: There are too many, there is no such kind, or it can't be started.
         """
-        if kind not in {"pty", "pipes"} or "\0" in term:
+        if kind not in {"pty", "pipes"} or not (term.isascii() and term.isprintable() and len(term) <= 64):
             raise RefusedError("no such kind of shell")
         if len(self.shells) >= MAX_SHELLS:
             raise RefusedError("too many shells")
@@ -730,6 +766,19 @@ def _session_id(name: str) -> str:
     return name
 
 
+def _offset(value: object) -> int | None:
+    if value is not None and type(value) is not int:
+        raise RefusedError("not an offset")
+    return value
+
+
+def _size(values: Sequence[object]) -> list[int]:
+    size = [value for value in values if type(value) is int and 0 <= value <= 0xFFFF]
+    if len(size) != 4 or len(values) != 4:
+        raise RefusedError("not a size")
+    return size
+
+
 def _open_pidfd(pid: int) -> int | None:
     """Return a descriptor that tells a child's end, where the system has such."""
     try:
@@ -739,7 +788,7 @@ def _open_pidfd(pid: int) -> int | None:
 
 
 def main() -> None:
-    """Serve at the socket that the helper names, for ever; it says on stdin what else it wants.
+    """Serve at the descriptor that the helper names, for ever; it says on stdin what else it wants.
 
     ``prime``: start the usual shells, because a supervisor will ask for them soon. ``forget``: end all,
     before a snapshot is taken.
@@ -761,10 +810,8 @@ def main() -> None:
             **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
         },
     )
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(sys.argv[1])
-    os.chmod(sys.argv[1], 0o600)
-    listener.listen(64)
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    listener.set_inheritable(False)
     listener.setblocking(False)
 
     def accept(_: int) -> None:

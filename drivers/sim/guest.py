@@ -23,7 +23,6 @@ MARK = "CLAUDE_VM_SIM"
 """The environment variable by which a guest's processes are found after their supervisor's death."""
 
 _LAUNCHER = Path(__file__).parents[1] / "guest" / "session"
-_GUEST_LAUNCHER = "/usr/lib/claude-vm/session"
 _GUEST_RUN = "/run/claude-vm"
 _HOLDER = f"{_GUEST_RUN}/holder/socket"
 _KILL_WAIT_S = 5.0
@@ -67,7 +66,6 @@ class Guest:
             server_factory=lambda: _Server(self),
             server_host_keys=[host_key],
             encoding=None,
-            agent_forwarding=True,
             kex_algs=["curve25519-sha256"],
             compression_algs=["none"],
             authorized_client_keys=None,
@@ -132,8 +130,7 @@ class Guest:
         """Return the local argument list for a command line, or for a login shell."""
         if line is None:
             return ["bash", "-l"]
-        local = line.replace(_GUEST_LAUNCHER, f"bash -l {shlex.quote(str(_LAUNCHER))}")
-        return ["bash", "-c", local.replace(_GUEST_RUN, shlex.quote(str(self.run)))]
+        return ["bash", "-c", line.replace(_GUEST_RUN, shlex.quote(str(self.run)))]
 
     def environment(self) -> dict[str, str]:
         """Return what sshd would give to a process; nothing of the supervisor's own environment."""
@@ -170,15 +167,18 @@ class Guest:
                 await held_writer.drain()
             held_writer.close()
 
-        with contextlib.suppress(OSError, asyncssh.Error):
+        try:
             async with asyncio.TaskGroup() as tasks:
                 upward = tasks.create_task(to_holder())
                 while data := await held_reader.read(_CHUNK):
                     writer.write(data)
                     await writer.drain()
                 upward.cancel()
-        held_writer.close()
-        writer.close()
+        except* (OSError, asyncssh.Error):
+            pass  # either side is gone
+        finally:
+            held_writer.close()
+            writer.close()
 
     async def spawn(
         self, argv: list[str], *, env: dict[str, str], stdin: int, stdout: int, stderr: int

@@ -106,9 +106,6 @@ class GuestSession(asyncssh.SSHServerProcess[bytes]):
         env = self._guest.environment()
         if terminal is not None:
             env |= {"TERM": self.term_type or "dumb", "SSH_TTY": terminal}
-        agent = self.channel.get_agent_path()
-        if agent is not None:
-            env["SSH_AUTH_SOCK"] = agent
         self._child = await self._guest.spawn(argv, env=env, stdin=stdin, stdout=stdout, stderr=stderr)
         return self._child
 

@@ -49,9 +49,15 @@ class AgentGrant:
         self._conversations: set[anyio.CancelScope] = set()
         self._revoked = False
 
-    def has_room(self) -> bool:
-        """Tell whether one more conversation may begin."""
-        return not self._revoked and len(self._conversations) < MAX_CONVERSATIONS
+    def accept(self) -> "Callable[[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]], Awaitable[None]]":
+        """Return what serves one more connection.
+
+        Raises:
+            asyncssh.ChannelOpenError: The right was withdrawn, or there are too many; the guest is refused.
+        """
+        if self._revoked or len(self._conversations) >= MAX_CONVERSATIONS:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "no more connections")
+        return self.serve
 
     def revoke(self) -> None:
         """End all conversations and allow no more. May be called twice; never waits."""
@@ -72,7 +78,8 @@ class AgentGrant:
         self._conversations.add(scope)
         try:
             with scope:
-                if self._revoked:
+                # Others may have been accepted in the same moment.
+                if self._revoked or len(self._conversations) > MAX_CONVERSATIONS:
                     return
                 await _converse(self._open_agent, from_guest, to_guest)
         except Exception:  # noqa: BLE001, S110 - an agent that fails is an end for the guest, not for the link
@@ -87,12 +94,14 @@ class AgentListener:
 
     def __init__(self, grant: AgentGrant, listener: asyncssh.SSHListener) -> None:
         self._grant = grant
-        self._listener = listener
+        self._listener: asyncssh.SSHListener | None = listener
 
     def close(self) -> None:
         """Withdraw the agent, also from those who talk to it now. May be called twice; never waits."""
         self._grant.revoke()
-        self._listener.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:  # the library asks the guest each time, for which a second time is an error
+            listener.close()
 
 
 async def _converse(

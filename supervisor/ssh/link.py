@@ -139,14 +139,12 @@ class Link:
         """
         grant = AgentGrant(open_agent)
         try:
-            listener = await self._connection.start_unix_server(
-                lambda: grant.serve if grant.has_room() else False, path, encoding=None
-            )
+            listener = await self._connection.start_unix_server(grant.accept, path, encoding=None)
         except BaseException as error:
             grant.revoke()
             if self._connection.is_closed():
                 raise self._lost() from error
-            if isinstance(error, asyncssh.Error | OSError):
+            if isinstance(error, asyncssh.Error | asyncssh.ChannelListenError | OSError):
                 raise ChannelRefusedError("the guest forwards no agent", detail=str(error)) from error
             raise
         return AgentListener(grant, listener)

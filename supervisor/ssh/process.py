@@ -17,6 +17,7 @@ MAX_PACKET = 64 * 1024
 
 _HIGH_WATER = 512 * 1024
 _LOW_WATER = 128 * 1024
+_SMALL = 1024
 _STDOUT: int | None = None
 
 # The guest is Linux, whatever this host is, so the numbers are Linux's.
@@ -54,6 +55,14 @@ class Output:
     def __init__(self) -> None:
         self.chunks: deque[bytes] = deque()
         self.news = asyncio.Event()
+
+    def add(self, data: bytes) -> None:
+        """Append, joining small chunks, whose overhead would be more than what they hold."""
+        if self.chunks and len(self.chunks[-1]) + len(data) <= _SMALL:
+            self.chunks[-1] += data
+        else:
+            self.chunks.append(data)
+        self.news.set()
 
     def take(self, limit: int) -> bytes:
         """Remove up to `limit` bytes, joining small chunks."""
@@ -93,8 +102,7 @@ class ProcessSession(asyncssh.SSHClientSession[bytes]):
     def data_received(self, data: bytes, datatype: int | None) -> None:
         """Keep output until it is read; above the mark, tell the library to accept no more."""
         output = self._output(datatype)
-        output.chunks.append(data)
-        output.news.set()
+        output.add(data)
         self._waiting += len(data)
         if self._waiting >= _HIGH_WATER and not self._paused and self.channel is not None:
             self._paused = True

@@ -31,6 +31,9 @@ HOLDER = "/run/claude-vm/holder/socket"
 PRIME_S = 60.0
 """How long a shell may take to read its profile, in seconds, under software emulation on a busy host."""
 
+ANSWER_S = 20.0
+"""How long the holder may take to answer, in seconds."""
+
 INPUT_WINDOW = 256 * 1024
 """Bytes of input that may be on the way to a session."""
 
@@ -40,8 +43,12 @@ ACKNOWLEDGE = 256 * 1024
 MOST_WAITING = 4 * 1024 * 1024
 """Unread bytes of a session. The holder sends less, so a guest that sends more is no holder."""
 
+MOST_UNSENT = 1024 * 1024
+"""Bytes for the holder that the connection has not taken. It grants a window, so one that reads has less."""
+
 _FRAME_LIMIT = 1 << 17
 _PIECE = 64 * 1024
+_NO_OFFSET = 1 << 62
 _HEADER = struct.Struct(">cI")
 _OFFSET = struct.Struct(">Q")
 
@@ -159,7 +166,10 @@ class Shells:
             with anyio.fail_after(PRIME_S):
                 await stream.wait_ready()
         except TimeoutError:
-            raise ShellError(f"the guest's shell is not ready after {PRIME_S:g} s") from None
+            raise ShellError(
+                f"the guest's shell is not ready after {PRIME_S:g} s",
+                hint="does its profile wait for something?",
+            ) from None
 
     async def start(self, session_id: str, *, pty: Pty | None) -> HeldProcess:
         """Let a shell become the session, whose files are in the guest; the others are closed.
@@ -223,7 +233,13 @@ async def attach(link: Link, session_id: str) -> HeldProcess:
     """
     stream = await _open(link)
     stream.send(b"T", _json({"session": session_id, "out": None, "err": None}))
-    await stream.answered()
+    answered = False
+    try:
+        await stream.answered()
+        answered = True
+    finally:
+        if not answered:
+            stream.close()
     return HeldProcess(stream)
 
 
@@ -272,6 +288,7 @@ class _Stream(asyncssh.SSHUNIXSession[bytes]):
         self._received = bytearray()
         self._outputs = (Output(), Output())
         self._ended = [False, False]
+        self._begun = [False, False]
         self._told = [0, 0]  # offsets behind what came
         self._read = [0, 0]  # offsets behind what was read
         self._acknowledged = 0
@@ -316,10 +333,13 @@ class _Stream(asyncssh.SSHUNIXSession[bytes]):
             case b"Z":
                 self._end_output(int(payload) - 1)
             case b"C":
-                self.input_taken = min(_OFFSET.unpack(payload)[0], self.input_sent)
+                self.input_taken = max(self.input_taken, min(_OFFSET.unpack(payload)[0], self.input_sent))
                 self.input_news.set()
             case b"X":
-                self.status = struct.unpack(">I", payload)[0] & 0xFF
+                (status,) = struct.unpack(">I", payload)
+                if status > 0xFF:
+                    raise ValueError(status)
+                self.status = status
                 self.over.set()
                 self.primed.set()
                 self.input_news.set()
@@ -337,12 +357,13 @@ class _Stream(asyncssh.SSHUNIXSession[bytes]):
     def _take_output(self, index: int, payload: bytes) -> None:
         (offset,) = _OFFSET.unpack_from(payload)
         data = payload[_OFFSET.size :]
-        if self._told[index] == 0:
-            self._read[index] = offset  # after a restart: what is kept begins here
-        self._told[index] = offset + len(data)
-        output = self._outputs[index]
-        output.chunks.append(data)
-        output.news.set()
+        if not self._begun[index]:
+            self._begun[index] = True
+            self._told[index] = self._read[index] = offset  # after a restart: what is kept begins here
+        if offset != self._told[index] or offset >= _NO_OFFSET or not data or self._ended[index]:
+            raise ValueError(offset)
+        self._told[index] += len(data)
+        self._outputs[index].add(data)
         if sum(self._told) - sum(self._read) > MOST_WAITING:
             self._fail("the guest's holder sends more than it may")
 
@@ -362,6 +383,8 @@ class _Stream(asyncssh.SSHUNIXSession[bytes]):
         """Send a frame; ignored when the stream has ended."""
         if not self.closed and self.channel is not None and not self.channel.is_closing():
             self.channel.write(_HEADER.pack(letter, len(payload)) + payload)
+            if self.channel.get_write_buffer_size() > MOST_UNSENT:
+                self._fail("the guest's holder takes nothing")
 
     async def wait_ready(self) -> None:
         """Wait until the shell waits.
@@ -379,7 +402,11 @@ class _Stream(asyncssh.SSHUNIXSession[bytes]):
         Raises:
             SshError: The stream ended instead.
         """
-        await self.news.wait()
+        try:
+            with anyio.fail_after(ANSWER_S):
+                await self.news.wait()
+        except TimeoutError:
+            raise ShellError(f"the guest's holder does not answer within {ANSWER_S:g} s") from None
         if self.closed:
             raise self.failure("the guest's holder does not answer")
 
@@ -415,7 +442,11 @@ class _Stream(asyncssh.SSHUNIXSession[bytes]):
 
 async def _open(link: Link) -> _Stream:
     stream = _Stream()
-    await link.open_stream(HOLDER, lambda: stream)
+    try:
+        with anyio.fail_after(ANSWER_S):
+            await link.open_stream(HOLDER, lambda: stream)
+    except TimeoutError:
+        raise ShellError(f"the guest opens no stream within {ANSWER_S:g} s") from None
     return stream
 
 

@@ -1,5 +1,7 @@
 import json
 import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,21 @@ IDENTITY = {
     "authorized_key": "public",
 }
 shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+class Sessions:
+    """Takes the place of what starts the sessions' holder, and writes down what it is told."""
+
+    process = None
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, name):
+        self.told.append(("start", name))
+
+    def say(self, word):
+        self.told.append(word)
 
 
 class Recorder:
@@ -50,6 +67,7 @@ def guest(helper, tmp_path, monkeypatch):
         real(path, data, mode, owner)
 
     monkeypatch.setattr(helper, "replace", replace)
+    monkeypatch.setattr(helper, "Sessions", Sessions)
     return helper.Helper(recorder)
 
 
@@ -148,6 +166,38 @@ def test_a_seal_takes_identity_and_keys_away_and_forbids_run(guest, tmp_path):
     assert not guest.identified
     assert list((tmp_path / "run/ssh").iterdir()) == []
     assert ask(guest, id="3", op="run", argv=["true"], user="root", limit_s=1)["error"] == "sealed"
+
+
+def test_shells_wait_from_the_first_moment_of_a_guest_and_none_is_in_a_snapshot(guest):
+    ask(guest, **IDENTITY)
+    assert guest.sessions.told == [("start", "root"), "prime"]
+
+    ask(guest, id="2", op="seal")
+    assert guest.sessions.told[2:] == ["forget"]
+
+
+def test_the_holder_is_reached_as_soon_as_it_is_started_and_there_is_one(helper, short, monkeypatch):
+    monkeypatch.setattr(helper, "HOLDER", str(short / "holder"))
+    monkeypatch.setattr(helper, "make_directories", lambda path, _owner: Path(path).mkdir(exist_ok=True))
+    monkeypatch.setattr(helper, "account", lambda _name: (os.getuid(), os.getgid(), str(short)))
+    monkeypatch.setattr(helper, "groups", lambda _name: None)
+    monkeypatch.setattr(helper, "let_die", lambda _pid: None)
+    sessions, again = helper.Sessions(), helper.Sessions()
+    sessions.start("me")
+    try:
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.connect(str(short / "holder/socket"))
+            stream.sendall(b"L\0\0\0\0")
+            assert stream.recv(100) == b"L\0\0\0\2[]"
+        pid = sessions.process.pid
+        sessions.start("me")
+        again.start("me")
+        assert sessions.process.pid == pid
+        assert again.process is None
+        assert stat.S_IMODE((short / "holder/socket").stat().st_mode) == 0o600
+    finally:
+        with sessions.process as process:
+            process.kill()
 
 
 def test_a_helper_that_starts_again_is_what_it_was(helper, guest):

@@ -1,5 +1,7 @@
+import contextlib
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,14 +9,19 @@ from pathlib import Path
 import anyio
 import asyncssh
 import msgspec
+import psutil
 import pytest
 
 from claude_vm.drivers.sim.guest import Guest
 from claude_vm.drivers.sim.holding import HolderThread
+from claude_vm.supervisor.ssh import shells as shells_module
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, LinkLostError
-from claude_vm.supervisor.ssh.launch import launch_command, launch_files
+from claude_vm.supervisor.ssh.launch import launch_files
 from claude_vm.supervisor.ssh.link import open_link
 from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.ssh.shells import Kind, prime
+
+GUEST = Path(__file__).parents[2] / "drivers/guest"
 
 
 def _load(name):
@@ -58,9 +65,6 @@ class SimServer:
             access = msgspec.structs.replace(access, client_key=path)
         return access
 
-    def command(self, line):
-        return line
-
     def hang_up(self):
         self.guest.stop_nowait("hung up")
 
@@ -94,11 +98,56 @@ async def link(server):
 
 
 @pytest.fixture
-def launch(server, link):
-    """Open a process of the launcher, with its files in place of those that a driver would bring."""
+def home(server, tmp_path):
+    """The home of the guest's user, as its shells have it."""
+    if hasattr(server, "guest"):
+        return server.guest.home
+    path = tmp_path / "holder/home"
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def holder(server, home, monkeypatch):
+    """The guest's holder; gives its process, or None where the simulated guest has its own.
+
+    OpenSSH has none, so this starts one as the guest's helper does.
+    """
+    if hasattr(server, "guest"):
+        yield None
+        return
+    program = (
+        "import importlib.util, os, sys\n"
+        f"spec = importlib.util.spec_from_file_location('holder', {str(GUEST / 'holder.py')!r})\n"
+        "holder = importlib.util.module_from_spec(spec)\n"
+        "sys.modules['holder'] = holder\n"
+        "spec.loader.exec_module(holder)\n"
+        f"holder.LIBRARY = {str(GUEST)!r}\n"
+        f"os.environ.update(HOME={str(home)!r}, CLAUDE_VM_RUN={str(server.run)!r})\n"
+        "holder.main()\n"
+    )
+    path = home.parent / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(64)
+        command = [sys.executable, "-c", program, str(listener.fileno())]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(listener.fileno(),))
+    monkeypatch.setattr(shells_module, "HOLDER", str(path))
+    yield process
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    for member in (process, *family):
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    process.wait()
+    process.stdin.close()
+
+
+@pytest.fixture
+def put(server, holder):
+    """Place a session's files, as a driver would; return its id."""
     count = 0
 
-    async def start(mode, argv=(), *, env=None, cwd="", pty=None, agent=None):
+    def place(mode, argv=(), *, env=None, cwd=""):
         nonlocal count
         count += 1
         session_id = f"{count:010x}"
@@ -106,10 +155,18 @@ def launch(server, link):
             path = server.run / "sessions" / session_id / Path(file.path).name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(file.data)
-        command = launch_command(session_id, pty=pty is not None)
-        command = server.command(command)
-        group = str(server.run / "sessions" / session_id / "group")
-        return await link.open_process(command, pty=pty, agent=agent, group_file=group)
+        return session_id
+
+    return place
+
+
+@pytest.fixture
+def session(link, put):
+    """Prime, and let the shell become a session."""
+
+    async def start(mode, argv=(), *, pty=None, env=None, cwd=""):
+        shells = await prime(link, list(Kind), term="xterm-256color")
+        return await shells.start(put(mode, argv, env=env, cwd=cwd), pty=pty)
 
     return start
 

@@ -14,8 +14,6 @@ import psutil
 from claude_vm.drivers.api import Access
 from claude_vm.drivers.sim.guest import MARK, kill_marked
 
-LAUNCHER = Path(__file__).parents[2] / "drivers/guest/session"
-
 
 def find_sshd():
     return shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
@@ -70,10 +68,6 @@ class Sshd:
             client_key=self.folder / client_key,
             host_address="127.0.0.1",
         )
-
-    def command(self, line):
-        """Return a command line with the guest's paths as they are here."""
-        return line.replace("/usr/lib/claude-vm/session", str(LAUNCHER))
 
     def hang_up(self) -> None:
         """Kill all servers, as if the machine died."""

@@ -1,11 +1,16 @@
 """Agent forwarding: a fake agent answers, the guest's processes reach it through sshd's socket."""
 
+import contextlib
 import sys
 
 import anyio
 import pytest
 
 from claude_vm.supervisor.ssh.agent import MAX_CONVERSATIONS
+from claude_vm.supervisor.ssh.errors import ChannelRefusedError, LinkLostError
+from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.ssh.shells import Kind, prime
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +25,6 @@ ASK = (
     "    answer = b''\n"
     "print(answer.decode() or 'closed')\n"
 )
-ASKING = f'{sys.executable} -c "$ASK"'
 
 
 class EchoAgent:
@@ -62,8 +66,43 @@ class EchoStream:
             self.answers.close()
 
 
-def ask(word):
-    return f"ASK='{ASK.replace(chr(39), chr(39) + chr(92) + chr(39) + chr(39))}'; {ASKING} {word}"
+@pytest.fixture
+def socket_path(server, tmp_path_factory):
+    """Where the guest's sshd listens for the session's agent; what the guest's helper makes is there."""
+    if hasattr(server, "guest"):
+        folder = server.run / "agent"
+        folder.mkdir(exist_ok=True)
+    else:
+        folder = tmp_path_factory.mktemp("agent")
+    return str(folder / "s")
+
+
+@pytest.fixture
+def forwarded(link, session, socket_path):
+    """Run a program whose session reaches an agent; give its process and what withdraws the agent."""
+
+    @contextlib.asynccontextmanager
+    async def start(open_agent, program, *words, pty=None):
+        listener = await link.listen_for_agent(socket_path, open_agent)
+        process = await session(
+            Mode.EXEC,
+            [sys.executable, "-c", program, *words],
+            env={"SSH_AUTH_SOCK": socket_path},
+            pty=pty,
+        )
+        try:
+            yield process, listener
+        finally:
+            listener.close()
+            await process.aclose()
+
+    return start
+
+
+async def ask_late(link, path):
+    """Ask from another process of the guest; the answer is a line."""
+    quoted = ASK.replace("'", "'\\''")
+    return (await link.run(f"SSH_AUTH_SOCK={path} {sys.executable} -c '{quoted}' late")).stdout
 
 
 async def output(process):
@@ -73,78 +112,115 @@ async def output(process):
     return data
 
 
-async def test_without_an_agent_there_is_no_variable(link):
-    assert (await link.run("echo ${SSH_AUTH_SOCK-none}")).stdout == b"none\n"
+async def test_without_an_agent_there_is_no_variable(session):
+    process = await session(Mode.EXEC, ["sh", "-c", "echo ${SSH_AUTH_SOCK-none}"])
+    assert await output(process) == b"none\n"
 
 
-async def test_the_guest_reaches_the_agent(link):
+@pytest.mark.parametrize("pty", [None, Pty("xterm", 24, 80)], ids=["pipes", "terminal"])
+async def test_the_guest_reaches_the_agent(forwarded, pty):
     agent = EchoAgent()
-    process = await link.open_process(ask("one") + "; " + ask("two"), agent=agent.connect)
-    assert await output(process) == b"QUESTION ONE\nQUESTION TWO\n"
-    assert await process.wait() == 0
-    with anyio.fail_after(10):
-        while agent.open:  # noqa: ASYNC110 - the end of the last conversation is still on its way
-            await anyio.sleep(0.01)
+    async with forwarded(agent.connect, ASK + ASK, "one", pty=pty) as (process, _):
+        assert (await output(process)).split() == [b"QUESTION", b"ONE"] * 2
+        assert await process.wait() == 0
+    await all_closed(agent)
     assert agent.opened == 2
 
 
-async def test_a_socket_that_a_background_process_keeps_is_dead_after_the_end(link):
+async def all_closed(agent):
+    with anyio.fail_after(10):
+        while agent.open:  # noqa: ASYNC110 - the end of the last conversation is still on its way
+            await anyio.sleep(0.01)
+
+
+async def test_an_agent_is_there_for_a_shell_that_was_started_before_it(link, put, socket_path):
     agent = EchoAgent()
-    process = await link.open_process("echo $SSH_AUTH_SOCK", agent=agent.connect)
-    path = (await output(process)).decode().strip()
-    assert await process.wait() == 0
-    done = await link.run(f"export SSH_AUTH_SOCK={path}; " + ask("late"))
-    assert b"QUESTION" not in done.stdout
+    shells = await prime(link, [Kind.PIPES], term="xterm")
+    listener = await link.listen_for_agent(socket_path, agent.connect)
+    words = [sys.executable, "-c", ASK, "one"]
+    process = await shells.start(put(Mode.EXEC, words, env={"SSH_AUTH_SOCK": socket_path}), pty=None)
+    assert await output(process) == b"QUESTION ONE\n"
+    listener.close()
+    await process.aclose()
+
+
+async def test_a_socket_that_a_background_process_keeps_is_dead_after_the_end(link, forwarded, socket_path):
+    agent = EchoAgent()
+    async with forwarded(agent.connect, "") as (process, _):
+        assert await process.wait() == 0
+    assert b"QUESTION" not in await ask_late(link, socket_path)
     assert agent.opened == 0
 
 
-async def test_a_conversation_that_is_under_way_is_cut_at_the_end(link):
+async def test_a_conversation_that_is_under_way_is_cut_at_the_end(forwarded):
     agent = EchoAgent()
     hold = (
-        "import os, socket; a = socket.socket(socket.AF_UNIX); a.connect(os.environ['SSH_AUTH_SOCK']); "
-        "a.sendall(b'x'); a.recv(9); os.fork() and os._exit(7); print(a.recv(9), flush=True)"
+        "import os, socket; a = socket.socket(socket.AF_UNIX); a.connect(os.environ['SSH_AUTH_SOCK'])\n"
+        "a.sendall(b'x'); print(a.recv(9), flush=True)\n"
+        "try: print(a.recv(9))\n"
+        "except ConnectionResetError: print(b'')"
     )
-    process = await link.open_process(f'{sys.executable} -c "{hold}"', agent=agent.connect)
-    assert await process.wait() == 7
-    assert await output(process) == b"b''\n"
+    async with forwarded(agent.connect, hold) as (process, listener):
+        assert await process.read_stdout(100) == b"b'X'\n"
+        listener.close()
+        listener.close()
+        assert await output(process) == b"b''\n"
     assert (agent.opened, agent.open) == (1, 0)
 
 
-async def test_closing_the_process_withdraws_the_agent(link):
-    agent = EchoAgent()
-    process = await link.open_process("echo $SSH_AUTH_SOCK; sleep 1000", agent=agent.connect)
-    path = (await process.read_stdout(1000)).decode().strip()
-    await process.aclose()
-    done = await link.run(f"export SSH_AUTH_SOCK={path}; " + ask("late"))
-    assert b"QUESTION" not in done.stdout
-    assert agent.opened == 0
+async def test_one_agents_end_is_not_the_others(link, socket_path):
+    first, second = EchoAgent(), EchoAgent()
+    listeners = [
+        await link.listen_for_agent(socket_path + name, agent.connect)
+        for name, agent in (("1", first), ("2", second))
+    ]
+    listeners[0].close()
+    assert b"QUESTION" not in await ask_late(link, socket_path + "1")
+    assert await ask_late(link, socket_path + "2") == b"QUESTION LATE\n"
+    listeners[1].close()
+    await all_closed(second)
+    assert (first.opened, second.opened) == (0, 1)
 
 
 @pytest.mark.parametrize("failure", [ConnectionRefusedError("no agent"), RuntimeError("client is gone")])
-async def test_an_agent_that_fails_is_an_end_for_the_guest_and_nothing_else(link, failure):
+async def test_an_agent_that_fails_is_an_end_for_the_guest_and_nothing_else(link, forwarded, failure):
     agent = EchoAgent()
     agent.fail = failure
-    process = await link.open_process(ask("one") + "; echo on", agent=agent.connect)
-    assert await output(process) == b"closed\non\n"
-    assert (await link.run("echo link lives")).stdout == b"link lives\n"
+    async with forwarded(agent.connect, ASK, "one") as (process, _):
+        assert await output(process) == b"closed\n"
+        assert (await link.run("echo link lives")).stdout == b"link lives\n"
 
 
-async def test_a_guest_that_opens_many_conversations_is_bounded(link):
+async def test_a_guest_that_opens_many_conversations_is_bounded(forwarded):
     agent = EchoAgent()
     many = (
-        "import os, socket; got = [];\n"
+        "import os, socket; got = []\n"
         "for n in range(60):\n"
         "  a = socket.socket(socket.AF_UNIX); a.connect(os.environ['SSH_AUTH_SOCK'])\n"
         "  try: a.sendall(b'x'); got.append((a, a.recv(9)))\n"
         "  except OSError: got.append((a, b''))\n"
         "print(sum(1 for a, data in got if data))"
     )
-    process = await link.open_process(f'{sys.executable} -c "{many}"', agent=agent.connect)
-    assert await output(process) == f"{MAX_CONVERSATIONS}\n".encode()
+    async with forwarded(agent.connect, many) as (process, _):
+        assert await output(process) == f"{MAX_CONVERSATIONS}\n".encode()
     assert agent.opened == MAX_CONVERSATIONS
 
 
-async def test_a_real_agent_lists_its_key_in_the_guest(link, real_agent):
-    process = await link.open_process("ssh-add -l", agent=real_agent)
-    assert b"a key of the test" in await output(process)
-    assert await process.wait() == 0
+async def test_a_path_where_the_guest_cannot_listen_is_an_error(link, socket_path):
+    with pytest.raises(ChannelRefusedError):
+        await link.listen_for_agent(socket_path + "/no/such/folder/" + "n" * 120, EchoAgent().connect)
+    assert (await link.run("echo link lives")).stdout == b"link lives\n"
+
+
+async def test_no_agent_over_a_connection_that_is_lost(link, server, socket_path):
+    server.hang_up()
+    await link.wait_closed()
+    with pytest.raises(LinkLostError):
+        await link.listen_for_agent(socket_path, EchoAgent().connect)
+
+
+async def test_a_real_agent_lists_its_key_in_the_guest(forwarded, real_agent):
+    program = "import os; os.execvp('ssh-add', ['ssh-add', '-l'])"
+    async with forwarded(real_agent, program) as (process, _):
+        assert b"a key of the test" in await output(process)
+        assert await process.wait() == 0

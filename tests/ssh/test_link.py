@@ -20,7 +20,6 @@ from claude_vm.supervisor.ssh.errors import (
     StatusLostError,
     UploadError,
 )
-from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.link import RUN_LIMIT, connect, open_link
 from claude_vm.supervisor.ssh.process import Pty, signal_status
 
@@ -82,15 +81,6 @@ def test_signal_numbers_are_those_of_linux():
         "SIGINT": 130,
     }
     assert signal_status("SIG@openssh.com") == 128
-
-
-@pytest.mark.parametrize(("name", "status"), [("INT", 130), ("TERM", 143), ("HUP", 129)])
-async def test_a_signal_reaches_the_process_group(launch, name, status):
-    process = await launch(Mode.EXEC, ["sh", "-c", "(echo ready; exec sleep 1000); true"])
-    await read_until(process, b"ready\n")
-    process.send_signal(name)
-    assert await process.wait() == status
-    assert await read_all(process.read_stdout) == b""  # its child, which holds the pipe, died too
 
 
 async def test_terminal_has_its_size_before_the_first_output_and_follows(link, pty_allowed):
