@@ -13,7 +13,7 @@ help:
 	@echo "make run [ARGS='…']  set up what is missing, then run claude-vm in this folder"
 	@echo "make test            all tests, real VMs included"
 	@echo "make check           format, lint, types, import rules"
-	@echo "make bench           what a user waits for, in this folder (it must have a template)"
+	@echo "make bench [ARGS='…']  what a user waits for against its targets, in this folder (it must have a template)"
 	@echo "make soak            repeat the session tests for a long time"
 
 run: system venv
@@ -37,7 +37,7 @@ format: dev
 	@$(BIN)/ruff check --fix .
 
 bench: system venv
-	@$(BIN)/python -m claude_vm.bench.start
+	@$(BIN)/claude-vm bench targets $(ARGS)
 
 # Twenty rounds of the tests that start and end real sessions.
 soak: system system-test dev

@@ -1,5 +1,6 @@
 """The QEMU driver: the `Driver` Protocol over the modules beside this one."""
 
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -279,9 +280,14 @@ class QemuDriver:
             return self._host
 
 
+BOOT_ONLY: Final = ("CLAUDE_VM_RAM_CLONES", "off")
+"""The environment variable, and its value, that makes every instance boot, to measure what clones save."""
+
+
 def _ram_clones() -> bool:
     """Private copies of a memory file have been tried on Linux only."""
-    return sys.platform == "linux"
+    name, off = BOOT_ONLY
+    return sys.platform == "linux" and os.environ.get(name) != off
 
 
 @asynccontextmanager

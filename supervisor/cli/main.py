@@ -9,6 +9,10 @@ import os
 import signal
 import sys
 
+TYPE_CHECKING = False  # the module of that name takes long to load
+if TYPE_CHECKING:
+    from claude_vm.supervisor.grammar.requests import Request
+
 FAILED = 125
 
 
@@ -109,7 +113,7 @@ def _failed_status(argv: list[str]) -> int:
 
 def _is_for_us(argv: list[str]) -> bool:
     """Tell whether the words may ask for something that no running daemon can do."""
-    return "--no-daemon" in argv or ("daemon" in argv and "run" in argv)
+    return "--no-daemon" in argv or ("daemon" in argv and "run" in argv) or "bench" in argv
 
 
 def _run_here(argv: list[str]) -> int:
@@ -127,8 +131,20 @@ def _run_here(argv: list[str]) -> int:
         from claude_vm.supervisor.daemon.main import main as run_daemon  # noqa: PLC0415 - likewise
 
         return run_daemon(foreground=True)
+    if isinstance(answer, requests.Bench):
+        from claude_vm.bench.main import main as run_bench  # noqa: PLC0415 - likewise
+
+        return run_bench(answer)
     if answer.flags.no_daemon:
         return session.run_in_process(argv)
+    return _ask_daemon(answer, argv)
+
+
+def _ask_daemon(answer: "Request", argv: list[str]) -> int:
+    """Have the words carried out by the daemon, which is started unless there is a shorter answer."""
+    from claude_vm.supervisor.cli import session  # noqa: PLC0415 - see the module's text
+    from claude_vm.supervisor.grammar import requests  # noqa: PLC0415 - takes long to load
+
     connection = session.connect()
     if connection is None:
         if isinstance(answer, requests.Daemon):

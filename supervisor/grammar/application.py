@@ -7,6 +7,7 @@ import typer
 
 from claude_vm.supervisor.grammar.commands import (
     agent,
+    bench,
     clean,
     clean_all,
     completion,
@@ -92,6 +93,16 @@ def application() -> Any:
     actions.command("stop", **own)(daemon.stop)
     app.add_typer(
         actions, name="daemon", rich_help_panel=REST, cls=Group, context_settings=own["context_settings"]
+    )
+    benches = typer.Typer(cls=Group, rich_markup_mode=None, add_completion=False)
+    benches.callback(invoke_without_command=True)(bench.bench)
+    benches.command("run", **own)(bench.run)
+    benches.command("targets", **own)(bench.targets)
+    benches.command("compare", **own)(bench.compare)
+    benches.command("gate", **own)(bench.gate)
+    benches.command("picture", **own)(bench.picture)
+    app.add_typer(
+        benches, name="bench", rich_help_panel=REST, cls=Group, context_settings=own["context_settings"]
     )
     app.command("doctor", rich_help_panel=REST, **own)(doctor.doctor)
     app.command("version", rich_help_panel=REST, **own)(version.version)

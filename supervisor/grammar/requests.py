@@ -114,6 +114,25 @@ class Daemon(Request, frozen=True):
     json: bool = False
 
 
+class Bench(Request, frozen=True):
+    """`run`, `targets`, `compare`, `gate` or `picture`.
+
+    `rounds` is 0 when it is not given; `modes`, `patterns` and `figures` are empty when they are not. Files
+    are as they were typed, and "" when they are not given.
+    """
+
+    action: str
+    rounds: int = 0
+    modes: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    result: str = ""
+    json: str = ""
+    csv: str = ""
+    picture: str = ""
+
+
 class Doctor(Request, frozen=True):
     """Check what this host has and lacks."""
 

@@ -39,13 +39,13 @@ SHORT_FLAGS: Mapping[str, str] = {"A": "--forward-ssh-agent", "v": "--verbose", 
 COMMANDS = frozenset(
     {
         *("agent", "shell", "setup", "ps", "stop", "pool", "list", "info", "clean", "clean-all"),
-        *("daemon", "doctor", "version", "completion"),
+        *("bench", "daemon", "doctor", "version", "completion"),
     }
 )
 
 LATER_FLAGS = frozenset({"--worktree", "--publish", "--runtime-script", "--detach", "--no-conversations"})
 
-LATER_COMMANDS = frozenset({"logs", "attach", "batch", "bench", "trust", "worktree", "config", "update"})
+LATER_COMMANDS = frozenset({"logs", "attach", "batch", "trust", "worktree", "config", "update"})
 
 LATER_COMMAND_FLAGS: Mapping[str, frozenset[str]] = {
     "setup": frozenset(

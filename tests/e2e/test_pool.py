@@ -101,9 +101,11 @@ def in_tmux(claude_vm, tmux_class, tmp_path, waiting):
     return run
 
 
-@pytest.mark.parametrize("terminal", [False, True], ids=["pipes", "terminal"])
-@pytest.mark.parametrize("mode", ["exec", "eval", "shell"])
-def test_a_warm_session_cant_be_told_from_a_cold_one(claude_vm, pool, in_tmux, folder, terminal, mode):
+@pytest.mark.parametrize(
+    "way", ["exec-pipes", "eval-pipes", "shell-pipes", "exec-tty", "eval-tty", "shell-tty"]
+)
+def test_a_warm_session_cant_be_told_from_a_cold_one(claude_vm, pool, in_tmux, folder, way):
+    mode, _, streams = way.partition("-")
     script = folder / "look"
     script.write_text(LOOK)
     seen = {}
@@ -117,7 +119,7 @@ def test_a_warm_session_cant_be_told_from_a_cold_one(claude_vm, pool, in_tmux, f
         line = f". {script} >{out} 2>&1; touch {mark}"
         words = {"exec": ["bash", "-c", line], "eval": [line], "shell": []}[mode]
         typed = "" if words else f"{line}; exit"
-        if terminal:
+        if streams == "tty":
             in_tmux(words, typed, mark)
         else:
             claude_vm.run("shell", *words, data=typed.encode())

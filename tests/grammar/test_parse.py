@@ -11,6 +11,7 @@ from claude_vm.supervisor.grammar.application import application
 from claude_vm.supervisor.grammar.parse import COMPLETE_VARIABLE, Output, parse
 from claude_vm.supervisor.grammar.requests import (
     Agent,
+    Bench,
     Clean,
     CleanAll,
     Daemon,
@@ -66,6 +67,24 @@ def nothing_is_printed(capfd):
         ("daemon run", Daemon(action="run")),
         ("daemon status --json", Daemon(action="status", json=True)),
         ("daemon stop --force", Daemon(action="stop", force=True)),
+        ("bench", Bench(action="run", rounds=20)),
+        (
+            "bench run --modes warm,clone --patterns burst --rounds 3 --json a --csv b --picture c",
+            Bench(
+                action="run",
+                modes=("warm", "clone"),
+                patterns=("burst",),
+                rounds=3,
+                json="a",
+                csv="b",
+                picture="c",
+            ),
+        ),
+        ("bench targets", Bench(action="targets", rounds=20)),
+        ("bench targets F1 F10 --rounds 5", Bench(action="targets", figures=("F1", "F10"), rounds=5)),
+        ("bench compare a b", Bench(action="compare", files=("a", "b"))),
+        ("bench gate f --result r", Bench(action="gate", files=("f",), result="r")),
+        ("bench picture r p.png", Bench(action="picture", files=("r", "p.png"))),
         ("doctor --json", Doctor(json=True)),
         ("version", Version()),
         ("version --json", Version(json=True)),
@@ -77,7 +96,7 @@ def test_each_command_line_makes_its_request(argv, request_):
 
 COMMAND_LINES = (
     *("x", "shell", "setup", "ps", "stop a", "list", "info", "clean", "clean-all", "daemon run", "doctor"),
-    *("version", "pool status"),
+    *("bench", "version", "pool status"),
 )
 
 

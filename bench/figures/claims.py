@@ -1,0 +1,157 @@
+"""F2 and S1: what the supervisor adds to a claim, on simulated guests.
+
+Both sides are claims by a client that runs already: over a unix socket, to the first output of a command in a
+simulated guest. One goes through the supervisor, the other through a program that does the least (`bare`).
+They take turns, so the difference is paired.
+"""
+
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from claude_vm.bench.errors import UnavailableError
+from claude_vm.bench.lab import POOL, Lab
+from claude_vm.bench.records import SHOWN, Line, Sample
+from claude_vm.bench.sims.conversation import Conversation
+from claude_vm.bench.sims.programs import bare_claim, running
+from claude_vm.bench.site import Site
+from claude_vm.bench.stats import paired, percentile
+
+WORDS = ("shell", "echo", "ready")
+WARM_UP = 3
+
+F2_P50_MS, F2_P95_MS = 5.0, 15.0
+S1_BOUND = 1.5
+
+
+def claim(site: Site) -> tuple[float, str]:
+    """Run one session through the daemon; return the seconds to its first output, and what went wrong.
+
+    Raises:
+        BenchError: The daemon takes no claim.
+    """
+    talk = Conversation(site, WORDS)
+    try:
+        talk.wait(lambda found: found.ended)
+    finally:
+        talk.close()
+    if talk.output_at is None or talk.status != 0:
+        return 0.0, talk.said or f"exit status {talk.status}"
+    return talk.output_at - talk.begun_at, ""
+
+
+def in_turns(
+    ours: Callable[[], tuple[float, str]], bare: Callable[[], float], *, names: tuple[str, str], rounds: int
+) -> list[Sample]:
+    """Measure both sides in turns, in an order that changes; the first `WARM_UP` rounds don't count."""
+    chance = random.Random(1)  # noqa: S311 - an order, no secret
+    samples = []
+
+    def measure_ours(index: int) -> Sample:
+        taken, error = ours()
+        instants = {} if error else {SHOWN: taken}
+        return _sample(names[0], index, instants, error)
+
+    def measure_bare(index: int) -> Sample:
+        return _sample(names[1], index, {SHOWN: bare()}, "")
+
+    for index in range(-WARM_UP, rounds):
+        sides = [measure_ours, measure_bare]
+        chance.shuffle(sides)
+        samples += [side(index) for side in sides]
+    return samples
+
+
+def _sample(mode: str, index: int, instants: dict[str, float], error: str) -> Sample:
+    return Sample(mode=mode, kind="output", round=index, ok=not error, error=error, instants=instants)
+
+
+def pairs_ms(samples: list[Sample], names: tuple[str, str]) -> tuple[list[float], list[float]]:
+    """Return the waiting times of both sides, of the rounds where both succeeded."""
+    sides: list[dict[int, float]] = [
+        {s.round: s.shown_ms for s in samples if s.mode == name and s.ok and s.round >= 0} for name in names
+    ]
+    rounds = sorted(sides[0].keys() & sides[1].keys())
+    return [sides[0][n] for n in rounds], [sides[1][n] for n in rounds]
+
+
+def made(lab: Lab, rounds: int) -> tuple[list[Sample], list[Line]]:
+    """S1: a session whose guest is made for it."""
+    site = lab.simulated("sim-made")
+    names = ("sim made", "bare made")
+    with tempfile.TemporaryDirectory(prefix="cvb-") as folder, running("bare", folder, "0"):
+        lab.tell("S1: claims of simulated guests that are made for them")
+        samples = in_turns(
+            lambda: claim(site), lambda: bare_claim(Path(folder) / "s"), names=names, rounds=rounds
+        )
+    return samples, made_lines(samples, names)
+
+
+def made_lines(samples: list[Sample], names: tuple[str, str]) -> list[Line]:
+    """Return S1's lines."""
+    ours, bare = pairs_ms(samples, names)
+    lines = []
+    for percent in (50, 95):
+        line = Line(
+            key=f"S1.p{percent}",
+            what=f"sim session made from nothing, p{percent}",
+            target="(for the gate)",
+            bound=S1_BOUND,
+            judged=False,
+        )
+        if ours:
+            a, b = percentile(ours, percent), percentile(bare, percent)
+            line = replace(line, value=a / b, measured=f"{a:.1f} ms : {b:.1f} ms")
+        lines.append(line)
+    return lines
+
+
+def warm(lab: Lab, rounds: int) -> tuple[list[Sample], list[Line]]:
+    """F2: a warm claim."""
+    names = ("sim warm", "bare warm")
+    try:
+        site = lab.simulated("sim-warm", pool=f"size = {POOL}\n")
+        site.fill(POOL)
+    except UnavailableError as error:
+        return [], [replace(line, note=str(error)) for line in warm_lines([], names)]
+
+    def ours() -> tuple[float, str]:
+        site.fill(POOL)
+        return claim(site)
+
+    with tempfile.TemporaryDirectory(prefix="cvb-") as folder, running("bare", folder, str(POOL)):
+        lab.tell("F2: warm claims of simulated guests")
+        samples = in_turns(ours, lambda: bare_claim(Path(folder) / "s"), names=names, rounds=rounds)
+    sources = [str(row.get("source")) for row in site.sessions()]
+    cold = sum(source != "warm" for source in sources)
+    note = f"{cold} of {len(sources)} claims were not warm" if cold else ""
+    return samples, [replace(line, note=note) for line in warm_lines(samples, names)]
+
+
+def warm_lines(samples: list[Sample], names: tuple[str, str]) -> list[Line]:
+    """Return F2's lines."""
+    ours, bare = pairs_ms(samples, names)
+    lines = []
+    for percent, bound in ((50, F2_P50_MS), (95, F2_P95_MS)):
+        line = Line(
+            key=f"F2.p{percent}",
+            what=f"supervisor's part of a warm claim (sim), p{percent}",
+            target=f"<= {bound:g} ms",
+            bound=bound,
+            unit="ms",
+        )
+        if ours:
+            added = percentile(paired(ours, bare), percent)
+            sides = f"{percentile(ours, percent):.1f} - {percentile(bare, percent):.1f}"
+            line = replace(line, value=added, measured=f"{added:.1f} ms ({sides})")
+        lines.append(line)
+    ratio = Line(
+        key="F2.ratio", what="the same as a ratio, p50", target="(for the gate)", bound=3.0, judged=False
+    )
+    if ours:
+        a, b = percentile(ours, 50), percentile(bare, 50)
+        ratio = replace(ratio, value=a / b, measured=f"{a:.1f} ms : {b:.1f} ms")
+    return [*lines, ratio]

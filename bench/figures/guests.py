@@ -1,0 +1,186 @@
+"""F6 and F12: the memory of clones, and Claude Code's own start."""
+
+import contextlib
+import http.server
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from msgspec.structs import replace
+
+from claude_vm.bench import children
+from claude_vm.bench.errors import UnavailableError
+from claude_vm.bench.figures.waits import Target, ratio_line
+from claude_vm.bench.guests import pss_mib
+from claude_vm.bench.lab import Lab
+from claude_vm.bench.modes import Sessions
+from claude_vm.bench.records import SHOWN, Line, Sample, shown_ms
+from claude_vm.bench.site import Site, program
+from claude_vm.bench.ssh import Login
+from claude_vm.bench.stock import boots_only
+
+Measured = tuple[list[Sample], list[Line]]
+
+CLONES = 4
+AGENT_STARTS = 5
+AGENT_S = 300.0
+
+BOX = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}".encode()
+"""What stands in front of Claude Code's input."""
+
+_KEY = "sk-ant-api03-" + "k" * 80 + "-bench"
+_TYPED = b"claude --dangerously-skip-permissions\r"
+
+
+def memory(lab: Lab, rounds: int) -> Measured:  # noqa: ARG001 - memory is no wait
+    """F6: four clones side by side, and one that booted, after the same commands."""
+    if lab.facts.record.claude_version is None:
+        raise UnavailableError("the template is without Claude Code")
+    guests = lab.guests()
+    with contextlib.ExitStack() as stack:
+        lab.tell(f"F6: {CLONES} clones")
+        pids = []
+        for _ in range(CLONES):
+            login, instance_id = stack.enter_context(guests.logged_in_at())
+            stack.enter_context(_used(login))
+            pids.append(guests.pid(instance_id))
+        clones = [pss_mib(pid) for pid in pids]
+    with contextlib.ExitStack() as stack:
+        lab.tell("F6: a booted twin")
+        with boots_only():
+            login, instance_id = stack.enter_context(guests.logged_in_at())
+        stack.enter_context(_used(login))
+        twin = pss_mib(guests.pid(instance_id))
+    return [], [memory_line(clones, twin)]
+
+
+def memory_line(clones: Sequence[float], twin: float) -> Line:
+    """Return F6's line, from MiB."""
+    each = sum(clones) / len(clones)
+    return Line(
+        key="F6.memory",
+        what=f"memory of each of {len(clones)} clones (PSS)",
+        target="<= 1/2 of a booted twin",
+        bound=0.5,
+        value=each / twin,
+        measured=f"{each:.0f} MiB : {twin:.0f} MiB",
+    )
+
+
+@contextlib.contextmanager
+def _used(login: Login) -> Iterator[None]:
+    """Run Claude Code once, then leave a shell on a terminal and one on pipes waiting, as in a warm VM."""
+    login.run("claude", "--version")
+    shells = [
+        subprocess.Popen(
+            login.argv(terminal=terminal),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=login.env,
+            start_new_session=True,
+        )
+        for terminal in (True, False)
+    ]
+    try:
+        for shell in shells:
+            assert shell.stdin is not None  # noqa: S101 - it was asked for
+            assert shell.stdout is not None  # noqa: S101 - likewise
+            shell.stdin.write(b"echo up\n")
+            shell.stdin.flush()
+            while b"up" not in shell.stdout.readline():
+                pass
+        yield
+    finally:
+        for shell in shells:
+            shell.kill()
+            shell.communicate()
+
+
+class _Nothing(http.server.BaseHTTPRequestHandler):
+    """An API that knows nothing: to show its input, Claude Code needs no answer."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    do_POST = do_HEAD = do_GET  # noqa: N815 - the base class wants these names
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def _api() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Nothing)
+    thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.05), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def is_box(seen: bytes) -> bool:
+    """Tell whether Claude Code's input is there."""
+    return BOX in seen
+
+
+def agent(lab: Lab, rounds: int) -> Measured:
+    """F12: ``claude-vm`` until Claude Code's input, against ``claude`` typed into an open shell."""
+    if lab.facts.record.claude_version is None:
+        raise UnavailableError("the template is without Claude Code")
+    name, note = "warm", ""
+    try:
+        lab.mode(name).prepare(1)
+    except UnavailableError as error:
+        name, note = "clone", f"measured with RAM clones: {error}"
+    mode = lab.mode(name)
+    assert isinstance(mode, Sessions)  # noqa: S101 - both are
+    site = mode.site
+    samples: list[Sample] = []
+    with _api() as url:
+        env = site.env | {"ANTHROPIC_API_KEY": _KEY, "ANTHROPIC_BASE_URL": url}
+        for index in range(min(rounds, AGENT_STARTS)):
+            lab.tell(f"F12: Claude Code ({name}), {index + 1}")
+            mode.prepare(1)
+            samples.append(_started(site, env, index))
+            mode.prepare(1)
+            samples.append(_typed(site, env, index))
+    sides = (shown_ms(samples, "claude-vm"), shown_ms(samples, "typed"))
+    target = Target("<= 1.05 x typed into a shell", 1.05)
+    return samples, [ratio_line("F12.box", "claude-vm to Claude Code's input", target, sides, note)]
+
+
+def _started(site: Site, env: dict[str, str], index: int) -> Sample:
+    steps = (children.Step(SHOWN, is_box),)
+    timing = _run(site, env, (), steps)
+    return _sample("claude-vm", index, timing, timing.instants.get(SHOWN))
+
+
+def _typed(site: Site, env: dict[str, str], index: int) -> Sample:
+    steps = (children.Step("prompt", children.is_prompt, _TYPED), children.Step(SHOWN, is_box))
+    timing = _run(site, env, ("shell",), steps)
+    shown = timing.instants.get(SHOWN)
+    return _sample("typed", index, timing, None if shown is None else shown - timing.instants["prompt"])
+
+
+def _run(
+    site: Site, env: dict[str, str], words: Sequence[str], steps: Sequence[children.Step]
+) -> children.Timing:
+    return children.run(
+        [program(), *words],
+        env=env,
+        cwd=site.project,
+        steps=steps,
+        terminal=True,
+        hang_up=True,
+        timeout_s=AGENT_S,
+    )
+
+
+def _sample(mode: str, index: int, timing: children.Timing, shown: float | None) -> Sample:
+    made = Sample(mode=mode, kind="input", round=index, ok=timing.ok, error=timing.error)
+    return made if shown is None else replace(made, instants={SHOWN: shown})

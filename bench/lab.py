@@ -1,0 +1,218 @@
+"""Everything that a run needs, made when it is first asked for and removed at the end."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+
+from claude_vm.bench.byhand import ByHand
+from claude_vm.bench.errors import BenchError, UnavailableError
+from claude_vm.bench.guests import Guests, open_guests
+from claude_vm.bench.modes import Command, Mode, Restored, Sessions, Ssh
+from claude_vm.bench.site import Site, open_folder
+from claude_vm.bench.ssh import Login
+from claude_vm.bench.stock import make_stock
+from claude_vm.context.config.layers import load_settings
+from claude_vm.context.config.schema import Pool
+from claude_vm.context.project import find_project, template_name
+from claude_vm.drivers import registry
+from claude_vm.drivers.api import Capabilities, Owner, TemplateRecord
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.qemu.driver import BOOT_ONLY
+from claude_vm.supervisor.wire import paths
+
+T = TypeVar("T")
+
+POOL = 4
+"""How many warm VMs the home of the mode ``warm`` keeps."""
+
+_LIMITS = 'max_instances = 64\nmemory_budget = "1000GB"\nidle_timeout = "1h"\n'
+_BOOT_ONLY = {BOOT_ONLY[0]: BOOT_ONLY[1]}
+
+
+class Facts:
+    """What a run is about: the project, its template, the driver. `home` is the user's data folder."""
+
+    def __init__(self, project: Path, home: Path, record: TemplateRecord, facts: Capabilities) -> None:
+        self.project = project
+        self.home = home
+        self.record = record
+        self.capabilities = facts
+
+
+def find_facts(cwd: Path, environ: Mapping[str, str]) -> Facts:
+    """Find the project of a directory, its template and its driver.
+
+    Raises:
+        BenchError: It has no template.
+    """
+    settings = load_settings(flags={}, environ=environ, home=Path.home())
+    project = find_project(cwd)
+    home = Path(paths.home())
+    name = template_name(project.template_root)
+
+    async def find() -> tuple[TemplateRecord | None, Capabilities]:
+        owner = Owner(home=home, supervisor_id="bench", runtime=Path(paths.runtime_directory(str(home))))
+        async with registry.open_driver(settings.driver.name, owner) as driver:
+            found = next((record for record in await driver.templates() if record.name == name), None)
+            return found, await driver.capabilities()
+
+    try:
+        record, capabilities = anyio.run(find)
+    except DriverError as error:
+        raise BenchError(str(error), error.hint) from error
+    if record is None:
+        raise BenchError(f"{project.template_root} has no template", "build it with: claude-vm setup")
+    return Facts(project.root, home, record, capabilities)
+
+
+class Lab:
+    """The homes, guests and connections of one run. Made by `open_lab`; not for several threads.
+
+    `facts` is None where there is no project with a template: then only simulations can be measured.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        facts: Facts | None,
+        why: str,
+        stack: contextlib.ExitStack,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.folder = folder
+        self.tell = tell
+        self._facts = facts
+        self._why = why
+        self._stack = stack
+        self._made: dict[str, object] = {}
+
+    @property
+    def facts(self) -> Facts:
+        """The project and its template.
+
+        Raises:
+            UnavailableError: There is none.
+        """
+        if self._facts is None:
+            raise UnavailableError(self._why)
+        return self._facts
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what `make` made when `name` was first asked for; a failure is remembered, too."""
+        if name not in self._made:
+            try:
+                self._made[name] = make()
+            except BenchError as error:
+                self._made[name] = error
+        found = self._made[name]
+        if isinstance(found, BenchError):
+            raise found
+        return found  # type: ignore[return-value]
+
+    def site(self, name: str, *, pool: str = "size = 0\n", env: Mapping[str, str] | None = None) -> Site:
+        """Return a home with the project's template and these settings of its pool."""
+
+        def make() -> Site:
+            self.tell(f"a home for: {name}")
+            record = self.facts.record
+            site = Site(self.folder / name, self.facts.project, settings=f"[pool]\n{pool}{_LIMITS}", env=env)
+            self._stack.callback(site.close)
+            site.share_template(self.facts.home, record.name, record.driver, record.generation)
+            return site
+
+        return self.once(f"site {name}", make)
+
+    def simulated(self, name: str, *, pool: str = "size = 0\n", limits: str = _LIMITS) -> Site:
+        """Return a home whose guests are simulated, with a project and a template of its own."""
+
+        def make() -> Site:
+            root = self.folder / name
+            project = root / "project"
+            project.mkdir(mode=0o700, parents=True)
+            env = {"CLAUDE_VM_DRIVER": "sim"}
+            site = Site(root, project, settings=f"[pool]\n{pool}{limits}", env=env)
+            self._stack.callback(site.close)
+            site.do("setup", "--no-agent")
+            return site
+
+        return self.once(f"sim {name}", make)
+
+    def guests(self) -> Guests:
+        """Return a maker of guests of the project's template."""
+
+        def make() -> Guests:
+            record = self.facts.record
+            opened = open_guests(self.site("twin"), record.driver, record.name)
+            return self._stack.enter_context(opened)
+
+        return self.once("guests", make)
+
+    def login(self) -> Login:
+        """Return an open OpenSSH connection to a guest that lives as long as the run."""
+
+        def make() -> Login:
+            self.tell("a guest with an open ssh connection")
+            login, _ = self._stack.enter_context(self.guests().logged_in_at())
+            return login
+
+        return self.once("login", make)
+
+    def stock(self) -> Site:
+        """Return a home whose template has systemd as Debian ships it."""
+
+        def make() -> Site:
+            if self.facts.record.driver != "qemu":
+                raise UnavailableError("only QEMU's templates have a variant with stock systemd")
+            guests = self.guests()
+            self.tell("a variant of the template with stock systemd (two boots)")
+            root = self.folder / "stock"
+            site = Site(root, self.facts.project, settings=f"[pool]\nsize = 0\n{_LIMITS}", env=_BOOT_ONLY)
+            self._stack.callback(site.close)
+            make_stock(guests, site)
+            return site
+
+        return self.once("stock", make)
+
+    def mode(self, name: str) -> Mode:
+        """Return a mode or a baseline by its name.
+
+        Raises:
+            UnavailableError: It can't be measured here.
+            BenchError: There is no such mode.
+        """
+        makers: dict[str, Callable[[], Mode]] = {
+            "warm": lambda: Sessions(self.site("warm", pool=f"size = {POOL}\n"), warm=POOL),
+            "clone": lambda: Sessions(self.site("clone")),
+            "restore": self._restore,
+            "cold": lambda: Sessions(self.site("cold", env=_BOOT_ONLY)),
+            "stock": lambda: Sessions(self.stock()),
+            "ssh": lambda: Ssh(self.login()),
+            "by-hand": lambda: Restored(ByHand(self.guests())),
+            "sim": lambda: Sessions(self.simulated("sim-commands")),
+            "python": lambda: Command.interpreter(self.simulated("sim-commands")),
+            "version": lambda: Command.ours(self.simulated("sim-commands"), "--version"),
+            "ps": lambda: Command.ours(self.simulated("sim-commands"), "ps"),
+        }
+        if name not in makers:
+            raise BenchError(f"there is no mode {name!r}", f"known are: {', '.join(makers)}")
+        return self.once(f"mode {name}", makers[name])
+
+    def _restore(self) -> Mode:
+        if "paused" not in Pool.__struct_fields__:
+            raise UnavailableError("this version has no setting for VMs that are started ahead and paused")
+        return Sessions(self.site("restore", pool=f"size = 0\npaused = {POOL}\n"))
+
+
+@contextlib.contextmanager
+def open_lab(cwd: Path, environ: Mapping[str, str], tell: Callable[[str], None]) -> Iterator[Lab]:
+    """Open a lab for the project of a directory; all that it made is gone at the end."""
+    facts, why = None, ""
+    try:
+        facts = find_facts(cwd, environ)
+    except BenchError as error:
+        why = f"{error} ({error.hint})" if error.hint else str(error)
+    with open_folder(Path(paths.home())) as folder, contextlib.ExitStack() as stack:
+        yield Lab(folder, facts, why, stack, tell)

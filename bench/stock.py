@@ -1,0 +1,83 @@
+"""A variant of a template whose systemd is as Debian ships it: the cold boot that others would have.
+
+Our image masks most of what systemd does at boot, so our own cold boot is no fair measure of what a RAM clone
+saves. No kernel argument takes a mask away, so the variant is an overlay of the template's disk in which the
+masks were removed by its own guest. It exists in a home of the bench's own only.
+"""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+
+from claude_vm.bench.guests import SUPERVISOR_ID, Guests
+from claude_vm.bench.site import Site
+from claude_vm.drivers.qemu.driver import BOOT_ONLY
+from claude_vm.drivers.qemu.store import find_generation
+
+GENERATION: Final = "00000000-000000-stock"
+STOP_S: Final = 120.0
+
+_SCRIPT: Final = """\
+set -eu
+for folder in /etc/systemd/system /etc/systemd/system-generators /etc/tmpfiles.d; do
+    find "$folder" -maxdepth 1 -lname /dev/null -delete
+done
+cd /usr/lib/systemd/system
+ln -sf ../systemd-udevd.service sysinit.target.wants/systemd-udevd.service
+ln -sf ../dbus.service multi-user.target.wants/dbus.service
+sync
+"""
+
+
+@contextlib.contextmanager
+def boots_only() -> Iterator[None]:
+    """Let drivers of this process boot everything that they start meanwhile."""
+    name, off = BOOT_ONLY
+    before = os.environ.get(name)
+    os.environ[name] = off
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def make_stock(guests: Guests, site: Site) -> None:
+    """Make the variant of the guests' template the current generation of `site`. Takes two boots' time.
+
+    Raises:
+        BenchError: The guest does not do it.
+    """
+    record = guests.record
+    source = find_generation(guests.site.home, record.name, record.generation)
+    folder = site.home / "templates" / record.name / "qemu" / GENERATION
+    folder.mkdir(mode=0o700, parents=True)
+    with boots_only(), guests.logged_in_at() as (login, instance_id):
+        login.run("if [ $(id -u) = 0 ]; then sh -s; else sudo -n sh -s; fi", data=_SCRIPT.encode())
+        # The end of the connection is no failure of the command's.
+        ends = login.argv("sudo -n systemctl poweroff || systemctl poweroff", terminal=False)
+        subprocess.run(ends, env=login.env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+        async def stopped() -> None:
+            with anyio.move_on_after(STOP_S):
+                await guests.driver.wait_stopped(instance_id)
+
+        guests.call(stopped)
+        disk = guests.site.home / "instances" / SUPERVISOR_ID / instance_id / "disk.qcow2"
+        disk.rename(folder / "disk.qcow2")
+    changed = msgspec.structs.replace(record, generation=GENERATION)
+    stored = msgspec.structs.replace(source.stored, record=changed)
+    (folder / "template.json").write_bytes(msgspec.json.encode(stored))
+    _make_current(folder)
+
+
+def _make_current(folder: Path) -> None:
+    (folder.parent / "current").symlink_to(folder.name)
