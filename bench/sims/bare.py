@@ -18,6 +18,7 @@ import anyio.abc
 import anyio.to_thread
 
 from claude_vm.drivers.sim.guest import Guest
+from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.supervisor.ssh.link import Link, connect
 from claude_vm.supervisor.ssh.process import Process
 
@@ -31,8 +32,9 @@ _COMMAND = "read -r _; exec echo ready"
 class _Ready:
     """A guest whose shell waits for one line."""
 
-    def __init__(self, guest: Guest, link: Link, process: Process) -> None:
+    def __init__(self, guest: Guest, holders: HolderThread, link: Link, process: Process) -> None:
         self._guest = guest
+        self._holders = holders
         self._link = link
         self._process = process
 
@@ -40,9 +42,10 @@ class _Ready:
     async def make(cls, folder: Path) -> "_Ready":
         home = folder / secrets.token_hex(5)
         home.mkdir()
-        guest = Guest(home, None)
+        holders = HolderThread()
+        guest = Guest(home, None, holders)
         link = await connect(await guest.start(), timeout_s=CONNECT_S)
-        return cls(guest, link, await link.open_process(_COMMAND))
+        return cls(guest, holders, link, await link.open_process(_COMMAND))
 
     async def first_output(self) -> bytes:
         await self._process.write(b"\n")
@@ -52,6 +55,7 @@ class _Ready:
         await self._process.aclose()
         await self._link.aclose()
         await self._guest.stop("the claim is over")
+        self._holders.close()
 
 
 async def _serve(

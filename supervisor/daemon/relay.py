@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from claude_vm.supervisor.ssh.errors import InputClosedError, SshError
-from claude_vm.supervisor.ssh.shells import HeldProcess
+from claude_vm.supervisor.ssh.process import GuestProcess
 from claude_vm.supervisor.wire.server import Client, OutputClosedError
 
 CHUNK = 64 * 1024
@@ -25,7 +25,7 @@ background may hold the streams open; what the command itself wrote is in the ch
 class _Outputs:
     """The two output loops, and whether one of them waits for the guest (not for the client)."""
 
-    def __init__(self, client: Client, process: HeldProcess, on_output: Callable[[], None]) -> None:
+    def __init__(self, client: Client, process: GuestProcess, on_output: Callable[[], None]) -> None:
         self._client = client
         self._process = process
         self._on_output = on_output
@@ -81,7 +81,7 @@ class _Outputs:
             await self.moved.wait()
 
 
-async def relay(client: Client, process: HeldProcess, on_output: Callable[[], None]) -> int:
+async def relay(client: Client, process: GuestProcess, on_output: Callable[[], None]) -> int:
     """Carry the streams until the process has ended; return its exit status, or 141 as `SIGPIPE` would.
 
     `on_output` is called for each piece of output, before it is passed on.
@@ -114,7 +114,7 @@ async def relay(client: Client, process: HeldProcess, on_output: Callable[[], No
     return SIGPIPE_STATUS if status is None else status
 
 
-async def _pump_input(client: Client, process: HeldProcess) -> None:
+async def _pump_input(client: Client, process: GuestProcess) -> None:
     try:
         while data := await client.receive_stdin():
             await process.write(data)
