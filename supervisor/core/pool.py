@@ -52,11 +52,6 @@ class Pool:
         """Let a session wait no longer."""
         del self._queue[session_id]
 
-    @property
-    def has_queue(self) -> bool:
-        """Whether a session waits."""
-        return bool(self._queue)
-
     # The shelves.
 
     def shelf(self, key: PoolKey) -> Shelf:

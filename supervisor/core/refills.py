@@ -93,8 +93,9 @@ class Refills:
         """Return what to do next; None: nothing until something happens.
 
         `places` is how many more instances there may be. An `Ask` counts as an instance, until its answer.
+        Sessions come first: whoever waits was served before, as far as there were places.
         """
-        if self._pool.has_queue or self._asked + self._pool.making >= MAX_MAKING or places <= self._asked:
+        if self._asked + self._pool.making >= MAX_MAKING or places <= self._asked:
             return None
         while (shelf := self._next_shelf()) is not None:
             key, free_mib = shelf.key, self.free_mib

@@ -148,11 +148,7 @@ class Upkeep:
         if shelf is None or not shelf.asked:
             return False
         self._refills.take_answer(shelf)
-        granted = (
-            shelf.lack(self._pool.policy) is paused
-            and not self._pool.has_queue
-            and self._refills.has_room(key, places=places)
-        )
+        granted = shelf.lack(self._pool.policy) is paused and self._refills.has_room(key, places=places)
         if granted:
             self._expect(instance_id, shelf, made_at=at, paused=paused)
         self._refills.consider(shelf, at)

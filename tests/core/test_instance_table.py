@@ -30,6 +30,7 @@ leased             -           -            -          -           deleting -   
 running            -           -            -          -           deleting -          deleting     -               -          abandoned
 running:found      -           -            -          -           deleting -          deleting     -               -          abandoned
 abandoned:clone    deleting    -            -          -           -        -          deleting     deleting        -          =
+abandoned:ahead    deleting    -            -          -           -        -          deleting     deleting        -          =
 abandoned:prestart -           deleting     -          -           -        -          deleting     deleting        -          =
 abandoned:start    -           -            deleting   -           -        -          deleting     deleting        -          =
 abandoned:connect  -           -            -          deleting    -        -          deleting     deleting        -          =
@@ -70,6 +71,7 @@ PATHS = {
     "starting:paused": ["wish_paused", "cloned", "prestarted", "claim"],
     "connecting:found": ["warm_found"],
     "running:found": ["session_found"],
+    "abandoned:ahead": ["wish_paused", "drain"],
     "abandoned:prestart": ["wish_paused", "cloned", "drain"],
     "abandoned:resume": ["session_found", "stop"],
     "connecting": ["request", "cloned", "started"],
