@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import anyio
 import anyio.abc
+import structlog
 
 from claude_vm.drivers.api import Driver, InstanceSpec, Mount
 from claude_vm.drivers.errors import DriverError
@@ -16,9 +17,11 @@ from claude_vm.supervisor.daemon.faults import Faults
 from claude_vm.supervisor.daemon.instances import Instance, Watchers
 from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.daemon.timings import DRIVER_MARKS
-from claude_vm.supervisor.ssh.errors import LinkLostError
+from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError
 from claude_vm.supervisor.ssh.link import connect
 from claude_vm.supervisor.ssh.shells import Kind, prime
+
+log = structlog.get_logger()
 
 CONNECT_TIMEOUT_S = 60.0
 """For the SSH handshake with a guest under software emulation on a busy host."""
@@ -27,6 +30,9 @@ CLOSE_TIMEOUT_S = 2.0
 
 VM_DEATH_S = 2.0
 """How much later than the loss of its connection the death of a VM may be noticed, in seconds."""
+
+RETRY_LIMIT_S = 30.0
+"""Longest pause, in seconds, before a session without a client is tried to be reached again."""
 
 TERM = "xterm-256color"
 """The terminal for which shells are primed before anybody came with one; then it is the latest client's."""
@@ -159,12 +165,19 @@ class Execution:
     async def _resume(self, instance: Instance, session_id: str) -> int:
         if instance.access is None:
             raise DriverError("nobody knows how to reach the instance")
-        instance.link = await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
-        try:
-            return await detached.follow(instance.link, session_id)
-        except LinkLostError:
-            await anyio.sleep(VM_DEATH_S)
-            raise
+        delay_s = VM_DEATH_S
+        while True:
+            try:
+                instance.link = await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
+                return await detached.follow(instance.link, session_id)
+            except (ConnectError, LinkLostError) as error:
+                # The VM lives, or its watcher would have had this cancelled; so does what runs in it.
+                log.warning("session-out-of-reach", session=session_id, error=str(error), seconds=delay_s)
+            link, instance.link = instance.link, None
+            if link is not None:
+                await link.aclose()
+            await anyio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_LIMIT_S)
 
     async def _delete(self, instance: Instance, driver: Driver) -> None:
         """The VM first: it is thrown away, so nothing in it needs a farewell."""

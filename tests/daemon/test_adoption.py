@@ -191,6 +191,28 @@ def test_a_session_that_ended_while_nobody_watched_has_its_status(world):
     in_virtual_time(main)
 
 
+def test_a_session_that_is_out_of_reach_is_not_given_up_as_long_as_its_vm_lives(world):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        (vm,) = world.cloud.vms.values()
+        world.cloud.refuse_connections = True
+        async with world.supervisor() as second:
+            await trio.sleep(100)
+            assert list(second.dispatcher.sessions) == ["a1"]
+            world.cloud.refuse_connections = False
+            await trio.sleep(100)
+            vm.links[-1].lose("no answer to keep-alives")
+            await trio.sleep(100)
+            vm.end_session("a1", 5)
+            await settled()
+            assert [s.outcome.status for s in second.dispatcher.finished] == [5]
+        assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
 def test_a_session_that_its_guest_forgot_is_told_as_lost_and_its_vm_deleted(world):
     async def main():
         async with world.supervisor() as first:

@@ -105,6 +105,22 @@ def test_a_vm_that_was_started_ahead_goes_on_when_a_session_comes(world):
     in_virtual_time(main)
 
 
+def test_a_process_that_was_started_ahead_may_be_replaced_by_the_start(world):
+    async def main():
+        async with world.supervisor(PAUSED) as supervisor:
+            supervisor.session("a1")
+            await settled()
+            await trio.sleep(1)
+            await settled()
+            world.cloud.replaces_processes = True
+            second = supervisor.session("a2")
+            await settled()
+            assert second.source == "paused"
+            assert second.client.output == b"hello\n"
+
+    in_virtual_time(main)
+
+
 def test_a_warm_vm_whose_connection_is_lost_is_replaced(world):
     async def main():
         async with world.supervisor(POOL) as supervisor:
