@@ -133,7 +133,7 @@ class SimDriver:
                 raise GuestError("more than 8 MiB of files at once")
             for file in files:
                 try:
-                    _write(guest.path(file.path), file)
+                    _write(guest.path(file.path), guest.localized(file))
                 except OSError as error:
                     raise GuestError(f"{file.path} was not written", detail=str(error)) from error
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+import msgspec
 import psutil
 
-from claude_vm.drivers.api import Access
+from claude_vm.drivers.api import Access, GuestFile
 from claude_vm.drivers.guest.holder import Holder
 from claude_vm.drivers.process import ProcessIdentity, kill_group
 from claude_vm.drivers.sim.holding import HolderThread
@@ -125,6 +126,13 @@ class Guest:
         if Path(path).is_relative_to(self.folder):
             return Path(path)
         return self.folder / "root" / path.lstrip("/")
+
+    def localized(self, file: GuestFile) -> GuestFile:
+        """Return a file with the guest's paths as they are here: a session's variables name sockets."""
+        if not (file.path.startswith(_GUEST_RUN + "/sessions/") and file.path.endswith("/env")):
+            return file
+        local = f"={self.run}/".encode()
+        return msgspec.structs.replace(file, data=file.data.replace(f"={_GUEST_RUN}/".encode(), local))
 
     def command(self, line: str | None) -> list[str]:
         """Return the local argument list for a command line, or for a login shell."""

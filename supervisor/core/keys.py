@@ -4,11 +4,17 @@ import msgspec
 
 
 class MountKey(msgspec.Struct, frozen=True, order=True):
-    """One mount of an instance, as a value. Both paths are absolute."""
+    """One mount of an instance, as a value. Both paths are absolute.
+
+    `device` and `inode` are those of the host's directory: one that was removed and made anew is another one,
+    while a VM that has it open still shows the old one.
+    """
 
     host: str
     guest: str
     writable: bool
+    device: int = 0
+    inode: int = 0
 
 
 class PoolKey(msgspec.Struct, frozen=True, cache_hash=True):

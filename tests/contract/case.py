@@ -148,9 +148,8 @@ async def session(case, instance_id, link, mode, argv=(), *, env=None, cwd="", p
     socket = f"{AGENTS}/{session_id}"
     listener = None if agent is None else await link.listen_for_agent(socket, agent)
     env = dict(env or {})
-    if agent is not None:  # what the paths in a simulated guest's environment are on this host, nobody maps
-        simulated = case.driver._guests[instance_id] if case.driver.name == "sim" else None
-        env["SSH_AUTH_SOCK"] = socket if simulated is None else str(simulated.path(socket))
+    if agent is not None:
+        env["SSH_AUTH_SOCK"] = socket
     process = None
     try:
         files = launch_files(session_id, mode=mode, argv=argv, env=env, cwd=cwd)

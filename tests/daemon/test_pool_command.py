@@ -160,7 +160,9 @@ def start(world, *, flags=None, in_process=False, tty=False, settings=""):
 def module_mounts(world):
     from claude_vm.supervisor.core.keys import MountKey
 
-    return (MountKey(str(world.project), str(world.project), writable=True),)
+    found = world.project.stat()
+    path = str(world.project)
+    return (MountKey(path, path, writable=True, device=found.st_dev, inode=found.st_ino),)
 
 
 def shelf(key, **more):

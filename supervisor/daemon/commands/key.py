@@ -3,13 +3,16 @@
 One function, because a VM that is kept ready is worth something only if a session asks for exactly that one.
 """
 
+from pathlib import Path
+
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.project import Project
-from claude_vm.drivers.api import Driver, TemplateRecord
+from claude_vm.drivers.api import Driver, Mount, TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.daemon.commands.command import Command, check_text
 from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
+from claude_vm.supervisor.daemon.errors import CommandError
 
 
 async def session_key(
@@ -38,7 +41,21 @@ async def session_key(
         cpus=_size(settings, "vm.cpus", settings.vm.cpus, template.cpus),
         memory_mib=_size(settings, "vm.memory", settings.vm.memory * MIB_PER_GB, template.memory_mib),
         disk_gib=_size(settings, "vm.disk", settings.vm.disk, template.disk_gib),
-        mounts=tuple(MountKey(host=m.host, guest=m.guest, writable=m.writable) for m in mounts),
+        mounts=tuple(_mount_key(mount) for mount in mounts),
+    )
+
+
+def _mount_key(mount: Mount) -> MountKey:
+    try:
+        found = Path(mount.host).stat()
+    except OSError as error:
+        raise CommandError("bad-mount", f"{mount.host} can't be mounted: {error.strerror}") from error
+    return MountKey(
+        host=mount.host,
+        guest=mount.guest,
+        writable=mount.writable,
+        device=found.st_dev,
+        inode=found.st_ino,
     )
 
 
