@@ -157,6 +157,7 @@ def put(server, holder):
             path.write_bytes(file.data)
         return session_id
 
+    place.folder = server.run / "sessions"
     return place
 
 
