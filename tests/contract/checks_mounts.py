@@ -189,7 +189,7 @@ async def a_shared_folder_keeps_what_is_documented_of_it(case):
         "long": 4,
         "rename": None,
         "symlink": "mapped",
-    }
+    }, facts
     assert more.stdout.split() == [b"200"]
     assert (project / "appended").read_text() == "guest\n" * 100 + "host\n" * 100 + "guest\n"
     assert (project / "mapped").read_bytes()[:5] == b"guest"
@@ -204,13 +204,18 @@ async def changes_of_the_host_are_visible_but_not_told(case):
     """Content and names are fresh at the next look; the guest's inotify knows nothing of the host."""
     watch = """
 import ctypes, os, select, sys
+def look():
+    names = sorted(os.listdir(sys.argv[1]))
+    return names, open(sys.argv[1] + '/changed').read(), os.path.exists(sys.argv[1] + '/removed')
 libc = ctypes.CDLL(None, use_errno=True)
+# What was seen once could be kept; so all is looked at before it changes.
+print(look())
 fd = libc.inotify_init1(os.O_NONBLOCK)
 assert libc.inotify_add_watch(fd, os.fsencode(sys.argv[1]), 0xfff) >= 0
 print('ready', flush=True)
 sys.stdin.readline()
 told = bool(select.select([fd], [], [], 0)[0])
-print(told, sorted(os.listdir(sys.argv[1])), open(sys.argv[1] + '/changed').read())
+print(told, look())
 open(sys.argv[1] + '/own', 'w').close()
 print(bool(select.select([fd], [], [], 5)[0]))
 """
@@ -222,10 +227,10 @@ print(bool(select.select([fd], [], [], 5)[0]))
         session(case, instance_id, link, Mode.EXEC, ["python3", "-c", watch, mount.guest]) as process,
     ):
         ready = await process.read_stdout(100)
-        assert ready == b"ready\n", ready
+        assert ready == b"(['changed', 'removed'], 'old', True)\nready\n", ready
         (case.project / "changed").write_text("new content")
         (case.project / "added").write_text("")
         (case.project / "removed").unlink()
         await process.write(b"\n")
         told = await output(process)
-        assert told == b"False ['added', 'changed'] new content\nTrue\n", told
+        assert told == b"False (['added', 'changed'], 'new content', False)\nTrue\n", told

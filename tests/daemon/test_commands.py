@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -13,8 +15,9 @@ import pytest
 from claude_vm_tests_user import PROGRAM, script, sleeper, wait_until
 
 from claude_vm.supervisor.wire.framing import encode_json
-from claude_vm.supervisor.wire.messages import PROTOCOL, FrameType
-from claude_vm.supervisor.wire.paths import socket_path
+from claude_vm.supervisor.wire.messages import PROTOCOL, WINDOW, FrameType
+from claude_vm.supervisor.wire.paths import runtime_directory, socket_path
+from claude_vm.supervisor.wire.version import VERSION
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -272,6 +275,25 @@ def test_a_failing_step_ends_the_session_with_its_code_and_leaves_nothing(user, 
     assert user.run("shell", "true").returncode == 0
 
 
+def test_the_phases_of_a_session_are_shown_with_their_times_when_asked_for(user):
+    # A phase that is over at once may be skipped; these take a moment each.
+    script(user, **{method: [{"delay_s": 0.2}] for method in ("clone", "start", "delete")})
+    user.run("setup", "--no-agent")
+    done = user.run("--verbose", "shell", "sleep 0.2")
+    shown = re.findall(rb"^claude-vm: (\w+) \((\d+\.\d) s\)$", done.stderr, re.MULTILINE)
+    phases = [name for name, _ in shown]
+    assert [name for name in phases if name not in {b"queued", b"connect"}] == [
+        b"clone",
+        b"boot",
+        b"run",
+        b"delete",
+    ]
+    times = [float(text) for _, text in shown]
+    assert times == sorted(times)
+    assert times[-1] >= 0.6
+    assert b" s)" not in user.run("shell", "true").stderr
+
+
 @pytest.mark.parametrize("method", ["clone", "start"])
 @pytest.mark.parametrize("how", ["hang", "lose_answer"])
 def test_ctrl_c_during_a_step_leaves_nothing(user, method, how):
@@ -368,6 +390,20 @@ def test_a_busy_daemon_refuses_a_client_of_another_version_and_goes_on(ready):
     assert session.poll() is None
 
 
+def test_a_data_folder_with_a_path_too_long_for_a_socket_has_sessions_too(user):
+    data = user.home / ("x" * 200)
+    env = {"CLAUDE_VM_HOME": str(data)}
+    try:
+        assert user.run("setup", "--no-agent", env=env).returncode == 0
+        assert user.run("shell", "exit 37", env=env).returncode == 37
+        assert (data / "templates").is_dir()
+        assert user.run("daemon", "stop", env=env).returncode == 0
+        wait_until(lambda: not Path(socket_path(str(data))).exists())
+    finally:
+        user.run("daemon", "stop", "--force", env=env)
+        shutil.rmtree(runtime_directory(str(data)), ignore_errors=True)
+
+
 def test_listings_escape_what_strangers_named(ready):
     evil = ready.project / "\x1b]0;title\x07\x1b[31mred"
     evil.mkdir()
@@ -382,3 +418,40 @@ def test_listings_escape_what_strangers_named(ready):
 def test_an_argument_that_is_no_utf_8_arrives(ready):
     done = ready.run("shell", "--", "printf", "%s", os.fsdecode(b"\xff\xfe"))
     assert done.stdout == b"\xff\xfe"
+
+
+def test_what_a_command_wrote_before_its_end_reaches_a_reader_that_comes_late(ready):
+    # More than pipe and window take, little enough for the command to end meanwhile.
+    size = WINDOW + 512 * 1024
+    session = ready.popen("shell", f"head -c {size} /dev/zero; : >ended")
+    wait_until((ready.project / "ended").exists)
+    (row,) = ready.json("ps")
+    assert row["state"] == "running"
+    assert len(session.stdout.read()) == size
+    assert session.wait(30) == 0
+
+
+def frames(data):
+    """Cut what a daemon said into types and payloads."""
+    while data:
+        size = int.from_bytes(data[1:5], "big")
+        yield data[0], data[5 : 5 + size]
+        data = data[5 + size :]
+
+
+def test_a_terminal_has_the_size_that_its_client_had_at_first(ready):
+    # The real client tells its size once more at the start; this one does not.
+    terminal = {"stdin_tty": True, "stdout_tty": True, "term": "xterm", "rows": 33, "columns": 111}
+    invocation = {
+        "argv": ["shell", "stty size"],
+        "cwd": str(ready.project),
+        "env": ready.env,
+        "terminal": terminal,
+    }
+    ready.run("ps")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(socket_path(str(ready.data)))
+        client.sendall(encode_json(FrameType.HELLO, {"protocol": PROTOCOL, "version": VERSION, "pid": 1}))
+        client.sendall(encode_json(FrameType.INVOKE, invocation))
+        said = list(frames(client.makefile("rb").read()))
+    assert b"".join(payload for kind, payload in said if kind == FrameType.STDOUT) == b"33 111\r\n"

@@ -95,6 +95,20 @@ def test_ctrl_c_before_the_command_runs_leaves_nothing(claude_vm, waiting, delay
     no_vm_after_the_next_command(claude_vm, waiting)
 
 
+def test_ctrl_c_while_the_vm_comes_up_leaves_nothing(claude_vm, waiting):
+    """What the delays above may all miss on a slow host or a quick one: there is a VM, and no command yet."""
+    claude_vm.run("ps")
+    session = claude_vm.popen(
+        "shell", "sleep 600", stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    waiting(lambda: claude_vm.vm_pids() != [], interval=0.005)
+    session.send_signal(signal.SIGINT)
+    finish(session)
+    assert session.returncode in {130, -signal.SIGINT}
+    waiting(lambda: claude_vm.vm_pids() == [], timeout=10)
+    no_vm_after_the_next_command(claude_vm, waiting)
+
+
 def test_a_daemon_killed_during_the_start_leaves_nothing_after_the_next_command(claude_vm, waiting):
     claude_vm.run("ps")
     session = claude_vm.popen("shell", "true", stdout=subprocess.PIPE, stderr=subprocess.PIPE)

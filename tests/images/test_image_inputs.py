@@ -145,6 +145,7 @@ def test_the_build_gets_proxies_and_nothing_secret():
         ("E: unshare() failed: Operation not permitted", "user namespaces"),
         ("mke2fs: No space left on device", "make room"),
         ("Err: Temporary failure resolving 'mirror'", "network"),
+        ("E: Failed to fetch http://mirror/package.deb  Remote end closed connection", "network"),
         ("something else", ""),
     ],
 )

@@ -1,5 +1,6 @@
 """What only a real QEMU and a real guest can show, beyond the contract of all drivers."""
 
+import hashlib
 import os
 import platform
 import shutil
@@ -162,6 +163,40 @@ async def test_a_snapshot_that_can_not_be_read_is_no_end_but_a_boot(site):
                 assert await say(link, "print(1)") == "1"
         finally:
             state.write_bytes(good)
+
+
+def memory_of(pid, ram):
+    """Return the resident and the private KiB of a process's mappings of a file."""
+    resident = private = 0
+    inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *rest = line.split(maxsplit=5)
+        if not name.endswith(":"):
+            inside = bool(rest[4:]) and rest[4] == str(ram)
+        elif inside and name == "Rss:":
+            resident += int(rest[0])
+        elif inside and name == "Anonymous:":
+            private += int(rest[0])
+    return resident, private
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what processes share is told by Linux's /proc")
+async def test_clones_share_the_memory_that_they_have_not_changed_and_leave_the_snapshot_as_it_was(site):
+    async with open_driver(site.owner) as driver:
+        (template,) = await driver.templates()
+        folder = store.template_folder(site.owner.home, "t") / template.generation / "snapshots"
+        # The first one is that of the template's own size.
+        ram = min(folder.glob("*/ram"), key=lambda path: path.stat().st_mtime).resolve()
+        with ram.open("rb") as file:
+            before = hashlib.file_digest(file, "sha256").digest()
+        async with site.guest(driver) as (one, _, _), site.guest(driver) as (other, _, _):
+            for record in await driver.list_instances():
+                assert record.instance_id in {one, other}
+                resident, private = memory_of(record.pid, ram)
+                assert 0 < private < resident
+                assert private < TEMPLATE["memory_mib"] * 1024 // 2
+        with ram.open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").digest() == before
 
 
 async def test_a_new_generation_leaves_the_clones_of_the_old_one_whole(site):

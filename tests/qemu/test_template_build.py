@@ -1,0 +1,140 @@
+"""What a template's build does on a host that is short of disk, or whose KVM boots nothing."""
+
+import functools
+import shutil
+from pathlib import Path
+
+import pytest
+
+from claude_vm.drivers.api import TemplateSpec
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.images.debian import Image
+from claude_vm.drivers.qemu import accelerator, driver, store, template
+from claude_vm.drivers.qemu.arguments import Host
+from claude_vm.drivers.qemu.machine import NeverBootedError
+
+pytestmark = pytest.mark.anyio
+
+SPEC = TemplateSpec(name="t", project="/p", cpus=1, memory_mib=512, disk_gib=8, uid=1001, gid=1001)
+NEED = (1 << 30) + (512 << 20)
+IMAGE = Image(
+    key="0123abcd",
+    disk=Path("/image/disk"),
+    kernel=Path("/image/kernel"),
+    initrd=Path("/image/initrd"),
+    suite="bookworm",
+    architecture="amd64",
+    user="claude",
+    home="/home/claude",
+    uid=1001,
+    gid=1001,
+    disk_gib=4,
+    terminfo=(),
+    locales=(),
+    size_bytes=0,
+)
+
+
+class ReachedError(Exception):
+    """The build came to its first disk."""
+
+
+def host_of(name):
+    return Host("/usr/bin/qemu-system-x86_64", "7.2", "x86_64", "pc-q35-7.2", name)
+
+
+def silent(_phase, _detail):
+    pass
+
+
+@pytest.mark.parametrize(("free", "error"), [(NEED - 1, DriverError), (NEED, ReachedError)])
+async def test_a_build_that_would_fill_the_disk_is_refused_and_leaves_nothing(
+    owner, monkeypatch, free, error
+):
+    async def image(*_):
+        return IMAGE
+
+    async def make_overlay(*_):
+        raise ReachedError("the build went on")
+
+    usage = shutil.disk_usage("/")._replace(free=free)
+    monkeypatch.setattr(template, "_image", image)
+    monkeypatch.setattr(template, "make_overlay", make_overlay)
+    monkeypatch.setattr(template.shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(error) as caught:
+        await template.build(host_of("tcg"), owner, SPEC, silent)
+    if error is DriverError:
+        assert "1.5 GiB free, and a template needs about 1.5 GiB" in caught.value.message
+        assert "CLAUDE_VM_HOME" in caught.value.hint
+    assert list(store.template_folder(owner.home, "t").iterdir()) == []
+
+
+class Builds:
+    """Stands for the build: notes the accelerators, and fails as told with each of them."""
+
+    def __init__(self, failures):
+        self.failures = failures
+        self.tried = []
+
+    async def __call__(self, host, _owner, spec, _progress):
+        self.tried.append(host.accelerator)
+        if (failure := self.failures.get(host.accelerator)) is not None:
+            raise failure
+        return store.Generation(Path("/nowhere"), template._stored(spec, IMAGE, "g"))
+
+
+@pytest.fixture
+def open_with(owner, tmp_path, monkeypatch):
+    """A driver on a host that seems to have KVM, with a build of our own."""
+    device = tmp_path / "kvm"
+    device.touch()
+
+    async def find_host(name):
+        return host_of(name)
+
+    def virtualizing():
+        return "flags\t\t: fpu vmx sse\n"
+
+    choose = functools.partial(accelerator.choose, system="linux", device=device, cpu=virtualizing)
+    monkeypatch.setattr(accelerator, "choose", choose)
+    monkeypatch.setattr(accelerator, "find_host", find_host)
+
+    def opened(builds):
+        monkeypatch.setattr(driver, "build", builds)
+        return driver.open_driver(owner)
+
+    return opened
+
+
+async def test_a_kvm_that_boots_nothing_is_told_and_the_template_is_built_without_it(open_with):
+    builds = Builds({"kvm": NeverBootedError("no output in 60 s")})
+    told = []
+    async with open_with(builds) as opened:
+        record = await opened.build_template(SPEC, lambda *words: told.append(words))
+        assert record.name == "t"
+        assert builds.tried == ["kvm", "tcg"]
+        assert ("KVM does not work here", "no output in 60 s") in told
+        await opened.build_template(SPEC, silent)  # and it is not tried again
+        assert builds.tried == ["kvm", "tcg", "tcg"]
+        (problem,) = await opened.diagnose()
+        assert "no output in 60 s" in problem.what
+        assert not problem.fatal
+
+
+async def test_a_vm_that_does_not_boot_without_kvm_either_is_an_error(open_with):
+    builds = Builds({name: NeverBootedError(f"{name} says nothing") for name in ("kvm", "tcg")})
+    async with open_with(builds) as opened:
+        with pytest.raises(NeverBootedError, match="tcg says nothing"):
+            await opened.build_template(SPEC, silent)
+        with pytest.raises(NeverBootedError, match="tcg says nothing"):
+            await opened.build_template(SPEC, silent)
+    assert builds.tried == ["kvm", "tcg", "tcg"]
+
+
+async def test_a_build_that_fails_for_another_reason_does_not_condemn_kvm(open_with):
+    builds = Builds({"kvm": DriverError("the disk is full")})
+    async with open_with(builds) as opened:
+        for _ in range(2):
+            with pytest.raises(DriverError, match="the disk is full"):
+                await opened.build_template(SPEC, silent)
+    assert builds.tried == ["kvm", "kvm"]
