@@ -7,13 +7,15 @@ They take turns, so the difference is paired.
 
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from claude_vm.bench.errors import UnavailableError
 from claude_vm.bench.lab import POOL, Lab
+from claude_vm.bench.marks import instants_of
 from claude_vm.bench.records import SHOWN, Line, Sample
 from claude_vm.bench.sims.conversation import Conversation
 from claude_vm.bench.sims.programs import bare_claim, running
@@ -44,9 +46,17 @@ def claim(site: Site) -> tuple[float, str]:
 
 
 def in_turns(
-    ours: Callable[[], tuple[float, str]], bare: Callable[[], float], *, names: tuple[str, str], rounds: int
+    ours: Callable[[], tuple[float, str]],
+    bare: Callable[[], float],
+    *,
+    names: tuple[str, str],
+    rounds: int,
+    settle: Callable[[], None] = lambda: None,
 ) -> list[Sample]:
-    """Measure both sides in turns, in an order that changes; the first `WARM_UP` rounds don't count."""
+    """Measure both sides in turns, in an order that changes; the first `WARM_UP` rounds don't count.
+
+    `settle` returns when the machine has nothing to do for either side.
+    """
     chance = random.Random(1)  # noqa: S311 - an order, no secret
     samples = []
 
@@ -61,7 +71,9 @@ def in_turns(
     for index in range(-WARM_UP, rounds):
         sides = [measure_ours, measure_bare]
         chance.shuffle(sides)
-        samples += [side(index) for side in sides]
+        for side in sides:
+            settle()
+            samples.append(side(index))
     return samples
 
 
@@ -118,17 +130,30 @@ def warm(lab: Lab, rounds: int) -> tuple[list[Sample], list[Line]]:
     except UnavailableError as error:
         return [], [replace(line, note=str(error)) for line in warm_lines([], names)]
 
-    def ours() -> tuple[float, str]:
-        site.fill(POOL)
-        return claim(site)
-
     with tempfile.TemporaryDirectory(prefix="cvb-") as folder, running("bare", folder, str(POOL)):
         lab.tell("F2: warm claims of simulated guests")
-        samples = in_turns(ours, lambda: bare_claim(Path(folder) / "s"), names=names, rounds=rounds)
-    sources = [str(row.get("source")) for row in site.sessions()]
-    cold = sum(source != "warm" for source in sources)
-    note = f"{cold} of {len(sources)} claims were not warm" if cold else ""
+        samples = in_turns(
+            lambda: claim(site),
+            lambda: bare_claim(Path(folder) / "s"),
+            names=names,
+            rounds=rounds,
+            # A refill of one side must not run beside a claim of the other.
+            settle=lambda: site.fill(POOL),
+        )
+    note = _note_on(site.sessions())
     return samples, [replace(line, note=note) for line in warm_lines(samples, names)]
+
+
+def _note_on(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say which claims were not warm, and what of the time was the daemon's and what the guest's."""
+    cold = sum(row.get("source") != "warm" for row in rows)
+    notes = [f"{cold} of {len(rows)} claims were not warm"] if cold else []
+    for what, begin, end in (("the daemon", "requested", "start"), ("the guest", "start", "first-output")):
+        instants = [instants_of(row) for row in rows]
+        taken = [(found[end] - found[begin]) * 1000 for found in instants if {begin, end} <= found.keys()]
+        if taken:
+            notes.append(f"{what} {percentile(taken, 50):.1f} ms")
+    return ", ".join(notes)
 
 
 def warm_lines(samples: list[Sample], names: tuple[str, str]) -> list[Line]:

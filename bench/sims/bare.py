@@ -23,8 +23,6 @@ from claude_vm.supervisor.ssh.link import Link, connect
 from claude_vm.supervisor.ssh.process import Process
 
 CONNECT_S = 60.0
-REFILL_S = 0.25
-"""How long after a claim the next guest is made, as the pool does it, in seconds."""
 
 _COMMAND = "read -r _; exec echo ready"
 
@@ -62,7 +60,6 @@ async def _serve(
     ready: deque[_Ready],
     folder: Path,
     primed: int,
-    tasks: anyio.abc.TaskGroup,
     client: anyio.abc.SocketStream,
 ) -> None:
     async with client:
@@ -72,12 +69,8 @@ async def _serve(
             await client.send(await claimed.first_output())
             await claimed.aclose()
             if primed:
-                tasks.start_soon(_refill, ready, folder)
-
-
-async def _refill(ready: deque[_Ready], folder: Path) -> None:
-    await anyio.sleep(REFILL_S)
-    ready.append(await _Ready.make(folder))
+                # Before the connection ends: the next measurement waits for that.
+                ready.append(await _Ready.make(folder))
 
 
 async def _until_orphaned(scope: anyio.CancelScope) -> None:
@@ -93,7 +86,7 @@ async def _main(folder: Path, primed: int) -> None:
     listener = await anyio.create_unix_listener(folder / "s", backlog=64)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_until_orphaned, tasks.cancel_scope)
-        tasks.start_soon(partial(listener.serve, partial(_serve, ready, folder, primed, tasks)))
+        tasks.start_soon(partial(listener.serve, partial(_serve, ready, folder, primed)))
         sys.stdout.write("ready\n")
         sys.stdout.flush()
     with anyio.CancelScope(shield=True), anyio.move_on_after(5):

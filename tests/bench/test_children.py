@@ -69,6 +69,22 @@ def test_steps_follow_each_other_and_look_at_new_output_only():
     assert found.instants["first"] < found.instants["second"]
 
 
+def test_a_step_does_not_see_what_an_earlier_one_saw():
+    def one(seen):
+        return b"one" in seen
+
+    script = "echo one; read -r _; echo two"
+    found = run(
+        ["sh", "-c", script],
+        env=ENV,
+        cwd=Path("/"),
+        steps=(Step("first", one, b"x\r"), Step("second", one)),
+        terminal=True,
+    )
+    assert "first" in found.instants
+    assert "before: second" in found.error
+
+
 def test_a_command_that_never_ends_is_killed_with_its_children():
     found = sh("sleep 1000 & echo x; sleep 1000", timeout_s=0.3)
     assert not found.ok

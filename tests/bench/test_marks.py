@@ -19,9 +19,23 @@ def test_a_session_belongs_to_the_command_that_ran_when_it_was_requested():
     assert names(join([timing(10.0, 3.0)], rows)) == ["mine"]
 
 
-def test_sessions_of_a_burst_go_to_the_commands_in_their_order():
-    rows = [row("b", ("requested", 10.2)), row("a", ("requested", 10.1))]
-    assert names(join([timing(10.0, 3.0), timing(10.05, 3.0)], rows)) == ["a", "b"]
+def test_sessions_of_a_burst_are_told_apart_by_their_output():
+    """Two were warm, two had to wait; the daemon took them in another order than they were started in."""
+    rows = [
+        row("warm1", ("requested", 10.16), ("first-output", 10.43), ("ended", 10.76)),
+        row("warm2", ("requested", 10.17), ("first-output", 10.97), ("ended", 11.04)),
+        row("made1", ("requested", 10.18), ("first-output", 21.64), ("ended", 21.71)),
+        row("made2", ("requested", 10.15), ("first-output", 19.04), ("ended", 19.12)),
+    ]
+    shown = {"made1": 11.66, "made2": 9.06, "warm2": 0.98, "warm1": 0.45}
+    timings = [Timing(10.0, {"shown": at, "exited": at + 0.8}, 0) for at in shown.values()]
+    assert names(join(timings, rows)) == list(shown)
+    assert names(join(timings[::-1], rows[::-1])) == list(shown)[::-1]
+
+
+def test_a_session_whose_output_came_after_what_a_command_showed_is_not_that_commands():
+    late = row("late", ("requested", 10.1), ("first-output", 12.0), ("ended", 12.1))
+    assert join([Timing(10.0, {"shown": 1.0, "exited": 3.0}, 0)], [late]) == [None]
 
 
 def test_a_session_that_ended_later_than_a_command_is_not_that_commands():
