@@ -71,7 +71,7 @@ def test_other_mounts_take_the_fastest_way_without_a_ready_vm(claude_vm, pool, t
     done = claude_vm.shell("true", flags=("-v", "--mount", str(tmp_path)))
     assert done.returncode == 0
     assert last_session(claude_vm)["source"] == "made"
-    assert b"no warm VM" in done.stderr
+    assert b"no ready VM with these mounts" in done.stderr
 
 
 def test_a_burst_gives_each_session_a_vm_of_its_own(claude_vm, pool):
@@ -198,16 +198,23 @@ def test_a_session_that_ends_while_nobody_supervises_is_cleaned_up(claude_vm, wa
     assert json.loads(claude_vm.run("ps", "--json").stdout) == []
 
 
-def test_a_new_template_replaces_what_is_ready(claude_vm, pool, waiting):
+def test_a_new_template_replaces_what_is_ready(claude_vm, pool, waiting, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
     pool(1)
-    (old,) = claude_vm.vm_pids()
-    assert claude_vm.run("setup", timeout=1200).returncode == 0
-    waiting(lambda: old not in claude_vm.vm_pids(), timeout=60)
-    pool(1)
-    generations = {entry["generation"] for entry in status(claude_vm)["pools"] if entry["warm"]}
-    assert len(generations) == 1
-    assert claude_vm.shell("true").returncode == 0
-    assert last_session(claude_vm)["source"] == "warm"
+    try:
+        assert claude_vm.run("--auto-setup", "pool", "fill", cwd=project, timeout=1200).returncode == 0
+        old = set(claude_vm.vm_pids())
+        first = {entry["generation"] for entry in status(claude_vm)["pools"] if entry["warm"]}
+        assert claude_vm.run("setup", cwd=project, timeout=1200).returncode == 0
+        waiting(lambda: len(old & set(claude_vm.vm_pids())) == 1, timeout=60)
+        assert claude_vm.run("pool", "fill", cwd=project).returncode == 0
+        second = {entry["generation"] for entry in status(claude_vm)["pools"] if entry["warm"]}
+        assert len(first & second) == 1  # that of the other project
+        assert claude_vm.run("shell", "true", cwd=project).returncode == 0
+        assert last_session(claude_vm)["source"] == "warm"
+    finally:
+        claude_vm.run("clean", "--yes", "--force", cwd=project)
 
 
 def test_a_dead_ready_vm_is_replaced(claude_vm, pool, waiting):
@@ -224,5 +231,6 @@ def test_ctrl_c_right_after_the_claim_never_leads_to_a_prompt(claude_vm, pool, t
         tmux.run([claude_vm.program, "shell", "sleep", "100"], cwd=claude_vm.project, env=claude_vm.env)
         waiting(lambda: json.loads(claude_vm.run("ps", "--json").stdout), interval=0.01)
         tmux.press("C-c")
+        tmux.wait_for("host>", count=2)
         tmux.type("echo status $?")
         tmux.wait_for("status 130")

@@ -176,7 +176,8 @@ async def test_a_word_is_evaluated_by_a_shell_that_has_read_the_profile(session,
     status, out, _ = await collect(
         await session(Mode.EVAL, ["shopt -q login_shell && echo yes; false"], pty=pty)
     )
-    assert (status, out) == (1, b"yes\n")
+    # With a terminal it is the heir of one, so that the profile is not read twice.
+    assert (status, out) == (1, b"yes\n" if pty is None else b"")
 
 
 @everywhere
