@@ -187,7 +187,7 @@ class Dispatcher:
         )
 
     def set_clocks(self) -> None:
-        """Set the clocks of all running guests: the host's has jumped."""
+        """Set the clocks of all running guests to the host's."""
         for instance_id, instance in self._instances.items():
             if instance.access is not None:
                 self._tasks.start_soon(self._set_clock, instance_id, instance.driver)

@@ -23,7 +23,7 @@ from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.pool import PoolPolicy
 from claude_vm.supervisor.daemon import adopt, detached, identity
-from claude_vm.supervisor.daemon.clock import watch_host_clock
+from claude_vm.supervisor.daemon.clock import follow_drift, watch_host_clock
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.execution import Admit, admit_all
@@ -93,6 +93,7 @@ async def open_host(
         tasks.start_soon(_clean_up, drivers, runtime, boot)
         tasks.start_soon(_checkpoint, journal)
         tasks.start_soon(watch_host_clock, lambda seconds: _clock_jumped(dispatcher, seconds))
+        tasks.start_soon(follow_drift, dispatcher.set_clocks)
         yield Host(
             home=home,
             supervisor_id=supervisor_id,

@@ -4,7 +4,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from claude_vm.supervisor.daemon.clock import WATCH_INTERVAL_S, Alarm, watch_host_clock
+from claude_vm.supervisor.daemon.clock import (
+    DRIFT_INTERVAL_S,
+    WATCH_INTERVAL_S,
+    Alarm,
+    follow_drift,
+    watch_host_clock,
+)
 
 
 def run(main):
@@ -66,3 +72,14 @@ def test_a_jump_of_the_hosts_clock_is_told_once(jump, told):
 
     run(main)
     assert jumps == pytest.approx(told)
+
+
+def test_guests_that_wait_for_long_are_told_the_time_again_and_again():
+    told = []
+
+    async def main():
+        with trio.move_on_after(DRIFT_INTERVAL_S * 3.5):
+            await follow_drift(lambda: told.append(trio.current_time()))
+
+    run(main)
+    assert len(told) == 3
