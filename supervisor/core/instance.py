@@ -16,6 +16,9 @@
 
     It ends from PRESTARTING as from STARTING, from PAUSED as from WARM.
 
+    One that the pool has in the making may be claimed before it is ready (CLONING, PRESTARTING, STARTING,
+    CONNECTING). It stays where it is, its effect goes on, and from then on it is as if made for the session.
+
                DeleteDone                     EffectFailed           REPORT
     DELETING ─────────────▶ DELETED  DELETING ─────────────▶ STUCK ─────────▶ LEAKED
                                          ▲        RETRY        │      RETRY      │
@@ -91,6 +94,7 @@ MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingPr
             events.InstanceFound: _S.DELETING,
         },
         _S.CLONING: {
+            _O.CLAIM: _S.CLONING,
             events.CloneDone: _S.STARTING,
             _O.PRESTART: _S.PRESTARTING,
             events.EffectFailed: _S.DELETING,
@@ -98,6 +102,7 @@ MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingPr
             _O.GIVE_UP: _S.ABANDONED,
         },
         _S.PRESTARTING: {
+            _O.CLAIM: _S.PRESTARTING,
             events.PrestartDone: _S.PAUSED,
             events.EffectFailed: _S.DELETING,
             events.VmDied: _S.ABANDONED,
@@ -109,12 +114,14 @@ MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingPr
             _O.GIVE_UP: _S.DELETING,
         },
         _S.STARTING: {
+            _O.CLAIM: _S.STARTING,
             events.StartDone: _S.CONNECTING,
             events.EffectFailed: _S.DELETING,
             events.VmDied: _S.ABANDONED,
             _O.GIVE_UP: _S.ABANDONED,
         },
         _S.CONNECTING: {
+            _O.CLAIM: _S.CONNECTING,
             events.ConnectDone: _S.WARM,
             events.EffectFailed: _S.DELETING,
             events.VmDied: _S.ABANDONED,
@@ -163,8 +170,9 @@ MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingPr
 )
 """All transitions.
 
-PRESTART stands for the CloneDone of an instance that shall be paused. ABANDONED takes only the answers of its
-effect in flight, see `fits`.
+PRESTART stands for the CloneDone of an instance that shall be paused. A CLAIM that leads back to the same
+state begins nothing: the effect in flight goes on. ABANDONED takes only the answers of its effect in flight,
+see `fits`.
 """
 
 HARMLESS: Mapping[tuple[InstanceState, type[events.Event]], str] = MappingProxyType(
@@ -182,13 +190,14 @@ HARMLESS: Mapping[tuple[InstanceState, type[events.Event]], str] = MappingProxyT
 PHASES: Mapping[InstanceState, str] = MappingProxyType(
     {
         _S.CLONING: "clone",
+        _S.PRESTARTING: "boot",
         _S.STARTING: "boot",
         _S.CONNECTING: "connect",
         _S.LEASED: "run",
         _S.DELETING: "delete",
     }
 )
-"""What the session of an instance is told when the instance comes into a state."""
+"""What the session of an instance is told when the instance comes into a state, or is claimed in it."""
 
 _LATE: Mapping[type[effects.InstanceEffect], frozenset[type[events.Event]]] = MappingProxyType(
     {
@@ -223,6 +232,9 @@ UNCLAIMED = frozenset(
 )
 """States in which an instance without a session belongs to the pool."""
 
+READY = frozenset({InstanceState.PAUSED, InstanceState.WARM})
+"""States of UNCLAIMED in which an instance waits for a session, and has nothing in flight."""
+
 IN_USE = UNCLAIMED | {InstanceState.LEASED, InstanceState.RUNNING}
 """States in which an instance with a session is of use to it."""
 
@@ -233,10 +245,11 @@ UNKNOWN_KEY = PoolKey(driver="", template="", generation="", cpus=0, memory_mib=
 class Instance(msgspec.Struct):
     """One instance. Only the core changes it.
 
-    `session_id` is the session that it was made for or that leases it, until that session has its exit
+    `session_id` is the session that it was made for or that claimed it, until that session has its exit
     status; "" is no session. `since` is the instant at which it came into its state. `in_flight` is its
     effect that awaits an answer. `failed_deletions` counts. `made_at` is the instant at which its making
-    began, None if that is unknown. `to_pause` tells that it shall only be started ahead.
+    began, None if that is unknown. `to_pause` tells that it shall only be started ahead, while it is
+    unclaimed.
     """
 
     instance_id: str

@@ -92,6 +92,10 @@ class Lives:
         """Take one step of the table, and begin what the new state begins with."""
         before = instance.state
         after = INSTANCE_MOVES[before][cause]
+        if after is before:  # claimed while it is made: nothing begins, nothing ends
+            self.instances.record(instance.instance_id, _step(turn.event.at, before, cause, after, note))
+            self._tell_phase(instance, turn)
+            return
         if instance.session_id:
             if before in IN_USE and after not in IN_USE:
                 self._upkeep.release(instance.key, turn.event.at)
@@ -110,8 +114,7 @@ class Lives:
         """Do what the state begins with, that the instance has just come into."""
         name = instance.instance_id
         if (effect := first_effect(instance)) is not None:
-            if instance.session_id and (phase := PHASES.get(instance.state)) is not None:
-                turn.out.append(effects.TellSession(session_id=instance.session_id, phase=phase))
+            self._tell_phase(instance, turn)
             turn.out.append(effect)
             instance.in_flight = type(effect)
             return
@@ -135,6 +138,15 @@ class Lives:
             case _:
                 self.instances.retire(name)
                 self._release(instance, turn)
+
+    def _tell_phase(self, instance: Instance, turn: Turn) -> None:
+        """Tell the instance's session, if there is one, where it stands, unless it knows."""
+        phase = PHASES.get(instance.state)
+        if instance.session_id and phase is not None:
+            session = self.sessions[instance.session_id]
+            if session.phase != phase:
+                session.phase = phase
+                turn.out.append(effects.TellSession(session_id=session.session_id, phase=phase))
 
     def _wait_for_retry(self, instance: Instance, turn: Turn, note: str) -> None:
         instance.failed_deletions += 1

@@ -17,7 +17,14 @@ from claude_vm.supervisor.core.effects import Effect
 from claude_vm.supervisor.core.errors import InvalidTransition
 from claude_vm.supervisor.core.instance import HARMLESS as HARMLESS_TO_INSTANCES
 from claude_vm.supervisor.core.instance import MOVES as INSTANCE_MOVES
-from claude_vm.supervisor.core.instance import Instance, InstanceCause, InstanceOrder, InstanceState, fits
+from claude_vm.supervisor.core.instance import (
+    READY,
+    Instance,
+    InstanceCause,
+    InstanceOrder,
+    InstanceState,
+    fits,
+)
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.lives import Lives, Turn
 from claude_vm.supervisor.core.pool import Assign, Pool, PoolPolicy
@@ -88,9 +95,14 @@ class Core:
         return self._upkeep.views()
 
     def session_of(self, instance_id: str) -> str:
-        """Return the session that an instance is made for or leased to; "" for none."""
+        """Return the session that an instance is made for or claimed by; "" for none."""
         instance = self._lives.instances.find(instance_id)
         return "" if instance is None else instance.session_id
+
+    def source_of(self, session_id: str) -> str:
+        """Return how a session's instance came, see `SessionView`; "" if it has none, or is over."""
+        session = self._lives.sessions.find(session_id)
+        return "" if session is None else session.source
 
     def session_story(self, session_id: str) -> Story:
         """Return what happened to a session, as far as it is remembered."""
@@ -254,11 +266,14 @@ class Core:
             lives.move_session(session, SessionOrder.ADMIT, at, session.instance_id)
             if deed is Assign.CLAIM:
                 instance = lives.instances[instance_id]
-                session.source = instance.state.value
+                is_ready = instance.state in READY
+                session.source = instance.state.value if is_ready else "making"
                 self._upkeep.lose(instance_id, instance.key, at)
-                self._upkeep.succeed(instance.key)
+                if is_ready:  # else nobody knows yet whether it comes to anything
+                    self._upkeep.succeed(instance.key)
                 self._upkeep.lease(session.key, at)
                 instance.session_id = session_id
+                instance.to_pause = False
                 lives.move_instance(instance, InstanceOrder.CLAIM, turn, session_id)
             else:
                 session.source = "made"

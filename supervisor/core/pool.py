@@ -3,7 +3,8 @@
 Every operation costs the same however many instances and sessions there are, but for the logarithm in a heap.
 
 The queue is served strictly in the order of the requests: only its head is ever considered, so that nobody
-starves. A warm or paused instance of another key gives way to the head when there is no other way, one at a
+starves. It gets what is ready of its key, else what is being made without a session, else one of its own.
+A warm or paused instance of another key gives way to the head when there is no other way, one at a
 time, that of the key which was not used for longest.
 """
 
@@ -135,8 +136,8 @@ class Pool:
             return None
         session_id, key = next(iter(self._queue.items()))
         shelf = self._shelves.get(key)
-        if shelf is not None and (shelf.warm or shelf.paused):
-            return Assign.CLAIM, session_id, next(iter(shelf.warm or shelf.paused))
+        if shelf is not None and (found := shelf.furthest()):
+            return Assign.CLAIM, session_id, found
         if held < self.policy.max_instances:
             return Assign.MAKE, session_id, ""
         if not leaving and (other := self.least_used()) is not None:

@@ -8,7 +8,8 @@ stations, one at a time:
                  served, because places are the same for all
     starved      it does not fit into the memory budget; the smallest one comes first, so that whatever fits
                  is found without a look at the others
-    asked, made  one instance is on its way; only when it has come or failed, the next one is thought of
+    asked, made  one instance is on its way; only when it has come or failed, or a session has claimed it, the
+                 next one is thought of
 
 Keys compete for memory by their last use: for one that was used later, a warm or paused instance of another
 is given up, if that one makes enough room. So the memory is with those who work.

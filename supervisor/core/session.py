@@ -116,7 +116,7 @@ class Session(msgspec.Struct):
 
     `offered_id` is the id for an instance that would have to be made. `instance_id` is the one it has, or "".
     `since` is the instant at which it came into its state. `source` says how its instance came, see
-    `SessionView`.
+    `SessionView`. `phase` is what its client was told last of its instance, "" before that.
     """
 
     session_id: str
@@ -128,3 +128,4 @@ class Session(msgspec.Struct):
     instance_id: str = ""
     outcome: Outcome = UNDECIDED
     source: str = ""
+    phase: str = ""

@@ -54,6 +54,16 @@ class Shelf(msgspec.Struct):
         yield from self.paused
         yield from self.warm
 
+    def furthest(self) -> str:
+        """Return the unclaimed instance that a session gets soonest; "" if there is none.
+
+        Of the unfinished ones, those to be paused come last. They are one at most, so the search is short.
+        """
+        if ready := self.warm or self.paused:
+            return next(iter(ready))
+        to_warm = (name for name in self.making if name not in self.to_pause)
+        return next(to_warm, None) or next(iter(self.making), "")
+
     def least_ready(self) -> str:
         """Return the warm or paused instance that is missed least; there must be one."""
         return next(iter(self.paused or self.warm))

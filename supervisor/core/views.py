@@ -12,8 +12,8 @@ class SessionView(msgspec.Struct, frozen=True):
 
     `requested_at` and `since` (when it came into its state) are instants of the events' clock. `status` is
     its exit status once that is settled, that is while ENDING. `source` says how its instance came: ``warm``
-    and ``paused`` were taken from the pool, ``made`` for it, ``resumed`` belonged to a dead supervisor; "" as
-    long as it has none.
+    and ``paused`` were taken from the pool, with ``making`` it was already being made ready there; it was
+    ``made`` for the session; ``resumed`` belonged to a dead supervisor; "" as long as it has none.
     """
 
     session_id: str

@@ -46,7 +46,7 @@ def found_session(row: JournaledSession, key: PoolKey) -> Session:
         pty=UNKNOWN_TERMINAL if row.pty else None,
     )
     session = Session(row.session_id, plan, client=None, created_at=row.created_at)
-    session.tell("resume")
+    session.tell("resume", "resumed")
     return session
 
 

@@ -229,7 +229,7 @@ class Dispatcher:
                 if session.client is None:
                     self.forget(session)
         elif session is not None:
-            session.tell(effect.phase)
+            session.tell(effect.phase, self.core.source_of(effect.session_id))
 
     def _start_instance_effect(self, effect: fx.InstanceEffect) -> None:
         name = effect.instance_id

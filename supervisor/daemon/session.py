@@ -19,9 +19,6 @@ from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.shells import HeldProcess, Shells
 from claude_vm.supervisor.wire.server import Client, Signal, Size
 
-SOURCES = {"clone": "made", "boot": "paused", "run": "warm", "resume": "resumed"}
-"""How a session's VM came, by the first phase that the session hears of once it has one."""
-
 
 class Launch(msgspec.Struct, frozen=True):
     """A main command: what runs, with what environment, where. See `claude_vm.supervisor.ssh.launch`."""
@@ -67,7 +64,7 @@ class Session:
     """A session between its request and its end. Lives in the task that serves its client.
 
     One that was found after a supervisor's death has no client. `created_at` is a Unix time in seconds.
-    `source` says how its VM came: ``warm``, ``paused``, ``made`` or ``resumed``; "" as long as it has none.
+    `source` says how its VM came, see the core's `SessionView`; "" as long as it has none.
     """
 
     def __init__(
@@ -96,9 +93,10 @@ class Session:
         """Note that it has come to something; a second time changes nothing."""
         self._marks.add(name)
 
-    def tell(self, phase: str) -> None:
-        """Note the phase, for the client and for listings. Never waits."""
+    def tell(self, phase: str, source: str = "") -> None:
+        """Note the phase, and how its VM came if that is known, for the client and listings. Never waits."""
         self.phase = phase
+        self.source = source or self.source
         match phase:
             case "queued":
                 self.mark("queued")
@@ -106,7 +104,6 @@ class Session:
                 self.mark("ended")
             case _:
                 self.mark("claimed")
-                self.source = self.source or SOURCES.get(phase, "")
         if phase in {"clone", "connect"}:
             self.mark(phase)
         self._phase_changed.set()

@@ -118,15 +118,6 @@ def test_a_warm_instance_of_another_key_gives_way_to_a_waiting_session(make_rig,
     assert rig.deleted(2) == [Clone(instance_id="i4", key=key_of("b"))]
 
 
-def test_a_waiting_session_takes_the_instance_of_its_key_that_becomes_warm(make_rig):
-    rig = make_rig(size=1, max_instances=1)
-    rig.wish(1)
-    assert rig.request(2) == []
-    rig.cloned(1)
-    rig.started(1)
-    assert rig.connected(1) == [Run(instance_id="i1", session_id="s2")]
-
-
 def test_an_unclaimed_instance_of_another_key_is_not_warm_before_it_gives_way(make_rig, key_of):
     rig = make_rig(size=1, max_instances=1)
     rig.wish(1, key_of("a"))

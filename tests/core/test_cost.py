@@ -31,6 +31,8 @@ OTHER_LIVES = [
     ["make_warm", "age"],
     ["fill", "idle"],
     ["warm_found", "connected", "claim"],
+    ["wish", "claim", "connect", "run_done_9", "deleted"],
+    ["wish", "cloned", "claim", "failed", "deleted"],
     ["session_found", "stop", "cancelled", "deleted"],
 ]
 
@@ -75,6 +77,7 @@ def crowd(make_rig, key_of, size):
 def live(rig, words, key):
     """Let things happen to an instance of a key of its own, or of the crowd's sessions' one."""
     deeds = {
+        "wish": lambda: rig.wish("new", key),
         "make_warm": lambda: rig.make_warm("new", key),
         "claim": lambda: rig.request(9, key),
         "run_done_9": lambda: rig.run_done("new", session=9),
@@ -116,6 +119,20 @@ def test_waiting_and_leaving_the_queue_costs_the_same_in_a_short_and_in_a_long_o
 
         costs.append(lines_of(come_and_go))
     assert costs[0] == costs[1]
+
+
+def test_taking_over_what_is_being_made_costs_the_same_among_few_and_among_many_of_its_key(make_rig, key_of):
+    costs = []
+    for size in (10, 400):
+        rig = make_rig(paused=1, max_instances=size + 9, prestart_drivers=frozenset({"sim"}))
+        rig.fill()
+        rig.warm("p", paused=True)  # the oldest, and the last choice
+        rig.obey(size=1, paused=1, max_instances=size + 9, prestart_drivers=frozenset({"sim"}))
+        for n in range(size):
+            rig.warm_found(n)
+        costs.append(lines_of(lambda rig=rig: rig.request("new")))
+        assert rig.core.session_of("i0") == "snew"
+    assert abs(costs[1] - costs[0]) <= 20
 
 
 def test_no_event_but_the_shutdown_looks_at_all_instances_or_sessions(make_rig, key_of, monkeypatch):

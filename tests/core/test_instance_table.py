@@ -19,12 +19,19 @@ state              CloneDone   PrestartDone StartDone  ConnectDone RunDone  Dele
 absent             -           -            -          -           -        -          -            -               -          -
 cloning            starting    -            -          -           -        -          deleting     -               -          abandoned
 cloning:paused     prestarting -            -          -           -        -          deleting     -               -          abandoned
+cloning:taken      starting    -            -          -           -        -          deleting     -               -          abandoned
+cloning:both       starting    -            -          -           -        -          deleting     -               -          abandoned
 prestarting        -           paused       -          -           -        -          deleting     -               -          abandoned
+prestarting:taken  -           starting     -          -           -        -          deleting     -               -          abandoned
 paused             -           -            -          -           -        -          -            -               -          deleting
 starting:paused    -           -            connecting -           -        -          deleting     -               -          abandoned
+starting:taken     -           -            connecting -           -        -          deleting     -               -          abandoned
 starting           -           -            connecting -           -        -          deleting     -               -          abandoned
 connecting         -           -            -          leased      -        -          deleting     -               -          abandoned
 connecting:found   -           -            -          warm        -        -          deleting     -               -          abandoned
+connecting:ahead   -           -            -          warm        -        -          deleting     -               -          abandoned
+connecting:taken   -           -            -          leased      -        -          deleting     -               -          abandoned
+connecting:both    -           -            -          leased      -        -          deleting     -               -          abandoned
 warm               -           -            -          -           -        -          -            -               -          deleting
 leased             -           -            -          -           deleting -          deleting     -               running    abandoned
 running            -           -            -          -           deleting -          deleting     -               -          abandoned
@@ -32,6 +39,7 @@ running:found      -           -            -          -           deleting -   
 abandoned:clone    deleting    -            -          -           -        -          deleting     deleting        -          =
 abandoned:ahead    deleting    -            -          -           -        -          deleting     deleting        -          =
 abandoned:prestart -           deleting     -          -           -        -          deleting     deleting        -          =
+abandoned:taken    -           deleting     -          -           -        -          deleting     deleting        -          =
 abandoned:start    -           -            deleting   -           -        -          deleting     deleting        -          =
 abandoned:connect  -           -            -          deleting    -        -          deleting     deleting        -          =
 abandoned:run      -           -            -          -           deleting -          deleting     deleting        =          =
@@ -65,7 +73,15 @@ PATHS = {
     "absent": [],
     "cloning": ["request"],
     "cloning:paused": ["wish_paused"],
+    "cloning:taken": ["wish", "claim"],
+    "cloning:both": ["wish_paused", "claim"],
     "prestarting": ["wish_paused", "cloned"],
+    "prestarting:taken": ["wish_paused", "cloned", "claim"],
+    "starting:taken": ["wish", "cloned", "claim"],
+    "connecting:ahead": ["wish", "cloned", "started"],
+    "connecting:taken": ["wish", "cloned", "started", "claim"],
+    "connecting:both": ["warm_found", "claim"],
+    "abandoned:taken": ["wish_paused", "cloned", "claim", "stop_9"],
     "paused": ["wish_paused", "cloned", "prestarted"],
     "starting": ["request", "cloned"],
     "starting:paused": ["wish_paused", "cloned", "prestarted", "claim"],
@@ -99,6 +115,8 @@ def follow(rig, words):
                 rig.warm(paused=True)
             case "claim":
                 rig.request(9)
+            case "stop_9":
+                rig.stop(9)
             case _:
                 getattr(rig, word)()
 

@@ -35,7 +35,7 @@ class Host:
         self.session_of = {}  # of each instance that ever ran one
         self.ends = set()
         self.double = 0
-        self.sources = {"warm": 0, "paused": 0, "made": 0}
+        self.sources = {"warm": 0, "paused": 0, "making": 0, "made": 0}
 
     def send(self, kind, **fields):
         self.events += 1

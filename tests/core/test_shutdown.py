@@ -13,13 +13,13 @@ def test_an_empty_supervisor_stops_at_once_and_says_so_once(rig):
     assert rig.core.is_stopping
 
 
-def test_sessions_end_with_125_and_instances_are_deleted_before_the_supervisor_stops(make_rig, ended):
+def test_sessions_end_with_125_and_instances_are_deleted_before_the_supervisor_stops(make_rig, key_of, ended):
     rig = make_rig(max_instances=3, size=1)
     rig.run(9)
     rig.make_warm(8)
     rig.request(2)  # takes the warm one
     rig.wish(7)
-    rig.request(3)
+    rig.request(3, key_of("b"))
     assert rig.shut_down() == [
         Cancel(instance_id="i9"),
         Cancel(instance_id="i8"),

@@ -48,7 +48,16 @@ DONE = {
     effects.Delete: events.DeleteDone,
 }
 RUNS = effects.Run | effects.Resume
+THEN = st.sampled_from(["fail", "die", "stop", "nothing", "nothing"])
 READY = {InstanceState.WARM, InstanceState.PAUSED}
+PHASES = {
+    InstanceState.CLONING: "clone",
+    InstanceState.PRESTARTING: "boot",
+    InstanceState.STARTING: "boot",
+    InstanceState.CONNECTING: "connect",
+    InstanceState.LEASED: "run",
+    InstanceState.DELETING: "delete",
+}
 WITHOUT_EFFECT = READY | {InstanceState.STUCK, InstanceState.LEAKED}
 
 
@@ -56,7 +65,8 @@ class World(RuleBasedStateMachine):
     """Books: `flying` effects in flight by instance, `asked` for cancellation, `ends` of sessions.
 
     `wanted` are the pool's requests without an answer, `used` the instants of each key's last use as far as
-    they are certain (else a later one), `changed` the generations that were told.
+    they are certain (else a later one), `changed` the generations that were told, `told` the last phase of
+    each session, `to_pause` the instances that were made to be paused.
     """
 
     sessions = Bundle("sessions")
@@ -84,6 +94,8 @@ class World(RuleBasedStateMachine):
         self.alarms = []
         self.requested = {}
         self.place = {}  # instance of each session that got one
+        self.told = {}
+        self.to_pause = set()
         self.settled = {}  # what a session's end must be, once that is certain
         self.ends = {}
         self.shutting_down = False
@@ -165,9 +177,11 @@ class World(RuleBasedStateMachine):
                 self.alarms.append(deadline)
             case effects.RequestWarm(key=key, paused=paused):
                 self.wanted.append((key, paused))
-            case effects.TellSession(session_id=name):
+            case effects.TellSession(session_id=name, phase=phase):
                 assert name in self.requested
                 assert name not in self.ends
+                assert self.told.get(name) != phase, "told twice"
+                self.told[name] = phase
             case effects.EndSession(session_id=name):
                 self.check_end(name, effect)
                 self.ends[name] = effect
@@ -226,9 +240,27 @@ class World(RuleBasedStateMachine):
             self.settle(session, 125, "shutting-down")
         key = self.key(template, age)
         self.use(key)
+        expected = self.expected(key, instance)
         self.send(events.SessionRequested(at=self.now, session_id=session, instance_id=instance, key=key))
         assert (session in self.ends) == self.shutting_down
+        if expected is not None:
+            (view,) = [view for view in self.core.sessions() if view.session_id == session]
+            assert view.source == expected[0]
+            assert view.instance_id in expected[1]
         return session
+
+    def expected(self, key, fresh):
+        """How a session gets an instance, and which may be it; None if it has to wait, or is refused."""
+        if self.shutting_down or SessionState.QUEUED in {v.state for v in self.core.sessions()}:
+            return None
+        mine = [v for v in self.unclaimed() if v.key == key]
+        for state in (InstanceState.WARM, InstanceState.PAUSED):
+            if names := [v.instance_id for v in mine if v.state is state]:
+                return str(state), names
+        if mine:
+            return "making", [min(mine, key=lambda v: v.instance_id in self.to_pause).instance_id]
+        held = [v for v in self.core.instances() if v.state is not InstanceState.LEAKED]
+        return ("made", [fresh]) if len(held) < self.policy.max_instances else None
 
     @rule(session=sessions, status=st.sampled_from([130, 141]))
     def stop(self, session, status):
@@ -344,6 +376,60 @@ class World(RuleBasedStateMachine):
         assert view.source in {"warm", "paused"} or waiting
         return session
 
+    def keys_in_the_making(self):
+        return [view.key for view in self.unclaimed() if view.state not in READY]
+
+    @precondition(lambda self: self.keys_in_the_making() and not self.shutting_down)
+    @rule(target=sessions, data=st.data(), then=THEN)
+    def request_what_is_being_made(self, data, then):
+        key = data.draw(st.sampled_from(self.keys_in_the_making()))
+        return self.take_over(key.template, self.generations[key.template] - int(key.generation), then)
+
+    @precondition(lambda self: not self.shutting_down)
+    @rule(
+        target=sessions,
+        template=TEMPLATES,
+        size=st.sampled_from([0, 1, 2]),
+        found=st.booleans(),
+        steps=st.integers(0, 3),
+        then=THEN,
+    )
+    def somebody_comes_while_the_pool_makes_one(self, template, size, found, steps, then):
+        """Without this, hardly any instance would be taken over before it is ready."""
+        for _ in range(3):  # those who wait have their turn first
+            self.all_goes_well_for_a_while(steps=4)
+            for name in self.running():
+                self.done(name)
+        self.fill(template=template, age=0, size=size)
+        while self.wanted:
+            self.the_pools_request_is_answered(first=True, otherwise=False)
+        if found:
+            self.find_warm(template=template, age=0, lived=100.0)
+        for _ in range(steps):
+            for view in self.unclaimed():
+                if view.state not in READY and view.key.template == template:
+                    self.done(view.instance_id)
+        return self.take_over(template, 0, then)
+
+    def take_over(self, template, age, then):
+        """What follows on a take-over concerns the session alone; `bar` would see an unclaimed instance."""
+        session = self.request(template=template, age=age)
+        (view,) = [view for view in self.core.sessions() if view.session_id == session]
+        if view.source != "making" or then == "nothing":
+            return session
+        name = view.instance_id
+        failures = {pool.key: pool.failures for pool in self.core.pools()}
+        if then == "stop":
+            self.stop(session, 130)
+        elif then == "die":
+            self.let_die(name)
+        else:
+            self.settle(session, 125, "broken")
+            self.answer(name, events.EffectFailed(at=self.now, instance_id=name, code="broken", message="m"))
+        for pool in self.core.pools():
+            assert pool.failures == failures.get(pool.key, 0), "a session's failure counts as the pool's"
+        return session
+
     @precondition(lambda self: self.ready_keys())
     @rule(data=st.data())
     def a_ready_vm_dies(self, data):
@@ -356,6 +442,8 @@ class World(RuleBasedStateMachine):
         key, paused = self.wanted.pop(0 if first else -1)
         paused = paused if first or not otherwise else not paused
         name = self.name("i")
+        if paused:
+            self.to_pause.add(name)
         self.send(events.WarmRequested(at=self.now, instance_id=name, key=key, paused=paused))
 
     @rule(template=TEMPLATES)
@@ -556,6 +644,8 @@ class World(RuleBasedStateMachine):
                 assert sessions[view.session_id].instance_id == name
                 assert sessions[view.session_id].key == view.key, "another key, or an old generation"
                 assert sessions[view.session_id].source
+                phase = PHASES.get(view.state, "")
+                assert not phase or self.told[view.session_id] == phase, "its client knows nothing of it"
         leases = [view.session_id for view in instances.values() if view.session_id]
         assert len(leases) == len(set(leases)), "two instances for one session"
         for name, view in sessions.items():
@@ -594,6 +684,8 @@ class World(RuleBasedStateMachine):
             assert view.claimed == list(self.in_use().values()).count(key)
             assert view.wanted or view.warm or view.making or view.paused or view.claimed or key in self.used
         assert {v.key for v in self.unclaimed()} <= views.keys()
+        assert self.core._pool.memory_mib == sum(v.key.memory_mib for v in self.unclaimed())
+        assert self.core._pool.making == len(self.keys_in_the_making())
 
     @invariant()
     def nobody_waits_for_nothing(self):
@@ -601,8 +693,7 @@ class World(RuleBasedStateMachine):
         queued = [view for view in views if view.state is SessionState.QUEUED]
         assert queued == [] or self.flying or self.alarms
         if queued:
-            ready = {v.key for v in self.core.instances() if v.state in READY}
-            assert queued[0].key not in ready
+            assert queued[0].key not in {v.key for v in self.unclaimed()}
 
     @invariant()
     def whoever_waits_for_another_try_has_an_alarm(self):

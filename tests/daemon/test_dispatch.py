@@ -121,6 +121,28 @@ def test_a_process_that_was_started_ahead_may_be_replaced_by_the_start(world):
     in_virtual_time(main)
 
 
+@pytest.mark.parametrize(
+    ("policy", "method", "phase"),
+    [(POOL, "clone", "clone"), (PAUSED, "prestart", "boot"), (POOL, "start", "boot")],
+)
+def test_a_session_takes_over_the_vm_that_is_being_made_ready(world, policy, method, phase):
+    async def main():
+        async with world.supervisor(policy) as supervisor:
+            gate = world.cloud.gate(method)
+            fill(supervisor, size=None)
+            await settled()
+            session = supervisor.session()
+            await settled()
+            assert (session.phase, session.source) == (phase, "making")
+            gate.open.set()
+            await settled()
+            assert (session.phase, session.source) == ("run", "making")
+            assert session.client.output == b"hello\n"
+            assert calls(world).count("clone") == 1
+
+    in_virtual_time(main)
+
+
 def test_a_warm_vm_whose_connection_is_lost_is_replaced(world):
     async def main():
         async with world.supervisor(POOL) as supervisor:

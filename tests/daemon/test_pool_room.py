@@ -92,6 +92,7 @@ def test_a_key_is_found_whole_or_not_at_all():
     [
         ("warm", [], "took a ready VM"),
         ("paused", [], "took a VM that was started ahead"),
+        ("making", [view(making=1)], "took a VM that was being made ready"),
         ("resumed", [], "goes on in the VM that it had"),
         ("made", [], "no ready VM: cloning"),
         ("made", [view(warm=0)], "no ready VM: cloning"),

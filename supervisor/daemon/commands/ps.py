@@ -23,11 +23,11 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is ``queued``, ``preparing``, ``running``, ``ending`` or ``ended``; `phase` is the step within it.
     `created_at` is a Unix time in seconds. `source` says how its VM came: ``warm`` (it was ready), ``paused``
-    (it was started ahead), ``made`` (for this session), ``resumed`` (after a supervisor's restart), "" while
-    it has none. `status` is the exit status as soon as it is settled, else null. `attached` is false for a
-    session that goes on without a client. `marks` says when it came to what: requested, queued, claimed,
-    clone, restore, identity, mounts, banner, connect, prime, files, start, first-output, ended, deleted, as
-    far as they occurred.
+    (it was started ahead), ``making`` (it was already being made ready), ``made`` (for this session),
+    ``resumed`` (after a supervisor's restart), "" while it has none. `status` is the exit status as soon as
+    it is settled, else null. `attached` is false for a session that goes on without a client. `marks` says
+    when it came to what: requested, queued, claimed, clone, restore, identity, mounts, banner, connect,
+    prime, files, start, first-output, ended, deleted, as far as they occurred.
     """
 
     session: str

@@ -17,6 +17,8 @@ def how_it_came(source: str, key: PoolKey, before: Sequence[PoolView]) -> str:
         return "took a ready VM"
     if source == "paused":
         return "took a VM that was started ahead"
+    if source == "making":
+        return "took a VM that was being made ready"
     if source == "resumed":
         return "goes on in the VM that it had"
     ready = [pool.key for pool in before if pool.warm and _same_project(pool.key, key)]
