@@ -15,7 +15,6 @@ from claude_vm.bench.site import Site, open_folder
 from claude_vm.bench.ssh import Login
 from claude_vm.bench.stock import make_stock
 from claude_vm.context.config.layers import load_settings
-from claude_vm.context.config.schema import Pool
 from claude_vm.context.project import find_project, template_name
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Capabilities, Owner, TemplateRecord
@@ -201,8 +200,6 @@ class Lab:
         return self.once(f"mode {name}", makers[name])
 
     def _restore(self) -> Mode:
-        if "paused" not in Pool.__struct_fields__:
-            raise UnavailableError("this version has no setting for VMs that are started ahead and paused")
         return Sessions(self.site("restore", pool=f"size = 0\npaused = {POOL}\n"))
 
 

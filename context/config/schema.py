@@ -175,6 +175,14 @@ class Pool(Section, frozen=True):
             files=HOST_FILES,
         ),
     ] = 1
+    paused: Annotated[
+        str | int,
+        Setting(
+            kind=Either(Choice("auto"), Integer(0, 64)),
+            doc="VMs to start ahead and keep paused, for when none is ready; `auto`: 1 if `size` is not 0",
+            files=HOST_FILES,
+        ),
+    ] = "auto"
     max_instances: Annotated[
         int,
         Setting(

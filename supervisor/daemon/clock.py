@@ -67,7 +67,7 @@ async def watch_host_clock(
 
 
 async def follow_drift(set_clocks: Callable[[], None]) -> None:
-    """Call `set_clocks` again and again, because the clock of a VM that waits for long runs off its host's."""
+    """Call `set_clocks` again and again: the clock of a VM that waits for long runs off its host's."""
     while True:
         await anyio.sleep(DRIFT_INTERVAL_S)
         set_clocks()

@@ -5,6 +5,7 @@ was started with. It is read at the start and again when a session is requested,
 without a restart.
 """
 
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from claude_vm.supervisor.core.policy import PoolPolicy
 
 log = structlog.get_logger()
 
+PRESTART_DRIVERS = frozenset({"qemu"} if sys.platform == "linux" else ())
+"""Drivers that can start a VM's process ahead: only a RAM clone has something to wait for."""
+
 MIB_PER_GB = 1024
 BYTES_PER_MIB = 1 << 20
 
@@ -26,6 +30,8 @@ def pool_policy(settings: Settings, host_memory_mib: int) -> PoolPolicy:
     pool = settings.pool
     return PoolPolicy(
         size=pool.size,
+        paused=int(pool.size > 0) if isinstance(pool.paused, str) else pool.paused,
+        prestart_drivers=PRESTART_DRIVERS,
         max_instances=pool.max_instances,
         idle_timeout_s=float(pool.idle_timeout),
         max_age_s=float(pool.max_age),

@@ -5,7 +5,13 @@ import pytest
 from claude_vm.context.config.layers import load_settings
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import policy as module
-from claude_vm.supervisor.daemon.policy import budget_problem, memory_mib, pool_policy, read_policy
+from claude_vm.supervisor.daemon.policy import (
+    PRESTART_DRIVERS,
+    budget_problem,
+    memory_mib,
+    pool_policy,
+    read_policy,
+)
 
 HOST_MIB = 16050
 
@@ -23,14 +29,29 @@ def policy(tmp_path):
 
 def test_without_a_file_one_vm_is_kept_ready_within_half_of_the_memory(policy):
     assert policy() == PoolPolicy(
-        size=1, max_instances=8, idle_timeout_s=1800.0, max_age_s=43200.0, memory_budget_mib=8025
+        size=1,
+        paused=1,
+        max_instances=8,
+        idle_timeout_s=1800.0,
+        max_age_s=43200.0,
+        memory_budget_mib=8025,
+        prestart_drivers=PRESTART_DRIVERS,
     )
 
 
 def test_every_setting_of_the_pool_reaches_the_policy(policy):
-    text = 'size = 3\nmax_instances = 20\nidle_timeout = "90s"\nmax_age = "1h30m"\nmemory_budget = "6GB"\n'
+    text = (
+        'size = 3\npaused = 2\nmax_instances = 20\nidle_timeout = "90s"\nmax_age = "1h30m"\n'
+        'memory_budget = "6GB"\n'
+    )
     assert policy(f"[pool]\n{text}") == PoolPolicy(
-        size=3, max_instances=20, idle_timeout_s=90.0, max_age_s=5400.0, memory_budget_mib=6144
+        size=3,
+        paused=2,
+        max_instances=20,
+        idle_timeout_s=90.0,
+        max_age_s=5400.0,
+        memory_budget_mib=6144,
+        prestart_drivers=PRESTART_DRIVERS,
     )
 
 
@@ -66,3 +87,9 @@ def test_a_budget_that_holds_no_vm_is_a_problem_with_a_way_out(size, budget, pro
         assert "8192 MiB" in what
         assert "8191 MiB" in what
         assert "memory_budget" in fix
+
+
+def test_nothing_is_started_ahead_where_nothing_is_kept_ready_unless_it_is_asked_for(policy):
+    assert policy("[pool]\nsize = 0\n").paused == 0
+    assert policy("[pool]\nsize = 0\npaused = 2\n").paused == 2
+    assert policy("[pool]\nsize = 4\npaused = 0\n").paused == 0
