@@ -64,7 +64,8 @@ def connect_or_launch() -> socket.socket:
     """
     from claude_vm.supervisor.cli.launch import AnotherRunsError, launch  # noqa: PLC0415 - rarely needed
 
-    directory = runtime_directory(home())
+    make_private(runtime_directory(home()))
+    directory = os.path.join(home(), "run")  # noqa: PTH118
     make_private(directory)
     lock = os.open(os.path.join(directory, "launch.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # noqa: PTH118
     try:

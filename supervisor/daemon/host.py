@@ -109,8 +109,16 @@ async def open_host(
             dispatcher.post(ShutdownRequested(at=anyio.current_time()))
             await dispatcher.stopped.wait()
         tasks.cancel_scope.cancel()
+        stack.callback(_remove_short, runtime, home)
     if in_process:
         identity.remove(home, supervisor_id)
+
+
+def _remove_short(runtime: Path, home: Path) -> None:
+    """A folder with a long path has its sockets elsewhere, where an empty folder would stay for ever."""
+    if not runtime.is_relative_to(home):
+        with suppress(OSError):  # a VM that goes on has sockets there
+            runtime.rmdir()
 
 
 def _clock_jumped(dispatcher: Dispatcher, seconds: float) -> None:

@@ -398,7 +398,7 @@ def test_a_data_folder_with_a_path_too_long_for_a_socket_has_sessions_too(user):
         assert user.run("shell", "exit 37", env=env).returncode == 37
         assert (data / "templates").is_dir()
         assert user.run("daemon", "stop", env=env).returncode == 0
-        wait_until(lambda: not Path(socket_path(str(data))).exists())
+        wait_until(lambda: not Path(runtime_directory(str(data))).exists())
     finally:
         user.run("daemon", "stop", "--force", env=env)
         shutil.rmtree(runtime_directory(str(data)), ignore_errors=True)
