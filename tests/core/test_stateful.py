@@ -645,7 +645,7 @@ class World(RuleBasedStateMachine):
                 assert sessions[view.session_id].key == view.key, "another key, or an old generation"
                 assert sessions[view.session_id].source
                 phase = PHASES.get(view.state, "")
-                assert not phase or self.told[view.session_id] == phase, "its client knows nothing of it"
+                assert not phase or self.told.get(view.session_id) == phase, "its client knows nothing of it"
         leases = [view.session_id for view in instances.values() if view.session_id]
         assert len(leases) == len(set(leases)), "two instances for one session"
         for name, view in sessions.items():
