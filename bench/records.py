@@ -39,7 +39,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One measured command.
 
     `mode` is ``cold``, ``clone``, ``restore``, ``warm``, or the name of a baseline; `kind` is ``prompt`` or
-    ``output``. `source` is how the session's VM came (``warm``, ``paused``, ``making``, ``made``), as the daemon says.
+    ``output``. `source` is how the session's VM came (``warm``, ``paused``, ``making``, ``made``), as the
+    daemon says.
     Samples of one `unit` were started together. A negative `round` is warm-up and counts for nothing.
     """
 
