@@ -407,6 +407,7 @@ class Helper:
         for path in (f"{RUN}/sessions", f"{RUN}/ssh", "/run/sshd"):
             make_directories(path, (0, 0))
         make_directories(f"{RUN}/agent", self.user[:2])
+        os.chmod(f"{RUN}/agent", 0o700)
         for name, text in keys:
             # sshd reads the authorized key as the user who logs in.
             replace(f"{RUN}/ssh/{name}", text, 0o600 if name == "host_key" else 0o644)

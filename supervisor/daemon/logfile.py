@@ -26,6 +26,7 @@ def configure(path: Path | None) -> None:
         handler = logging.StreamHandler(sys.stderr)
         renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(colors=False)
     else:
+        path.touch(mode=0o600)  # a supervisor inside a client has that one's umask
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=KEPT_FILES)
         renderer = structlog.processors.JSONRenderer()
     shared: list[structlog.typing.Processor] = [

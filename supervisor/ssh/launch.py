@@ -19,6 +19,9 @@ AGENTS = "/run/claude-vm/agent"
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LAUNCHERS = "__claude_vm_"
+"""What the launcher's own variables begin with."""
+
 # Bash's own: an assignment to them fails, or is dropped without a word.
 _NOT_SETTABLE = frozenset(
     (
@@ -66,7 +69,7 @@ def launch_files(
     if cwd and not cwd.startswith("/"):
         raise LaunchError(f"the working directory is not absolute: {cwd!r}")
     for name in env or {}:
-        if not _NAME.fullmatch(name) or name in _NOT_SETTABLE:
+        if not _NAME.fullmatch(name) or name in _NOT_SETTABLE or name.startswith(_LAUNCHERS):
             raise LaunchError(
                 f"a shell can't set the environment variable {name!r}", hint="leave it out, or rename it"
             )

@@ -272,6 +272,7 @@ def test_the_launcher_names_the_folder_that_is_missing(tmp_path):
         {"mode": Mode.SHELL, "env": {"": "x"}},
         {"mode": Mode.SHELL, "env": {"A\n": "x"}},
         {"mode": Mode.SHELL, "env": {"UID": "0"}},
+        {"mode": Mode.EXEC, "argv": ["true"], "env": {"__claude_vm_argv": "id"}},
         {"mode": Mode.SHELL, "env": {"A": "x\0B=y"}},
         {"mode": Mode.SHELL, "cwd": "relative"},
         {"mode": Mode.SHELL, "cwd": "/a\0b"},

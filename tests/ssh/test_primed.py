@@ -257,3 +257,17 @@ async def test_the_profile_leaves_its_directory_when_no_other_is_wished(link, pu
         process = await cold(link, put, Mode.EXEC, ["pwd"], pty)
         assert (await whole(process.read_stdout)).strip() == b"/usr/lib"
         await process.aclose()
+
+
+@pytest.mark.parametrize("pty", [None, TERMINAL], ids=["pipes", "terminal"])
+async def test_the_time_that_a_shell_waited_does_not_count(link, put, pty):
+    shells = await prime(link, tuple(Kind), term="xterm-256color")
+    await link.run("sleep 2.1")
+    process = await shells.start(put(Mode.SHELL), pty=pty)
+    await process.write(b"echo =$SECONDS=; exit\n")
+    process.write_eof()
+    said = b""
+    while data := await process.read_stdout(4096):
+        said += data
+    assert b"=0=" in said or b"=1=" in said
+    await process.aclose()
