@@ -7,7 +7,7 @@ BIN     = $(VENV)/bin
 # What `make run` does without ARGS: proves that Claude Code runs in a VM, and that it sees this project.
 DEMO    = 'uname -srm; claude --version; pwd; ls -A'
 
-.PHONY: help run test check format bench soak system system-test venv dev clean
+.PHONY: help run test check format bench soak chaos system system-test venv dev clean
 
 help:
 	@echo "make run [ARGS='…']  set up what is missing, then run claude-vm in this folder"
@@ -15,6 +15,7 @@ help:
 	@echo "make check           format, lint, types, import rules"
 	@echo "make bench [ARGS='…']  what a user waits for against its targets, in this folder (it must have a template)"
 	@echo "make soak            repeat the session tests for a long time"
+	@echo "make chaos           kill everything at random, CHAOS_KILLS times, and print what is left (an hour)"
 
 run: system venv
 ifdef ARGS
@@ -42,6 +43,16 @@ bench: system venv
 # Twenty rounds of the tests that start and end real sessions.
 soak: system system-test dev
 	@for i in $$(seq 20); do echo "round $$i"; $(BIN)/python -m pytest -q tests/e2e $(PYTEST_ARGS) || exit 1; done
+
+# The long forms of the fault tests, then real kills and claims. CHAOS_SEED repeats the choices of a run.
+CHAOS_KILLS  ?= 200
+CHAOS_CLAIMS ?= 200
+export CHAOS_SEED
+chaos: system system-test dev
+	@CHAOS_KILLS=$(CHAOS_KILLS) $(BIN)/python -m pytest -q -s tests/chaos tests/e2e/test_faults.py \
+	    tests/core/test_many.py::test_of_ten_thousand_claims_none_is_double $(PYTEST_ARGS)
+	@echo "claims: 10,000 simulated, double: 0"
+	@CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_CLAIMS=$(CHAOS_CLAIMS) $(BIN)/python tests/chaos/campaign.py
 
 system:
 	@sh .ci/system-packages run

@@ -51,7 +51,7 @@ import sys
 import termios
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 FRAME_LIMIT = 1 << 17
@@ -289,16 +289,16 @@ class Shell:
 
     def _on_terminal(self, control: socket.socket) -> int:
         master, slave = os.openpty()
-        # One descriptor for each way, so that each can be watched by itself.
-        self._feed = self._keep(fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 0))
-        self.outputs = [Output(self, self._keep(master), b"O")]
-        self._terminal = name = os.ttyname(slave)
-        # The profile gets no input here either: whoever reads in it is told its end. What nobody took is
-        # thrown away before the session begins.
-        os.write(self._feed, b"\4" * _PROFILE_READS)
-        # The leader of a session gets the first terminal that it opens.
-        opens = [(os.POSIX_SPAWN_OPEN, number, name, os.O_RDWR, 0) for number in range(3)]
         try:
+            # One descriptor for each way, so that each can be watched by itself.
+            self.outputs = [Output(self, self._keep(master), b"O")]
+            self._feed = self._keep(fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 0))
+            self._terminal = name = os.ttyname(slave)
+            # The profile gets no input here either: whoever reads in it is told its end. What nobody took is
+            # thrown away before the session begins.
+            os.write(self._feed, b"\4" * _PROFILE_READS)
+            # The leader of a session gets the first terminal that it opens.
+            opens = [(os.POSIX_SPAWN_OPEN, number, name, os.O_RDWR, 0) for number in range(3)]
             return self._spawn(
                 self.holder.terminal_argv, opens, control, {"TERM": self.term, "SSH_TTY": name}
             )
@@ -306,23 +306,26 @@ class Shell:
             os.close(slave)
 
     def _on_pipes(self, control: socket.socket) -> int:
-        pipes = [os.pipe() for _ in range(3)]
-        (stdin, self._feed), (out, stdout), (err, stderr) = pipes
-        for number in (self._feed, out, err):
-            self._keep(number)
-        os.set_blocking(self._feed, False)
-        self.outputs = [Output(self, out, b"O"), Output(self, err, b"F")]
-        # The profile gets no input, and writes to stderr; the launcher takes 3 and 4.
-        actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-        high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 32) for number in (stderr, stderr, stdin, stdout)]
-        actions += [
-            (os.POSIX_SPAWN_DUP2, source, target) for source, target in zip(high, range(1, 5), strict=True)
-        ]
-        try:
+        with ExitStack() as theirs:
+
+            def passed(descriptor: int) -> int:
+                theirs.callback(os.close, descriptor)
+                return descriptor
+
+            stdin, feed = os.pipe()
+            stdin, self._feed = passed(stdin), self._keep(feed)
+            out, stdout = os.pipe()
+            out, stdout = self._keep(out), passed(stdout)
+            err, stderr = os.pipe()
+            err, stderr = self._keep(err), passed(stderr)
+            os.set_blocking(self._feed, False)
+            self.outputs = [Output(self, out, b"O"), Output(self, err, b"F")]
+            # The profile gets no input, and writes to stderr; the launcher takes 3 and 4.
+            actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+            for target, source in enumerate((stderr, stderr, stdin, stdout), 1):
+                high = passed(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 32))
+                actions.append((os.POSIX_SPAWN_DUP2, high, target))
             return self._spawn(self.holder.pipes_argv, actions, control, {})
-        finally:
-            for number in (stdin, stdout, stderr, *high):
-                os.close(number)
 
     def _spawn(
         self, argv: Sequence[str], actions: list[Any], control: socket.socket, environment: Mapping[str, str]

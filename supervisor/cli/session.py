@@ -9,7 +9,13 @@ import socket
 import time
 
 from claude_vm.supervisor.cli.invocation import invocation
-from claude_vm.supervisor.wire.client import Connection, NoAnswerError, RefusedError, invoke
+from claude_vm.supervisor.wire.client import (
+    Connection,
+    HungUpError,
+    NoAnswerError,
+    RefusedError,
+    invoke,
+)
 from claude_vm.supervisor.wire.errors import WireError
 from claude_vm.supervisor.wire.messages import VERSION_MISMATCH_IDLE
 from claude_vm.supervisor.wire.paths import (
@@ -25,6 +31,10 @@ PATIENCE_S = 60.0
 
 STEP_S = 0.05
 """How often to look whether it has ended: nothing tells us."""
+
+
+DEATHS = 1
+"""How many daemons may die before they have said anything, before a client gives up."""
 
 
 class DaemonBusyError(WireError):
@@ -132,9 +142,15 @@ def run_in_process(argv: list[str]) -> int:
 def _welcome(connection: socket.socket, argv: list[str]) -> Connection:
     message = invocation(argv)
     deadline = time.monotonic() + PATIENCE_S
+    deaths = 0
     while True:
         try:
             return invoke(connection, message)
+        except HungUpError:
+            # It died just now, of something else than of us, if the next one does not.
+            deaths += 1
+            if deaths > DEATHS:
+                raise
         except RefusedError as error:
             if error.code != VERSION_MISMATCH_IDLE or time.monotonic() > deadline:
                 raise

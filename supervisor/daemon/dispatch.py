@@ -24,7 +24,7 @@ from claude_vm.supervisor.daemon.bookkeeping import Books
 from claude_vm.supervisor.daemon.clock import Alarm
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.execution import Admit, Execution, admit_all
-from claude_vm.supervisor.daemon.faults import Faults, kill_vm
+from claude_vm.supervisor.daemon.faults import Action, Faults, inflict
 from claude_vm.supervisor.daemon.instances import Instance, Watchers
 from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.daemon.session import EndedSession, Session
@@ -294,11 +294,13 @@ class Dispatcher:
         name = instance.instance_id
         self._books.note_started(session_id)
         self.post(ev.RunStarted(at=anyio.current_time(), instance_id=name, session_id=session_id))
-        if self._faults is not None and self._faults.due("after:run-started", name) == "kill-vm":
-            self._tasks.start_soon(self._kill_vm, instance)
+        if self._faults is not None:
+            action = self._faults.due("after:run-started", name)
+            self._tasks.start_soon(self._inflict, action, instance)
 
-    async def _kill_vm(self, instance: Instance) -> None:
-        await kill_vm(instance.instance_id, await self._drivers.get(instance.driver))
+    async def _inflict(self, action: Action | None, instance: Instance) -> None:
+        driver = await self._drivers.get(instance.driver)
+        await inflict(action, instance.instance_id, driver, instance.link)
 
     @staticmethod
     def _failed(effect: fx.InstanceEffect, code: str, message: str) -> ev.EffectFailed:

@@ -1,6 +1,7 @@
 """Carries out an instance's effects: driver calls and SSH. `dispatch` orders them and answers for them."""
 
-from collections.abc import Callable, Collection, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
 import anyio
 import anyio.abc
@@ -84,10 +85,10 @@ class Execution:
         name = instance.instance_id
         kind = type(effect).__name__.lower()
         if self._faults is not None:
-            await self._faults.strike(f"before:{kind}", name, driver)
+            await self._faults.strike(f"before:{kind}", name, driver, instance.link)
         answer = await self._do(effect, instance, driver, session)
         if self._faults is not None:
-            await self._faults.strike(f"after:{kind}", name, driver)
+            await self._faults.strike(f"after:{kind}", name, driver, instance.link)
         return answer
 
     async def _do(  # noqa: PLR0911 - one answer for each effect
@@ -112,7 +113,8 @@ class Execution:
                 restored = instance.access.restored
                 return ev.StartDone(at=anyio.current_time(), instance_id=name, restored=restored)
             case fx.Connect():
-                await self._connect(instance, driver, session)
+                async with _vm_death_first():
+                    await self._connect(instance, driver, session)
                 return ev.ConnectDone(at=anyio.current_time(), instance_id=name)
             case fx.Run(session_id=session_id):
                 status = await self._run(instance, driver, self._sessions[session_id])
@@ -137,7 +139,7 @@ class Execution:
         if session is not None:
             session.mark("prime")
         if self._faults is not None:
-            await self._faults.strike("before:prime", instance.instance_id, driver)
+            await self._faults.strike("before:prime", instance.instance_id, driver, instance.link)
         instance.shells = await prime(instance.link, _kinds(session), term=self._term_for(session))
         self._watchers.watch_link(instance, instance.link)
 
@@ -149,7 +151,7 @@ class Execution:
         link, shells, instance.shells = instance.link, instance.shells, None
         if link is None or shells is None:
             raise DriverError("the instance is not connected")
-        try:
+        async with _vm_death_first():
             return await session.run(
                 driver,
                 instance.instance_id,
@@ -157,10 +159,6 @@ class Execution:
                 shells,
                 lambda: self._started(instance, session.session_id),
             )
-        except LinkLostError:
-            # Mostly because the VM died. Its watcher knows more, and the core then cancels this.
-            await anyio.sleep(VM_DEATH_S)
-            raise
 
     async def _resume(self, instance: Instance, session_id: str) -> int:
         if instance.access is None:
@@ -188,6 +186,16 @@ class Execution:
         if link is not None:
             with anyio.move_on_after(CLOSE_TIMEOUT_S):
                 await link.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _vm_death_first() -> AsyncIterator[None]:
+    """A guest is out of reach mostly because its VM died: its watcher knows more, and the core cancels us."""
+    try:
+        yield
+    except (ConnectError, LinkLostError):
+        await anyio.sleep(VM_DEATH_S)
+        raise
 
 
 def _kinds(session: Session | None) -> Collection[Kind]:

@@ -6,8 +6,9 @@ supervisor comes to the moment for the NUMBERth time (1, where none is given).
 Moments: ``begun:KIND`` (the journal's row is written, nothing else), ``before:KIND`` and ``after:KIND`` (the
 work is done, the answer neither written nor taken) for each KIND of effect (clone, prestart, start, connect,
 run, resume, delete), ``before:prime`` and ``after:run-started``. Actions: ``kill-self`` (SIGKILL for this
-supervisor), ``kill-vm`` (SIGKILL for the instance's VM, where the driver tells its process), ``raise`` (the
-step fails with the code ``injected-fault``; ``after:run-started`` and ``begun`` can't fail).
+supervisor), ``kill-vm`` (SIGKILL for the instance's VM, where the driver tells its process), ``cut-link``
+(its connection ends, where there is one) and ``raise`` (the step fails with the code ``injected-fault``). At
+``begun`` only ``kill-self`` does something, and ``after:run-started`` can't fail.
 
 Without the variable nothing of this is ever called.
 """
@@ -22,6 +23,7 @@ import structlog
 
 from claude_vm.drivers.api import Driver
 from claude_vm.drivers.errors import DriverError
+from claude_vm.supervisor.ssh.link import Link
 
 log = structlog.get_logger()
 
@@ -33,8 +35,8 @@ MOMENTS: Final = frozenset(
     | {"before:prime", "after:run-started"}
 )
 
-Action = Literal["kill-self", "kill-vm", "raise"]
-_ACTIONS: Final = ("kill-self", "kill-vm", "raise")
+Action = Literal["kill-self", "kill-vm", "cut-link", "raise"]
+_ACTIONS: Final = ("kill-self", "kill-vm", "cut-link", "raise")
 _FAULT: Final = re.compile(r"([a-z]+:[a-z-]+)(?:#([1-9][0-9]*))?=([a-z-]+)")
 
 
@@ -70,17 +72,24 @@ class Faults:
                 return fault.action
         return None
 
-    async def strike(self, moment: str, instance_id: str, driver: Driver) -> None:
+    async def strike(self, moment: str, instance_id: str, driver: Driver, link: Link | None = None) -> None:
         """Come to a moment, and do what is due.
 
         Raises:
             InjectedFaultError: That is due.
         """
         action = self.due(moment, instance_id)
-        if action == "kill-vm":
-            await kill_vm(instance_id, driver)
-        elif action == "raise":
+        if action == "raise":
             raise InjectedFaultError(f"a fault was asked for at {moment}")
+        await inflict(action, instance_id, driver, link)
+
+
+async def inflict(action: Action | None, instance_id: str, driver: Driver, link: Link | None) -> None:
+    """Do to an instance what is due, if that is something that can be done to it."""
+    if action == "kill-vm":
+        await kill_vm(instance_id, driver)
+    elif action == "cut-link" and link is not None:
+        link.cut()
 
 
 async def kill_vm(instance_id: str, driver: Driver) -> None:

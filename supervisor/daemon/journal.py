@@ -14,11 +14,14 @@ so they run in a thread, on a connection of their own.
 """
 
 import contextlib
+import functools
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
+
+import msgspec
 
 from claude_vm.drivers.api import Access
 from claude_vm.supervisor.core.keys import PoolKey
@@ -83,6 +86,24 @@ KEPT_ROWS = 10_000
 """Ended effects that are kept, for whoever asks what happened."""
 
 
+_SessionRow = tuple[str, str, str, str, int, float]
+_InstanceRow = tuple[str, str, str, str, float, str | None, str | None]
+
+_HOSTS_ERRORS: Final = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+"""What SQLite reports when the host does not let it work. Everything else is about what is in the file."""
+
+
 class Journal:
     """One supervisor's journal. Not thread-safe but for `checkpoint`; belongs to who holds the lock."""
 
@@ -96,7 +117,8 @@ class Journal:
     def open(cls, path: Path, boot_id: str) -> Iterator[tuple[Self, str]]:
         """Open or create the journal; yields it with a remark for people ("" when all is well).
 
-        A damaged file is moved aside, not repaired: the drivers' own lists are enough to sweep.
+        A file that is damaged, or whose tables are not ours, is moved aside, not repaired: the drivers' own
+        lists are enough to sweep.
 
         Raises:
             sqlite3.Error: The folder can't be written.
@@ -104,9 +126,9 @@ class Journal:
         remark = ""
         try:
             connection = _connect(path)
-        except sqlite3.OperationalError:
-            raise  # a full disk, a lock: nothing is wrong with what is in it
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _HOSTS_ERRORS:
+                raise  # nothing is wrong with what is in it
             aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
@@ -192,30 +214,33 @@ class Journal:
 
     def left_instances(self) -> list[LeftInstance]:
         """Return the instances of a former supervisor that were not deleted."""
-        sessions = {
-            instance_id: JournaledSession(
-                session_id=session_id, project=project, label=label, pty=bool(pty), created_at=created_at
-            )
-            for instance_id, session_id, project, label, pty, created_at in self._connection.execute(
-                "SELECT instance_id, session_id, project, label, pty, created_at FROM sessions WHERE started"
-            )
-        }
-        rows = self._connection.execute(
+        sessions: dict[str, JournaledSession] = {}
+        for row in self._connection.execute(
+            "SELECT instance_id, session_id, project, label, pty, created_at FROM sessions WHERE started"
+        ):
+            with contextlib.suppress(msgspec.ValidationError):
+                instance_id, session_id, project, label, pty, created_at = msgspec.convert(row, _SessionRow)
+                sessions[instance_id] = JournaledSession(session_id, project, label, bool(pty), created_at)
+        found: list[LeftInstance] = []
+        for row in self._connection.execute(
             "SELECT instance_id, driver, state, boot_id, made_at, key, access FROM instances"
-        ).fetchall()
-        return [
-            LeftInstance(
-                instance_id=instance_id,
-                driver=driver,
-                state=state,
-                same_boot=boot_id == self._boot_id,
-                made_at=made_at,
-                key=from_text(key, PoolKey),
-                access=from_text(access, Access),
-                session=sessions.get(instance_id),
-            )
-            for instance_id, driver, state, boot_id, made_at, key, access in rows
-        ]
+        ):
+            # An instance whose row is damaged is one that the journal does not know.
+            with contextlib.suppress(msgspec.ValidationError):
+                instance_id, driver, state, boot_id, made_at, key, access = msgspec.convert(row, _InstanceRow)
+                found.append(
+                    LeftInstance(
+                        instance_id=instance_id,
+                        driver=driver,
+                        state=state,
+                        same_boot=boot_id == self._boot_id,
+                        made_at=made_at,
+                        key=from_text(key, PoolKey),
+                        access=from_text(access, Access),
+                        session=sessions.get(instance_id),
+                    )
+                )
+        return found
 
     def lock_worktrees(self, repository: str, session_id: str) -> None:
         """Write that a session is about to lock a repository's worktrees."""
@@ -256,12 +281,14 @@ class Journal:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+    connection.text_factory = _text
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
         _check(connection)
         connection.executescript(_SCHEMA)
+        _check_shape(connection)
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     except BaseException:
         connection.close()
@@ -276,3 +303,29 @@ def _check(connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version not in {0, SCHEMA_VERSION}:
         raise sqlite3.DatabaseError(f"schema version {version}")
+
+
+def _check_shape(connection: sqlite3.Connection) -> None:
+    """Raises DatabaseError if there are other tables than ours, or with other columns."""
+    if _shape(connection) != _intended_shape():
+        raise sqlite3.DatabaseError("its tables are not ours")
+
+
+def _shape(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """Return (kind, name, column) of all tables and views."""
+    return connection.execute(
+        "SELECT m.type, m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c"
+        " WHERE m.type IN ('table', 'view') ORDER BY m.name, c.cid"
+    ).fetchall()
+
+
+@functools.cache
+def _intended_shape() -> list[tuple[str, str, str]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+        empty.executescript(_SCHEMA)
+        return _shape(empty)
+
+
+def _text(data: bytes) -> str:
+    """What is no text is no value that we wrote; it must not keep the rest from being read."""
+    return data.decode(errors="replace")

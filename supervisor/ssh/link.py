@@ -1,6 +1,7 @@
 """One SSH connection to one guest. Nothing of this host's own SSH configuration or agent has a part in it."""
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from os import fsencode
 from pathlib import Path
@@ -209,6 +210,11 @@ class Link:
         """Return why the connection ended, once it has."""
         await self._connection.wait_closed()
         return self._owner.reason
+
+    def cut(self) -> None:
+        """Break the connection beneath SSH, as a network does: nobody says farewell. Never waits."""
+        with contextlib.suppress(OSError):
+            self._connection.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     async def aclose(self) -> None:
         """End the connection. May be called twice; shielded, and bounded by `CLOSE_S`."""

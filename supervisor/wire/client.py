@@ -44,6 +44,10 @@ class NoAnswerError(WireError):
     code = "daemon-silent"
 
 
+class HungUpError(NoAnswerError):
+    """The daemon ended the connection before its HELLO, so it has not begun with the invocation."""
+
+
 class Connection:
     """A connection to the daemon after its HELLO. Owns the socket.
 
@@ -163,9 +167,11 @@ def _exchange(connection: socket.socket, greeting: bytes, reader: FrameReader) -
     while not frames:
         try:
             data = connection.recv(RECEIVE)
+        except ConnectionResetError as error:
+            raise HungUpError(f"the daemon does not answer: {error}") from error
         except OSError as error:
             raise NoAnswerError(f"the daemon does not answer: {error}") from error
         if not data:
-            raise NoAnswerError("the daemon hung up before it said anything")
+            raise HungUpError("the daemon hung up before it said anything")
         frames = reader.feed(data)
     return frames

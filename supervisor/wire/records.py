@@ -145,6 +145,8 @@ def _convert(kind: FrameType, message: dict[str, object], record: type[_Record])
         return msgspec.convert(message, type=record, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
         raise ProtocolError(f"a frame {kind.name} that can't be used: {error}") from error
+    except UnicodeEncodeError as error:  # a key with a surrogate, which it can't compare
+        raise ProtocolError(f"a frame {kind.name} with a key that is no text") from error
 
 
 def _check_text(text: str) -> None:

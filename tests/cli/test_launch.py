@@ -177,8 +177,10 @@ def test_an_idle_daemon_of_another_version_is_replaced(idle, home):
         timeout=30,
         check=False,
     )
-    # The fake hangs up at once: that is how we know that the client came to it.
-    assert done.stdout.startswith("daemon-silent ")
+    # The fake hangs up at once, as one that dies does. So the client starts another, which finds the socket
+    # of the first in its way.
+    assert done.stdout.startswith("daemon-failed ")
+    assert (home / "starts").read_text() == "xx"
     assert json.loads((home / "told.json").read_text())["environ"]["CLAUDE_VM_HOME"] == str(home)
 
 

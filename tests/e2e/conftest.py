@@ -46,11 +46,12 @@ class Installation:
         self.home = self.user_home / ".claude-vm"
         self.project = root / "project"
         self._started = []
-        self.home.mkdir(parents=True)
-        self.project.mkdir()
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.project.mkdir(exist_ok=True)
         cache = Path.home() / ".claude-vm" / "cache"
         cache.mkdir(parents=True, exist_ok=True)
-        (self.home / "cache").symlink_to(cache)
+        if not (self.home / "cache").is_symlink():
+            (self.home / "cache").symlink_to(cache)
         keep = ("PATH", "USER", "LOGNAME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS")
         self.env = {k: v for k, v in os.environ.items() if k in keep or k.lower().endswith("_proxy")}
         self.env |= {

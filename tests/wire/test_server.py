@@ -389,6 +389,8 @@ async def test_a_wrong_beginning_is_refused(serving, beginning):
         {"terminal": {"colour": True}},
         {"terminfo": "not base64!"},
         {"terminfo": 7},
+        {"\udcb4": 7},
+        {"terminal": {"\udcb4": 7}},
     ],
 )
 async def test_a_wrong_invocation_is_refused(serving, wrong):
@@ -403,6 +405,18 @@ async def test_a_wrong_invocation_is_refused(serving, wrong):
         )
         assert text_of(await client.expect(FrameType.REFUSED))["code"] == "protocol-error"
         assert await client.next() is None
+
+
+async def test_a_bug_in_the_handshake_ends_one_connection_and_nothing_else(serving):
+    told = []
+
+    def admit(hello, argv):
+        raise LookupError("a bug")
+
+    async with serving(None, begin=False, admit=admit, on_error=told.append) as client:
+        await client.begin()
+        assert await client.next() is None
+    assert [type(error) for error in told] == [LookupError]
 
 
 async def test_a_silent_client_is_refused_in_time(serving):
