@@ -17,10 +17,9 @@ class Seen(NamedTuple):
     descriptors: list[int]
     threads: list[int]
 
-    @property
-    def growth_percent(self):
-        """How much memory grew after the first hundred sessions, which fill caches that are kept."""
-        return 100 * (self.resident_kib[-1] / self.resident_kib[100 // STEP] - 1)
+    def growth_percent(self, first, last):
+        """How much memory grew from one number of sessions to another."""
+        return 100 * (self.resident_kib[last // STEP] / self.resident_kib[first // STEP] - 1)
 
 
 def endure(user, sessions):

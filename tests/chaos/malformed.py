@@ -8,6 +8,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from claude_vm.supervisor.wire.framing import encode_json
+from claude_vm.supervisor.wire.messages import FrameType
 from claude_vm.supervisor.wire.paths import socket_path
 
 ANSWER_S = 20.0
@@ -27,6 +29,8 @@ def first_message(user_run):
                 connection, _ = listener.accept()
                 with connection:
                     heard.extend(connection.recv(1 << 20))
+                    refusal = {"code": "heard", "message": "that was all", "hint": ""}
+                    connection.sendall(encode_json(FrameType.REFUSED, refusal))
 
             thread = threading.Thread(target=hear)
             thread.start()
