@@ -6,6 +6,7 @@ for whoever starts it (feature spec 04, threat 22). The guest is gone when this 
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 BITS = stat.S_ISUID | stat.S_ISGID
@@ -15,9 +16,19 @@ def strip_setuid(root: Path, since: float) -> list[str]:
     """Clear setuid and setgid of regular files beneath `root` that changed since `since`; return their paths.
 
     `since` is a Unix time in seconds, compared with the time of the last status change, which a guest can't
-    set. No symlink is followed. Files that can't be changed (another owner's) are reported too.
+    set. No symlink is followed. Files that can't be changed (another owner's) are reported too. A folder
+    that is gone has none.
+
+    Raises:
+        OSError: `root` is there and can't be read.
     """
     found: list[str] = []
+    with suppress(FileNotFoundError, NotADirectoryError):  # of `root`: those of what is beneath are ignored
+        _strip(root, since, found)
+    return found
+
+
+def _strip(root: Path, since: float, found: list[str]) -> None:
     for folder, _, names, descriptor in os.fwalk(root, follow_symlinks=False, onerror=None):
         for name in names:
             try:
@@ -30,7 +41,6 @@ def strip_setuid(root: Path, since: float) -> list[str]:
                 continue
             _clear(name, descriptor, status.st_mode)
             found.append(os.path.join(folder, name))  # noqa: PTH118 - os.fwalk gives text
-    return found
 
 
 def _runs_as_owner(mode: int) -> bool:

@@ -31,7 +31,7 @@ async def _handle(link: Link, client: Client) -> int:
     process = await link.open_process(invocation.argv[-1], pty=pty)
     try:
         await client.started(pty=pty is not None)
-        return await relay(client, process, lambda: None)
+        return await relay(client, process, lambda: None, anyio.sleep_forever)
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(2):
             await process.aclose()

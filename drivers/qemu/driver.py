@@ -24,7 +24,7 @@ from claude_vm.drivers.api import (
     TemplateRecord,
     TemplateSpec,
 )
-from claude_vm.drivers.errors import DriverError, TemplateInUseError, ToolMissingError
+from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError, ToolMissingError
 from claude_vm.drivers.images.debian import images as cached_images
 from claude_vm.drivers.images.debian import remove_image
 from claude_vm.drivers.qemu import accelerator, instance, starting, store
@@ -118,8 +118,11 @@ class QemuDriver:
         Raises:
             DriverError: The guest does not answer.
         """
-        with anyio.fail_after(HELPER_S):
-            await set_clock(self._channel(instance_id))
+        try:
+            with anyio.fail_after(HELPER_S):
+                await set_clock(self._channel(instance_id))
+        except TimeoutError:
+            raise GuestError(f"the guest does not answer (clock, {HELPER_S:g} s)") from None
 
     async def poll(self, instance_id: str) -> InstanceStatus:
         """Return the instance's status. Never raises."""

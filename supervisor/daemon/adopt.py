@@ -2,7 +2,8 @@
 
 Two kinds: what this supervisor's predecessor left (same id, so the core takes the instances as its own: warm
 ones and those with a running session are used on, others deleted), and what supervisors inside clients left
-(each with an id of its own; swept here under their lock, as nobody else owns them).
+(each with an id of its own; swept here under their lock, as nobody else owns them). What the daemon left is
+its successor's alone: sessions go on in it.
 """
 
 import sqlite3
@@ -147,7 +148,7 @@ def release_worktrees(journal: Journal, supervisor_id: str, running: Collection[
 
 
 async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str) -> int:
-    """Delete what other dead supervisors left; return how many instances that were."""
+    """Delete what dead supervisors inside clients left; return how many instances that were."""
     swept = 0
     for other in identity.dead_supervisors(home, own_id):
         try:
@@ -158,8 +159,7 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str) -> 
                         release_worktrees(journal, other)
                 except sqlite3.Error as error:
                     log.warning("journal-not-read", supervisor=other, error=str(error))
-                if other != identity.DAEMON_ID:
-                    identity.remove(home, other)
+                identity.remove(home, other)
         except identity.AlreadyRunningError:
             continue
         except DriverError as error:  # its folder stays, so the next start tries again

@@ -53,7 +53,8 @@ def found_session(row: JournaledSession, key: PoolKey) -> Session:
 async def follow(link: Link, session_id: str) -> int:
     """Wait for the end of a session that runs already; return its exit status.
 
-    Its output is read and dropped, so that a full buffer does not make it stand still.
+    Its output is read and dropped, so that a full buffer does not make it stand still. On pipes its input
+    ends: nobody is there who could write or end it, so what reads it would wait for ever.
 
     Raises:
         SessionLostError: The guest knows nothing of it.
@@ -67,6 +68,8 @@ async def follow(link: Link, session_id: str) -> int:
         return status
     process = await attach(link, session_id)
     try:
+        if not held[session_id].pty:
+            process.write_eof()
         return await _outcome(process)
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(2):
@@ -82,7 +85,10 @@ async def attend(session: Session, journal: Journal, supervisor_id: str) -> None
         # also when the supervisor ends at the same moment
         if session.ended.is_set():
             with anyio.move_on_after(CLEAN_UP_S, shield=True):
-                await _clean_up(session, journal, supervisor_id, begun)
+                try:
+                    await _clean_up(session, journal, supervisor_id, begun)
+                except Exception:  # a bug around one session must not end the others
+                    log.exception("clean-up-failed", session=session.session_id)
 
 
 async def _clean_up(session: Session, journal: Journal, supervisor_id: str, begun: float) -> None:
@@ -94,9 +100,15 @@ async def _clean_up(session: Session, journal: Journal, supervisor_id: str, begu
         log.warning("worktrees-not-unlocked", session=session.session_id, error=str(error))
     since = min(begun, session.created_at)
     for mount in session.plan.key.mounts:
-        if mount.writable:
-            for path in await anyio.to_thread.run_sync(setuid.strip_setuid, Path(mount.host), since):
-                log.warning("set-user-id-removed", session=session.session_id, path=str(path))
+        if not mount.writable:
+            continue
+        try:
+            stripped = await anyio.to_thread.run_sync(setuid.strip_setuid, Path(mount.host), since)
+        except OSError as error:
+            log.warning("set-user-id-not-looked-for", session=session.session_id, error=str(error))
+            continue
+        for path in stripped:
+            log.warning("set-user-id-removed", session=session.session_id, path=str(path))
 
 
 async def _outcome(process: HeldProcess) -> int:

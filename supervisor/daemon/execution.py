@@ -18,7 +18,7 @@ from claude_vm.supervisor.daemon.faults import Faults
 from claude_vm.supervisor.daemon.instances import Instance, Watchers
 from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.daemon.timings import DRIVER_MARKS
-from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError
+from claude_vm.supervisor.ssh.errors import LinkLostError, SshError
 from claude_vm.supervisor.ssh.link import connect
 from claude_vm.supervisor.ssh.shells import Kind, prime
 
@@ -168,8 +168,9 @@ class Execution:
             try:
                 instance.link = await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
                 return await detached.follow(instance.link, session_id)
-            except (ConnectError, LinkLostError) as error:
-                # The VM lives, or its watcher would have had this cancelled; so does what runs in it.
+            except SshError as error:
+                # The VM lives, or its watcher would have had this cancelled; so does what runs in it. A guest
+                # that has no such session any more says that by another error.
                 log.warning("session-out-of-reach", session=session_id, error=str(error), seconds=delay_s)
             link, instance.link = instance.link, None
             if link is not None:

@@ -3,6 +3,7 @@
 Each supervisor has a folder ``<home>/supervisors/<id>`` with its journal and a lock file, locked as long as
 it lives. The daemon's id is ``daemon``; a supervisor inside a client (``--no-daemon``) has one of its own.
 Who can take another's lock knows that the other is dead, and holds the lock while it sweeps what is left.
+What a dead daemon left is never swept by others: its VMs may be in use, and the next daemon takes them over.
 """
 
 import contextlib
@@ -59,9 +60,13 @@ def locked(home: Path, supervisor_id: str) -> Iterator[Path]:
 
 
 def dead_supervisors(home: Path, own_id: str) -> list[str]:
-    """Return the ids of the other supervisors that left a folder. Some may be alive: `locked` tells."""
+    """Return the ids of the others inside clients that left a folder. Some may be alive: `locked` tells.
+
+    The daemon is never among them, not even a dead one.
+    """
+    kept = {own_id, DAEMON_ID}
     with contextlib.suppress(FileNotFoundError):
-        return sorted(p.name for p in supervisors_folder(home).iterdir() if p.name != own_id and p.is_dir())
+        return sorted(p.name for p in supervisors_folder(home).iterdir() if p.name not in kept and p.is_dir())
     return []
 
 

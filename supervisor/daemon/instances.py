@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import anyio
 import anyio.abc
+import structlog
 
 from claude_vm.drivers.api import Access
 from claude_vm.drivers.errors import DriverError
@@ -12,6 +13,11 @@ from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.shells import Shells
+
+log = structlog.get_logger()
+
+WATCH_AGAIN_S = 10.0
+"""Pause, in seconds, before a VM is watched again whose watcher failed by a bug of ours."""
 
 
 class Instance:
@@ -51,7 +57,10 @@ class Instance:
 
 
 class Watchers:
-    """Tell the core when a VM dies, or is out of reach while nobody uses it."""
+    """Tell the core when a VM dies, or is out of reach while nobody uses it.
+
+    Whatever happens while one is watched, the supervisor and its other VMs go on.
+    """
 
     def __init__(
         self, drivers: DriverSet, tasks: anyio.abc.TaskGroup, post: Callable[[ev.Event], None]
@@ -70,17 +79,28 @@ class Watchers:
 
     async def _watch_vm(self, instance: Instance, scope: anyio.CancelScope) -> None:
         with scope:
-            driver = await self._drivers.get(instance.driver)
+            self._tell(instance, await self._death(instance))
+
+    async def _death(self, instance: Instance) -> str:
+        """Return why the VM ended, once it has, or why nobody can tell."""
+        while True:
             try:
-                reason = await driver.wait_stopped(instance.instance_id)
+                driver = await self._drivers.get(instance.driver)
+                return await driver.wait_stopped(instance.instance_id)
             except DriverError as error:
-                reason = str(error)
-            self._tell(instance, reason)
+                return str(error)
+            except Exception:  # that tells nothing about the VM, in which a session may run
+                log.exception("watch-failed", instance=instance.instance_id)
+            await anyio.sleep(WATCH_AGAIN_S)
 
     async def _watch_link(self, instance: Instance, link: Link, scope: anyio.CancelScope) -> None:
         """A session that is under way notices the loss by itself, with what it had to do with it."""
         with scope:
-            reason = await link.wait_closed()
+            try:
+                reason = await link.wait_closed()
+            except Exception as error:  # nobody uses it, so it costs least to take it for lost
+                log.exception("watch-failed", instance=instance.instance_id)
+                reason = str(error)
             if instance.is_warm:
                 self._tell(instance, f"the connection to it was lost: {reason}")
 

@@ -136,10 +136,7 @@ class Journal:
             remark = f"the journal was damaged; it is kept as {aside.name}"
             connection = _connect(path)
         try:
-            connection.execute(
-                "DELETE FROM effects WHERE outcome IS NOT NULL AND seq <= (SELECT max(seq) FROM effects) - ?",
-                (KEPT_ROWS,),
-            )
+            _prune(connection)
             yield cls(connection, path, boot_id), remark
         finally:
             connection.close()
@@ -264,8 +261,12 @@ class Journal:
         return self._connection.execute("SELECT repository, session_id FROM worktree_locks").fetchall()
 
     def checkpoint(self) -> None:
-        """Move the log into the database and sync it. Runs in a thread, on a connection of its own."""
-        with contextlib.closing(sqlite3.connect(self._path, timeout=1)) as connection:
+        """Drop old rows, move the log into the database and sync it.
+
+        Runs in a thread, on a connection of its own.
+        """
+        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=1)) as connection:
+            _prune(connection)
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextlib.contextmanager
@@ -294,6 +295,14 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _prune(connection: sqlite3.Connection) -> None:
+    """Drop all but the last ended effects; where that is done often, it holds nobody up."""
+    connection.execute(
+        "DELETE FROM effects WHERE outcome IS NOT NULL AND seq <= (SELECT max(seq) FROM effects) - ?",
+        (KEPT_ROWS,),
+    )
 
 
 def _check(connection: sqlite3.Connection) -> None:

@@ -21,6 +21,14 @@ DRAIN_S = 0.5
 """How long output may be silent, in seconds, once the main command has ended. Something it left in the
 background may hold the streams open; what the command itself wrote is in the channel by then."""
 
+TRICKLE_S = 3.0
+"""How long, in seconds of waiting for the guest, output that goes on and on is carried once the main command
+has ended. Only who keeps up with the output makes it wait."""
+
+BACKLOG = 4 * 1024 * 1024
+"""Bytes of one output that are carried once the main command has ended. It is more than that can have left on
+the way: what the guest's holder keeps of an output, and what fits into the largest pipe."""
+
 
 class _Outputs:
     """The two output loops, and whether one of them waits for the guest (not for the client)."""
@@ -32,6 +40,7 @@ class _Outputs:
         self._reading = 0
         self.left = 2
         self.closed = False
+        self.command_ended_at: float | None = None
         self.moved = anyio.Event()
 
     async def pump_stdout(self) -> None:
@@ -45,8 +54,11 @@ class _Outputs:
     async def _pump(
         self, read: Callable[[int], Awaitable[bytes]], write: Callable[[bytes], Awaitable[None]]
     ) -> None:
+        late_bytes = 0
+        late_s = 0.0
         try:
-            while True:
+            while late_bytes < BACKLOG and late_s < TRICKLE_S:
+                begun = anyio.current_time()
                 self._reading += 1
                 try:
                     data = await read(CHUNK)
@@ -54,9 +66,13 @@ class _Outputs:
                     self._reading -= 1
                 if not data:
                     return
+                if self.command_ended_at is not None:
+                    late_bytes += len(data)
+                    late_s += anyio.current_time() - max(begun, self.command_ended_at)
                 self._on_output()
                 self._stir()
                 await write(data)
+                self._stir()
         except OutputClosedError:
             self.closed = True
         finally:
@@ -68,11 +84,16 @@ class _Outputs:
         self.moved = anyio.Event()
 
     async def drained(self) -> None:
-        """Wait until both streams ended, or nothing comes any more. For use after the command's end."""
+        """Wait until both streams ended, nothing comes any more, or more than the command can have written.
+
+        For use right after the command's end.
+        """
+        self.command_ended_at = anyio.current_time()
         while self.left:
-            with anyio.move_on_after(DRAIN_S) as silence:
-                await self.moved.wait()
-            if silence.cancelled_caught and self._reading == self.left:
+            moved = self.moved
+            with anyio.move_on_after(DRAIN_S):
+                await moved.wait()
+            if not moved.is_set() and self._reading == self.left:  # for all that time
                 return
 
     async def until_closed(self) -> None:
@@ -81,10 +102,16 @@ class _Outputs:
             await self.moved.wait()
 
 
-async def relay(client: Client, process: GuestProcess, on_output: Callable[[], None]) -> int:
+async def relay(
+    client: Client,
+    process: GuestProcess,
+    on_output: Callable[[], None],
+    next_signal: Callable[[], Awaitable[None]],
+) -> int:
     """Carry the streams until the process has ended; return its exit status, or 141 as `SIGPIPE` would.
 
-    `on_output` is called for each piece of output, before it is passed on.
+    `on_output` is called for each piece of output, before it is passed on. `next_signal` waits for a signal
+    of the client: one that comes when the process has ended already ends what is left to do.
 
     Raises:
         LinkLostError: The connection died before the process ended.
@@ -99,12 +126,17 @@ async def relay(client: Client, process: GuestProcess, on_output: Callable[[], N
             await outputs.until_closed()
             tasks.cancel_scope.cancel()
 
+        async def end_on_signal() -> None:
+            await next_signal()
+            tasks.cancel_scope.cancel()
+
         tasks.start_soon(_pump_input, client, process)
         tasks.start_soon(outputs.pump_stdout)
         tasks.start_soon(outputs.pump_stderr)
         tasks.start_soon(end_when_unread)
         try:
             status = await process.wait()
+            tasks.start_soon(end_on_signal)
             await outputs.drained()
         except SshError as error:
             lost.append(error)  # raised below: out of here it would come in a group

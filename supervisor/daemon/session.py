@@ -82,6 +82,7 @@ class Session:
         self._phase_changed = anyio.Event()
         self._process: HeldProcess | None = None
         self._size: Size | None = None
+        self._signalled = anyio.Event()
         self._marks.add("requested")
 
     @property
@@ -133,6 +134,8 @@ class Session:
                     if self._process is None:
                         return name
                     self._process.send_signal(name)
+                    self._signalled.set()
+                    self._signalled = anyio.Event()
 
     async def run(
         self, driver: Driver, instance_id: str, link: Link, shells: Shells, started: Callable[[], None]
@@ -163,7 +166,12 @@ class Session:
             self._process = process
             started()
             await client.started(pty=plan.pty is not None)
-            return await relay(client, process, on_output=lambda: self.mark("first-output"))
+            return await relay(
+                client,
+                process,
+                on_output=lambda: self.mark("first-output"),
+                next_signal=self._next_signal,
+            )
         finally:
             if listener is not None:
                 listener.close()
@@ -181,6 +189,10 @@ class Session:
             marks=self.marks,
             outcome=self.outcome,
         )
+
+    async def _next_signal(self) -> None:
+        """Wait until the client has sent a signal to the main command."""
+        await self._signalled.wait()
 
     def _current_pty(self) -> Pty | None:
         """The terminal, with the size that it has by now."""

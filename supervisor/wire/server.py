@@ -217,7 +217,7 @@ class _Attendance:
                 await self._say_last_words()
             except anyio.get_cancelled_exc_class():
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LAST_WORDS_S):
-                    self._client.note_nowait("claude-vm: the daemon closes", "error")
+                    self._client.note_nowait(_farewell(self._client), "error")
                     self._client.exit_nowait(FAILED_STATUS)
                     await self._outbox.wait_empty()
                 raise
@@ -282,6 +282,16 @@ def _refuse(refusal: Refusal) -> bytes:
             "message": escape(refusal.message),
             "hint": escape(refusal.hint),
         },
+    )
+
+
+def _farewell(client: Client) -> str:
+    """Return what a client is told whose handler is cancelled: what becomes of its session is not known."""
+    if not client.has_started:
+        return "claude-vm: the daemon closes"
+    return (
+        "claude-vm: the daemon closes; the session may go on in its VM\n"
+        "  find it with `claude-vm ps`, end it with `claude-vm stop`"
     )
 
 

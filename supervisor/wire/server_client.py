@@ -51,9 +51,10 @@ class Signal(msgspec.Struct, frozen=True):
 class Client:
     """One client and its invocation. Every method belongs to the handler's own task and its children.
 
-    `gone` is set when the client went away (it ended, broke the protocol, or was cut off). From then on
-    notes are dropped, outputs raise `ClientGoneError`, prompts are answered None, and `receive_stdin` and
-    `next_control` wait for ever: an input that was cut off must not look complete. So watch `gone`.
+    `has_started` says whether the client was told that its main command runs. `gone` is set when the client
+    went away (it ended, broke the protocol, or was cut off). From then on notes are dropped, outputs raise
+    `ClientGoneError`, prompts are answered None, and `receive_stdin` and `next_control` wait for ever: an
+    input that was cut off must not look complete. So watch `gone`.
 
     Everything may be cancelled at any await without harm to the connection.
     """
@@ -61,6 +62,7 @@ class Client:
     def __init__(self, invocation: Invocation, outbox: Outbox) -> None:
         self.invocation = invocation
         self.gone = anyio.Event()
+        self.has_started = False
         self._outbox = outbox
         self._stdin = Inflow(WINDOW)
         self._stdout = Window(WINDOW)
@@ -108,6 +110,7 @@ class Client:
 
     async def started(self, *, pty: bool) -> None:
         """Say that the main command runs: stdin flows from now on; with `pty` the terminal goes raw."""
+        self.has_started = True
         self._outbox.put(encode_json(FrameType.STARTED, {"pty": pty}))
 
     async def receive_stdin(self) -> bytes:

@@ -4,6 +4,8 @@ import os
 import stat
 import time
 
+import pytest
+
 from claude_vm.context.setuid import strip_setuid
 
 
@@ -53,3 +55,15 @@ def test_a_symlink_is_never_followed(tmp_path):
     os.mkfifo(inside / "fifo")
     assert strip_setuid(inside, 0) == []
     assert victim.stat().st_mode & stat.S_ISUID
+
+
+def test_a_folder_that_is_gone_has_no_setuid_programs(tmp_path):
+    assert strip_setuid(tmp_path / "gone", 0) == []
+    (tmp_path / "file").touch()
+    assert strip_setuid(tmp_path / "file", 0) == []
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        strip_setuid(tmp_path / "loop" / "x", 0)

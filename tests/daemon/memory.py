@@ -63,8 +63,11 @@ class Vm:
         self.stopped = anyio.Event()
         self.reason = ""
         self.sessions = {}
+        self.terminals = set()
+        self.ended_inputs = []
         self.primed = set()
         self.links = []
+        self.breaks_watching = False
 
     def die(self, reason="it was killed"):
         self.running = False
@@ -166,6 +169,8 @@ class MemoryDriver:
 
     async def wait_stopped(self, instance_id):
         vm = self._known(instance_id)
+        if self.cloud.failures.get("wait_stopped"):
+            raise self.cloud.failures["wait_stopped"].pop(0)
         await vm.stopped.wait()
         return vm.reason
 
@@ -211,6 +216,8 @@ class MemoryLink:
 
     async def wait_closed(self):
         await self.over.wait()
+        if self.vm.breaks_watching:
+            raise RuntimeError("a bug")
         return self.lost
 
     async def aclose(self):
@@ -249,8 +256,11 @@ class MemoryProcess:
     async def write(self, data):
         await anyio.lowlevel.checkpoint()
 
-    def write_eof(self):
+    def send_signal(self, name):
         pass
+
+    def write_eof(self):
+        self.link.vm.ended_inputs.append(self.session_id)
 
     async def aclose(self):
         await anyio.lowlevel.checkpoint()
@@ -347,11 +357,19 @@ class World:
 
     async def _attach(self, link, session_id):
         await anyio.lowlevel.checkpoint()
+        self._fail("attach")
         return MemoryProcess(link, session_id)
+
+    def _fail(self, method):
+        if self.cloud.failures.get(method):
+            raise self.cloud.failures[method].pop(0)
 
     async def _held_sessions(self, link):
         await anyio.lowlevel.checkpoint()
-        return [HeldSession(name, pty=False, status=s) for name, s in link.vm.sessions.items()]
+        self._fail("held_sessions")
+        return [
+            HeldSession(name, pty=name in link.vm.terminals, status=s) for name, s in link.vm.sessions.items()
+        ]
 
 
 class Supervisor:
@@ -361,11 +379,12 @@ class Supervisor:
         self.adopted = adopted
 
     def session(self, name="a1", **changes):
+        client = changes.pop("client", None) or MemoryClient()
         plan = SessionPlan(
             key=changes.pop("key", key()), project="/p", label="sleep",
             launch=Launch(mode=Mode.EXEC, argv=("sleep",), env={}, cwd="/p"), **changes,
         )  # fmt: skip
-        session = Session(name, plan, MemoryClient())
+        session = Session(name, plan, client)
         self.dispatcher.request(session)
         return session
 

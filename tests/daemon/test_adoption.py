@@ -16,6 +16,7 @@ from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import adopt, detached
 from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.daemon.records import JournaledSession
+from claude_vm.supervisor.ssh.errors import ChannelRefusedError, ShellError, StatusLostError
 
 POOL = PoolPolicy(size=1)
 
@@ -162,6 +163,23 @@ def test_a_running_session_goes_on_and_is_found(world):
     in_virtual_time(main)
 
 
+@pytest.mark.parametrize(("terminals", "ended"), [(set(), ["a1"]), ({"a1"}, [])])
+def test_the_input_of_a_session_on_pipes_ends_when_nobody_is_left_to_write_it(world, terminals, ended):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        (vm,) = world.cloud.vms.values()
+        assert vm.ended_inputs == []
+        vm.terminals = terminals
+        async with world.supervisor() as second:
+            await settled()
+            assert list(second.dispatcher.sessions) == ["a1"]
+            assert vm.ended_inputs == ended
+
+    in_virtual_time(main)
+
+
 def test_a_session_survives_a_second_death_of_its_supervisor(world):
     async def main():
         async with world.supervisor() as first:
@@ -209,6 +227,28 @@ def test_a_session_that_is_out_of_reach_is_not_given_up_as_long_as_its_vm_lives(
             await settled()
             assert [s.outcome.status for s in second.dispatcher.finished] == [5]
         assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("method", ["held_sessions", "attach"])
+@pytest.mark.parametrize(
+    "error", [ShellError("no answer"), ChannelRefusedError("no"), StatusLostError("none")], ids=str
+)
+def test_a_session_whose_holder_does_not_answer_is_not_given_up_as_long_as_its_vm_lives(world, method, error):
+    async def main():
+        async with world.supervisor() as first:
+            first.session("a1")
+            await settled()
+        (vm,) = world.cloud.vms.values()
+        world.cloud.failures[method] = [error] * 3
+        async with world.supervisor() as second:
+            await trio.sleep(100)
+            assert world.cloud.failures[method] == []
+            assert list(second.dispatcher.sessions) == ["a1"]
+            vm.end_session("a1", 5)
+            await settled()
+            assert [s.outcome.status for s in second.dispatcher.finished] == [5]
 
     in_virtual_time(main)
 
@@ -304,6 +344,23 @@ def test_worktrees_stay_locked_for_the_sessions_that_go_on(tmp_path, monkeypatch
         adopt.release_worktrees(journal, "daemon", {"a1"})
         assert journal.locked_repositories() == [("/one", "a1")]
     assert released == ["/two"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mount", ["gone", "x" * 300])
+async def test_a_mount_that_cannot_be_searched_after_a_session_stops_nobody(tmp_path, mount):
+    planted = tmp_path / "planted"
+    planted.touch()
+    row = JournaledSession(session_id="a1", project="/p", label="x", pty=True, created_at=time.time() - 100)
+    mounts = tuple(
+        MountKey(host=str(host), guest="/p", writable=True) for host in (tmp_path / mount, tmp_path)
+    )
+    session = detached.found_session(row, msgspec.structs.replace(key(), mounts=mounts))
+    planted.chmod(0o4755)
+    session.finish(EndSession(session_id="a1", status=0))
+    with Journal.open(tmp_path / "journal.db", "boot") as (journal, _):
+        await detached.attend(session, journal, "daemon")
+    assert planted.stat().st_mode & 0o7777 == 0o755
 
 
 @pytest.mark.anyio

@@ -175,6 +175,19 @@ def test_a_killed_daemon_is_followed_by_one_that_sweeps(ready):
     assert "instance-found" in log
 
 
+def test_a_supervisor_inside_a_client_leaves_alone_what_a_dead_daemon_left(ready):
+    session = sleeper(ready)
+    os.kill(ready.daemon_pid(), signal.SIGKILL)
+    assert session.wait(30) == 125
+    (left,) = (ready.data / "sim" / "daemon").glob("i-*")
+    garbage = ready.data / "supervisors" / "p1-000000"
+    garbage.mkdir()
+    assert ready.run("--no-daemon", "shell", "sleep 1").returncode == 0
+    assert not garbage.exists()  # it has swept
+    assert left.exists()
+    assert ready.json("ps") == []
+
+
 def test_a_damaged_journal_does_not_stop_the_daemon(ready):
     ready.stop_daemon()
     journal = ready.data / "supervisors" / "daemon" / "journal.db"
@@ -413,6 +426,18 @@ def test_listings_escape_what_strangers_named(ready):
         assert done.returncode == 0
         assert b"\x1b" not in done.stdout
         assert b"\x07" not in done.stdout
+
+
+def test_a_project_that_its_session_removes_does_not_change_the_exit_status(ready):
+    done = ready.run("shell", f"rm -rf '{ready.project}'; exit 37")
+    ready.project.mkdir()  # from where the user's last command runs
+    assert (done.returncode, done.stderr.count(b"[system-error]")) == (37, 0)
+
+
+def test_what_a_command_leaves_running_does_not_hold_its_exit_status_back(ready):
+    done = ready.run("shell", "(while echo x; do sleep 0.1; done) & head -c 1000000 /dev/zero; exit 37")
+    assert done.returncode == 37
+    assert done.stdout.count(b"\0") == 1000000
 
 
 def test_an_argument_that_is_no_utf_8_arrives(ready):

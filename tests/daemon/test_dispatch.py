@@ -8,6 +8,7 @@ from claude_vm_tests_memory import NAME, in_virtual_time, key, settled
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
 from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.daemon.instances import WATCH_AGAIN_S
 from claude_vm.supervisor.daemon.timings import KEPT_SESSIONS
 
 POOL = PoolPolicy(size=1)
@@ -297,5 +298,51 @@ def test_clocks_are_set_in_all_guests_that_run(world):
             supervisor.dispatcher.set_clocks()
             await settled()
             assert sorted(world.cloud.calls) == sorted(("set_clock", name) for name in world.cloud.vms)
+
+    in_virtual_time(main)
+
+
+def test_a_clock_that_cannot_be_set_for_whatever_reason_ends_nothing_else(world):
+    async def main():
+        async with world.supervisor() as supervisor:
+            session = supervisor.session()
+            await settled()
+            world.cloud.failures["set_clock"] = [TimeoutError("a bug"), DriverError("no answer")]
+            for _ in range(3):
+                supervisor.dispatcher.set_clocks()
+                await settled()
+            assert calls(world).count("set_clock") == 3
+            assert not session.ended.is_set()
+
+    in_virtual_time(main)
+
+
+def test_a_watcher_that_fails_ends_nothing_and_watches_again(world):
+    async def main():
+        async with world.supervisor() as supervisor:
+            world.cloud.failures["wait_stopped"] = [OSError("no file handles"), OSError("still none")]
+            session = supervisor.session()
+            await settled()
+            await trio.sleep(3 * WATCH_AGAIN_S)
+            assert world.cloud.failures["wait_stopped"] == []
+            assert not session.ended.is_set()
+            (vm,) = world.cloud.vms.values()
+            vm.die("it was killed")
+            await session.ended.wait()
+            assert session.outcome.code == "vm-died"
+
+    in_virtual_time(main)
+
+
+def test_a_connection_whose_watcher_fails_is_taken_for_lost(world):
+    async def main():
+        async with world.supervisor(POOL) as supervisor:
+            fill(supervisor)
+            await settled()
+            (vm,) = world.cloud.vms.values()
+            vm.breaks_watching = True
+            vm.links[0].lose("no answer to keep-alives")
+            await settled()
+            assert vm.spec.instance_id not in world.cloud.vms
 
     in_virtual_time(main)

@@ -52,3 +52,10 @@ def test_ids_of_supervisors_inside_clients_are_legal_for_drivers():
 
 def test_without_any_supervisor_there_is_nothing_to_sweep(tmp_path):
     assert identity.dead_supervisors(tmp_path / "nowhere", "daemon") == []
+
+
+def test_what_a_dead_daemon_left_is_for_its_successor_alone(tmp_path):
+    for name in ("daemon", "p1", "p2"):
+        with identity.locked(tmp_path, name):
+            pass
+    assert identity.dead_supervisors(tmp_path, "p2") == ["p1"]

@@ -27,6 +27,13 @@ ACCESS = Access("127.0.0.1", 2222, "u", "/h", "ssh-ed25519 AAAA", Path("/k\udcff
 SESSION = JournaledSession(session_id="a1", project="/p", label="sleep", pty=True, created_at=1.5)
 
 
+def effects(journal):
+    """How many rows there are, and the instances of the open ones."""
+    count = journal._connection.execute("SELECT count(*) FROM effects").fetchone()[0]
+    unended = journal._connection.execute("SELECT instance_id FROM effects WHERE outcome IS NULL").fetchall()
+    return count, unended
+
+
 def open_journal(path, boot="boot-1"):
     return Journal.open(path, boot)
 
@@ -81,7 +88,8 @@ def test_a_damaged_journal_is_kept_aside_and_replaced(tmp_path, junk):
         assert aside == []
 
 
-def test_old_ended_rows_are_dropped_and_open_ones_kept(tmp_path):
+@pytest.mark.parametrize("when", ["opening", "checkpoint"])
+def test_old_ended_rows_are_dropped_and_open_ones_kept(tmp_path, when):
     path = tmp_path / "journal.db"
     with open_journal(path) as (journal, _):
         journal.begin(instance_id="i-open", driver="qemu", kind="clone")
@@ -93,11 +101,12 @@ def test_old_ended_rows_are_dropped_and_open_ones_kept(tmp_path):
                 (f"i-{number}",),
             )
         journal._connection.execute("COMMIT")
-    with open_journal(path) as (journal, _):
-        count = journal._connection.execute("SELECT count(*) FROM effects").fetchone()[0]
-        unended = journal._connection.execute(
-            "SELECT instance_id FROM effects WHERE outcome IS NULL"
-        ).fetchall()
+        if when == "checkpoint":
+            journal.checkpoint()
+            count, unended = effects(journal)
+    if when == "opening":
+        with open_journal(path) as (journal, _):
+            count, unended = effects(journal)
     assert count <= KEPT_ROWS + 1
     assert unended == [("i-open",)]
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from claude_vm.drivers.api import GuestFile
+from claude_vm.drivers.api import GuestFile, Owner
 from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.qemu import channel as channels
+from claude_vm.drivers.qemu import driver as drivers
 from claude_vm.drivers.qemu.channel import Channel, printable
 
 pytestmark = pytest.mark.anyio
@@ -185,3 +186,16 @@ def test_no_bytes_of_the_guest_make_more_than_a_guest_error(short, data):
 @given(st.text())
 def test_printable_text_has_no_control_characters(text):
     assert all(char.isprintable() or char in "\n\t" for char in printable(text))
+
+
+async def test_a_guest_that_never_says_that_its_clock_is_set_is_an_error_of_that_guest(short, monkeypatch):
+    """Also when each single answer would have been in time."""
+    monkeypatch.setattr(drivers, "HELPER_S", 0.2)
+
+    async def work(channel):
+        async with drivers.open_driver(Owner(short / "home", "sv-test", short)) as driver:
+            monkeypatch.setattr(driver, "_channel", lambda _: channel)
+            with pytest.raises(GuestError, match="clock"):
+                await driver.set_clock("i-00000000aa")
+
+    await against(short / "s", lambda _: b"", work)

@@ -8,6 +8,7 @@ import sys
 import anyio
 import pytest
 
+from claude_vm.supervisor.daemon.detached import follow
 from claude_vm.supervisor.ssh.errors import InputClosedError, LinkLostError, ShellError, SshError
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
@@ -182,6 +183,17 @@ async def test_a_session_is_found_again_and_read_on(link, server, put):
     listed = {held.session_id: held for held in await held_sessions(link)}
     assert listed[name].status == 3
     assert not listed[name].pty
+
+
+async def test_what_reads_its_input_on_pipes_ends_when_its_session_is_followed_without_a_client(link, put):
+    shells = await prime(link, (Kind.PIPES,), term="xterm-256color")
+    name = put(Mode.EXEC, ["sh", "-c", "cat; exit 3"])
+    process = await shells.start(name, pty=None)
+    await process.write(b"half a line")
+    await process.aclose()
+    await settled(link, name)
+    with anyio.fail_after(20):
+        assert await follow(link, name) == 3
 
 
 async def settled(link, name):

@@ -236,16 +236,22 @@ async def test_an_unknown_failure_tells_its_kind_and_points_to_the_log(serving):
     assert b"Traceback" not in note[1]
 
 
-async def test_a_closing_server_tells_its_clients(serving):
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_closing_server_tells_its_clients_and_where_a_session_may_be_found(serving, started):
     async def handler(client):
-        await client.started(pty=False)
+        if started:
+            await client.started(pty=False)
+        else:
+            await client.note("soon")
         await anyio.sleep_forever()
 
     async with serving(handler) as client:
-        await client.expect(FrameType.STARTED)
+        await client.expect(FrameType.STARTED if started else FrameType.NOTE)
         client.close_server()
         note, end = await client.rest()
-    assert text_of(note[1])["text"] == "claude-vm: the daemon closes"
+    text = text_of(note[1])["text"]
+    assert text.startswith("claude-vm: the daemon closes")
+    assert [word in text for word in ("may go on", "claude-vm ps", "claude-vm stop")] == [started] * 3
     assert end == (FrameType.EXIT, b'{"status":125}')
 
 

@@ -231,7 +231,14 @@ async def _report_setuid(command: Command, plan: SessionPlan, begun: float) -> N
     for mount in plan.key.mounts:
         if not mount.writable:
             continue
-        stripped = await anyio.to_thread.run_sync(setuid.strip_setuid, Path(mount.host), begun)
+        try:
+            stripped = await anyio.to_thread.run_sync(setuid.strip_setuid, Path(mount.host), begun)
+        except OSError as error:  # the command has its own exit status, which this must not replace
+            log.warning("set-user-id-not-looked-for", mount=mount.host, error=str(error))
+            await command.client.note(
+                f"claude-vm: {mount.host} was not searched for set-user-id programs: {error}", "error"
+            )
+            continue
         for path in stripped:
             await command.client.note(
                 f"claude-vm: removed the set-user-id or set-group-id bit of {path}", "error"

@@ -6,6 +6,7 @@ from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.grammar.requests import Stop
+from claude_vm.supervisor.wire.server import OutputClosedError
 
 STOPPED = 143
 """Exit status of a session that was stopped: as if its main command had died of SIGTERM."""
@@ -20,16 +21,26 @@ async def stop(command: Command, request: Stop) -> int:
 
 
 async def stop_sessions(command: Command, sessions: list[Session]) -> None:
-    """End sessions and wait until nothing of them is left, all at the same time."""
+    """End sessions and wait until nothing of them is left, all at the same time.
+
+    Raises:
+        OutputClosedError: Nobody reads which ones; they have ended all the same.
+    """
+    unread: list[OutputClosedError] = []
 
     async def end(session: Session) -> None:
         command.host.dispatcher.stop(session.session_id, "stopped by `claude-vm stop`", STOPPED)
         await session.ended.wait()
-        await command.out(session.session_id)
+        try:
+            await command.out(session.session_id)
+        except OutputClosedError as error:
+            unread.append(error)  # raised below: out of here it would come in a group
 
     async with anyio.create_task_group() as tasks:
         for session in sessions:
             tasks.start_soon(end, session)
+    if unread:
+        raise unread[0]
 
 
 def _find(running: dict[str, Session], name: str) -> Session:
