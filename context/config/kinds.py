@@ -180,11 +180,19 @@ class Text(FromToml):
 
 
 class Duration(FromToml):
-    """A span of time such as ``90s``, ``30m`` or ``1h30m``, in seconds."""
+    """A span of time such as ``90s``, ``30m`` or ``1h30m``, in seconds; not shorter than `least_s`."""
 
-    valid = "a time such as 90s, 30m, 12h, 30d or 1h30m"
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # noqa: RUF012 - never changed
     limit_s = 3650 * 86400
+
+    def __init__(self, least_s: int = 1) -> None:
+        self.least_s = least_s
+
+    @property
+    def valid(self) -> str:
+        """What is valid."""
+        least = f", {self.least_s}s at least" if self.least_s > 1 else ""
+        return f"a time such as 90s, 30m, 12h, 30d or 1h30m{least}"
 
     def read(self, value: object, place: Place) -> int:  # noqa: ARG002 - see Integer
         """Return the seconds."""
@@ -194,7 +202,7 @@ class Duration(FromToml):
         seconds = sum(
             int(number) * self.units[unit] for number, unit in re.findall(r"([0-9]+)([smhd])", text)
         )
-        if not 0 < seconds <= self.limit_s:
+        if not self.least_s <= seconds <= self.limit_s:
             raise BadValueError("is out of range")
         return seconds
 

@@ -200,7 +200,13 @@ class Pool(Section, frozen=True):
         ),
     ] = 30 * 60
     max_age: Annotated[
-        int, Setting(kind=Duration(), doc="When a ready VM is replaced by a new one", files=HOST_FILES)
+        int,
+        Setting(
+            # Counted from its start, so it has to be longer than that takes, or none would ever be ready.
+            kind=Duration(least_s=60),
+            doc="When a ready VM is replaced by a new one",
+            files=HOST_FILES,
+        ),
     ] = 12 * 3600
     memory_budget: Annotated[
         str,

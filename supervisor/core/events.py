@@ -18,7 +18,14 @@ class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class SessionRequested(Event, frozen=True):
-    """A client wants to run something. `instance_id` is a fresh id, used if an instance must be made."""
+    """A client wants to run something. `instance_id` is a fresh id, used if an instance must be made.
+
+    The key's generation is the one on disk when the request was made, so a later one than any that was heard
+    of before is news like `TemplateChanged`: somebody else has built the template again. An earlier one comes
+    from a request that crossed a build; its session has that generation, and the pool does not.
+
+    Generations compare as text: of two of a template, the later one is the greater one.
+    """
 
     session_id: str
     instance_id: str
@@ -52,7 +59,8 @@ class FillRequested(Event, frozen=True):
     """Somebody wants this many warm instances of a key, now: neither the delay nor a back-off counts.
 
     `size` of None is the policy's. The wish lasts as long as a session's (`PoolPolicy.idle_timeout_s` after
-    the last use, which this is). It gives nothing up: what is there above `size` is only not replaced.
+    the last use, which this is). It gives nothing up: what is there above `size` is only not replaced. A
+    later generation is news, as with `SessionRequested`.
     """
 
     key: PoolKey
@@ -71,8 +79,8 @@ class DrainRequested(Event, frozen=True):
 class TemplateChanged(Event, frozen=True):
     """A template has a new generation, or none any more (""): it was built again, or deleted.
 
-    Unclaimed instances of other generations are given up, and their keys' wishes go over to the new one.
-    Sessions go on.
+    Unclaimed instances of other generations are given up, and their keys' wishes go over to the new one. It
+    holds whatever it is, even one that is not later, until a later one is heard of. Sessions go on.
     """
 
     driver: str
@@ -93,7 +101,8 @@ class WarmFound(Event, frozen=True):
     """At start: a warm instance that a dead supervisor left, fit for use. Its key is wanted from now on.
 
     `made_at` is the instant at which it was made, by the same clock as `at`. It is connected to again (effect
-    `Connect`), or deleted if the policy has no place for it.
+    `Connect`), or deleted if the policy has no place for it. Its generation is the one on disk: a later one
+    is news, as with `SessionRequested`.
     """
 
     instance_id: str

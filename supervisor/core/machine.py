@@ -6,7 +6,7 @@ those who wait are served, and when nobody waits, the pool is filled.
 
 No event costs more because there are more instances or sessions. The exceptions are those that are about all
 of them: `ShutdownRequested`, `PolicyChanged`, `DrainRequested` without a key; and `TemplateChanged`, which is
-about all keys of a template.
+about all keys of a template, as is the first event with a later generation of it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -156,6 +156,7 @@ class Core:
             return
         self._lives.offered.add(session.offered_id)
         self._pool.enqueue(session.session_id, session.key)
+        self._notice(session.key, turn)
         self._upkeep.want(session.key, event.at)
         self._serve_queue(turn)
         if session.state is SessionState.QUEUED:
@@ -199,6 +200,7 @@ class Core:
             case events.InstanceFound():
                 self._lives.add_instance(Instance(name), type(event), turn, event.reason)
             case events.WarmFound(key=key, made_at=made_at, at=at):
+                self._notice(key, turn)
                 places = 0 if self._stopping else self._places
                 if self._upkeep.adopt(name, key, made_at=made_at, at=at, places=places):
                     self._lives.add_instance(Instance(name, key, made_at=made_at), type(event), turn)
@@ -221,6 +223,7 @@ class Core:
         match event:
             case events.FillRequested(key=key, size=size, at=at):
                 if not self._stopping:
+                    self._notice(key, turn)
                     self._upkeep.fill(key, size, at)
             case events.DrainRequested(key=None):
                 self._give_up(self._upkeep.forget_all(), turn, "drained")
@@ -228,12 +231,16 @@ class Core:
                 self._give_up(self._upkeep.forget(key), turn, "drained")
             case events.TemplateChanged(driver=driver, template=template, generation=generation, at=at):
                 gone = self._upkeep.change_template(driver, template, generation, at)
-                self._give_up(gone, turn, "its template has changed")
+                self._give_up(gone, turn, _TEMPLATE_CHANGED)
             case events.PolicyChanged(policy=policy, at=at):
                 if policy != self._pool.policy:
                     self._give_up(self._upkeep.change_policy(policy, at), turn, "no room any more")
             case _:
                 raise TypeError(f"no event of the core: {event!r}")
+
+    def _notice(self, key: PoolKey, turn: Turn) -> None:
+        """Give up what is of an older generation than a key that comes fresh from disk."""
+        self._give_up(self._upkeep.notice(key, turn.event.at), turn, _TEMPLATE_CHANGED)
 
     def _shut_down(self, turn: Turn) -> None:
         if self._stopping:  # people press Ctrl-C twice
@@ -283,11 +290,12 @@ class Core:
 
     def _fill_pool(self, turn: Turn) -> None:
         """Ask for what the pool lacks, unless a session waits."""
-        while (step := self._upkeep.next_step(places=self._places)) is not None:
+        lives = self._lives
+        while (step := self._upkeep.next_step(places=self._places, leaving=lives.leaving)) is not None:
             if isinstance(step, Ask):
                 turn.out.append(effects.RequestWarm(key=step.key, paused=step.paused))
             else:
-                self._give_up([step.instance_id], turn, "memory for another key")
+                self._give_up([step.instance_id], turn, "room for another one")
 
     def _give_up(self, names: Iterable[str], turn: Turn, note: str) -> None:
         """Give up unclaimed instances."""
@@ -314,6 +322,7 @@ class Core:
             raise self._lives.instances.unfit(instance_id, event)
 
 
+_TEMPLATE_CHANGED = "its template has changed"
 _DAEMON_STOPPED = Outcome(FAILED, "daemon-stopped", "the supervisor was stopped", asked=True)
 
 

@@ -45,6 +45,11 @@ class Pool:
 
     # The queue.
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a session waits."""
+        return bool(self._queue)
+
     def enqueue(self, session_id: str, key: PoolKey) -> None:
         """Let a session wait behind all others."""
         self._queue[session_id] = key

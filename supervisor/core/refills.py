@@ -12,7 +12,8 @@ stations, one at a time:
                  next one is thought of
 
 Keys compete for memory by their last use: for one that was used later, a warm or paused instance of another
-is given up, if that one makes enough room. So the memory is with those who work.
+is given up, if that one makes enough room. So the memory is with those who work. And a key's own paused
+instance gives way to a warm one that it lacks, be it for its memory or for its place.
 """
 
 from collections import OrderedDict
@@ -37,7 +38,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Displace(msgspec.Struct, frozen=True):
-    """This instance is to be given up for the sake of another key."""
+    """This instance is to be given up for the sake of another key, or of a warm one of its own."""
 
     instance_id: str
 
@@ -90,14 +91,17 @@ class Refills:
         self._in_line.pop(key, None)
         self._starved.discard(key)
 
-    def next_step(self, *, places: int) -> Ask | Displace | None:
+    def next_step(self, *, places: int, leaving: int) -> Ask | Displace | None:
         """Return what to do next; None: nothing until something happens.
 
-        `places` is how many more instances there may be. An `Ask` counts as an instance, until its answer.
-        Sessions come first: whoever waits was served before, as far as there were places.
+        `places` is how many more instances there may be, `leaving` how many are on their way out, each of
+        which leaves a place. An `Ask` counts as an instance, until its answer. Sessions come first: whoever
+        waits was served before, as far as there were places.
         """
-        if self._asked + self._pool.making >= MAX_MAKING or places <= self._asked:
+        if self._asked + self._pool.making >= MAX_MAKING:
             return None
+        if places <= self._asked:
+            return self._exchange() if places + leaving == self._asked else None
         while (shelf := self._next_shelf()) is not None:
             key, free_mib = shelf.key, self.free_mib
             if key.memory_mib <= free_mib:
@@ -114,9 +118,24 @@ class Refills:
                 and key.memory_mib <= free_mib + other.key.memory_mib
             ):
                 return Displace(other.least_ready())
+            if (own := self._own_paused(shelf)) is not None:
+                return own
             del self._in_line[key]
             self._starved.put(key, key.memory_mib)
         return None
+
+    def _exchange(self) -> Displace | None:
+        """Return the paused instance whose place the next in line needs for a warm one, if it has one."""
+        if self._pool.is_awaited:  # a session would have the place
+            return None
+        shelf = self._next_shelf()
+        return None if shelf is None else self._own_paused(shelf)
+
+    def _own_paused(self, shelf: Shelf) -> Displace | None:
+        """Return the paused instance that gives way to a warm one of its own key."""
+        if not shelf.paused or shelf.lack(self._pool.policy) is not False or self.free_mib < 0:
+            return None
+        return Displace(next(iter(shelf.paused)))
 
     def take_answer(self, shelf: Shelf) -> None:
         """An `Ask` has been answered."""

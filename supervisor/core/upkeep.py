@@ -8,6 +8,9 @@ Whoever calls gives up the instances that are named in the answers; the shelves 
 them: `forget_all`, and changes of the policy or of a template.
 """
 
+from collections import OrderedDict
+from typing import NamedTuple
+
 import msgspec
 
 from claude_vm.supervisor.core.due import Aged, Agenda, Idle, Refill
@@ -19,6 +22,16 @@ from claude_vm.supervisor.core.retries import MAX_DELAY_S, delay_s
 from claude_vm.supervisor.core.shelf import Shelf
 from claude_vm.supervisor.core.views import PoolView
 
+KEPT_GENERATIONS = 128
+"""Templates whose generation is remembered, those last heard of. Of others, any news is believed."""
+
+
+class _Generation(NamedTuple):
+    """A template's last generation that was heard of, and whether it has been deleted since."""
+
+    name: str
+    is_gone: bool = False
+
 
 class Upkeep:
     """The wishes for a pool's keys, and what follows from them."""
@@ -27,9 +40,21 @@ class Upkeep:
         self._pool = pool
         self._agenda = agenda
         self._refills = Refills(pool, agenda)
-        self._generations: dict[tuple[str, str], str] = {}
+        self._generations: OrderedDict[tuple[str, str], _Generation] = OrderedDict()
 
     # Wishes.
+
+    def notice(self, key: PoolKey, at: float) -> list[str]:
+        """Somebody has read a key from disk: return what to give up if that is a later generation.
+
+        Other supervisors of the same home build templates too, and tell nobody.
+        """
+        name = key.driver, key.template
+        known = self._generations.get(name)
+        if known is not None and key.generation <= known.name:
+            self._generations.move_to_end(name)
+            return []
+        return self.change_template(key.driver, key.template, key.generation, at)
 
     def want(self, key: PoolKey, at: float) -> None:
         """A session asks for an instance of a key; from now on the pool wants the key."""
@@ -60,7 +85,10 @@ class Upkeep:
 
     def change_template(self, driver: str, template: str, generation: str, at: float) -> list[str]:
         """A template has another generation ("": none): return the instances to give up."""
-        self._generations[driver, template] = generation
+        known = self._generations.pop((driver, template), _Generation(""))
+        self._generations[driver, template] = _Generation(generation or known.name, is_gone=not generation)
+        if len(self._generations) > KEPT_GENERATIONS:
+            self._generations.popitem(last=False)
         gone = []
         for shelf in self._pool.shelves_of(driver, template):
             if shelf.key.generation == generation:
@@ -187,9 +215,9 @@ class Upkeep:
 
     # What is to be done.
 
-    def next_step(self, *, places: int) -> Ask | Displace | None:
+    def next_step(self, *, places: int, leaving: int) -> Ask | Displace | None:
         """Return what to do next for the wishes; see `Refills.next_step`."""
-        return self._refills.next_step(places=places)
+        return self._refills.next_step(places=places, leaving=leaving)
 
     def views(self) -> list[PoolView]:
         """Return what may be seen of each shelf, least recently used first."""
@@ -214,10 +242,10 @@ class Upkeep:
 
     def _current(self, key: PoolKey) -> PoolKey | None:
         """Return the key with its template's generation of today, or None if the template is gone."""
-        generation = self._generations.get((key.driver, key.template), key.generation)
-        if not generation:
-            return None
-        return key if generation == key.generation else msgspec.structs.replace(key, generation=generation)
+        known = self._generations.get((key.driver, key.template))
+        if known is None or known == (key.generation, False):
+            return key
+        return None if known.is_gone else msgspec.structs.replace(key, generation=known.name)
 
     def _want(self, shelf: Shelf, used_at: float, at: float) -> None:
         self._pool.use(shelf, used_at)

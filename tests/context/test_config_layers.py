@@ -257,6 +257,10 @@ def test_one_report_has_every_problem_of_every_layer(problems):
         ("[pool]\nidle_timeout = '30'", "is not a time with a unit"),
         ("[pool]\nidle_timeout = '0s'", "is out of range"),
         ("[pool]\nmax_age = '99999d'", "is out of range"),
+        (
+            "[pool]\nmax_age = '59s'",
+            "30d or 1h30m, 60s at least",
+        ),
         ("[pool]\nmemory_budget = '101%'", "valid: 1%-100%"),
         ("[session]\ndetach_keys = 'ctrl-p,'", "valid: keys such as"),
         ("[session]\non_disconnect = 'kepe'", "did you mean keep?"),

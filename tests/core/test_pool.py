@@ -4,6 +4,7 @@ import pytest
 
 from claude_vm.supervisor.core.effects import Clone, Connect, Delete, EndSession, Resume, Run, Start
 from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.core.upkeep import KEPT_GENERATIONS
 
 AHEAD = {"paused": 1, "prestart_drivers": frozenset({"sim"})}
 
@@ -381,6 +382,45 @@ def test_among_those_without_memory_the_one_that_fits_comes_first(make_rig, key_
     assert rig.asked == [(key_of("small"), False)]
 
 
+@pytest.mark.parametrize("bound", [{"memory_budget_mib": 1200}, {"max_instances": 2}])
+def test_a_paused_instance_gives_way_to_a_warm_one_of_its_own_key(make_rig, key_of, bound):
+    rig = make_rig(size=1, **bound, **AHEAD)
+    rig.make_warm(1)
+    rig.make_paused(2)
+    rig.asked.clear()
+    assert rig.fill(2) == [Delete(instance_id="i2")]
+    rig.deleted(2)
+    assert rig.asked == [(key_of(), False)]
+    answer(rig, 3)
+    rig.tick(after=10)
+    assert (rig.pool().warm, rig.pool().paused, rig.pool().making) == (2, 0, 0)
+    assert rig.asked == []
+
+
+def test_only_as_many_paused_ones_give_way_as_places_are_needed(make_rig):
+    rig = make_rig(size=1, max_instances=3, paused=2, prestart_drivers=frozenset({"sim"}))
+    rig.make_warm(1)
+    rig.make_paused(2)
+    rig.make_paused(3)
+    assert rig.fill(2) == [Delete(instance_id="i2")]
+    assert rig.tick(after=10) == []
+    assert rig.instance_state(3) == "paused"
+
+
+def test_no_paused_one_gives_way_for_a_place_that_a_waiting_session_would_have(make_rig, key_of):
+    policy = {"size": 1, "paused": 2, "prestart_drivers": frozenset({"sim"})}
+    rig = make_rig(max_instances=4, **policy)
+    rig.make_warm(1)
+    rig.make_paused(2)
+    rig.make_paused(3)
+    rig.request(4, key_of("b"))
+    assert rig.request(5, key_of("b")) == [Delete(instance_id="i2")]
+    rig.obey(max_instances=3, **policy)
+    assert rig.fill(2) == []
+    assert rig.session_state(5) == "queued"
+    assert rig.instance_state(3) == "paused"
+
+
 # Generations.
 
 
@@ -455,6 +495,78 @@ def test_a_session_with_an_old_generation_gets_no_new_instance_and_makes_the_poo
     assert rig.asked[1:] == []
     assert rig.pool().wanted == 0
     assert rig.pool(key_of(generation="2")).warm == 1
+
+
+@pytest.mark.parametrize("who", ["session", "fill", "found"])
+def test_a_key_of_a_later_generation_tells_that_somebody_else_has_built_the_template_again(
+    make_rig, key_of, who
+):
+    rig = make_rig(size=1, max_instances=9)
+    rig.change("1")
+    rig.make_warm(1)
+    new = key_of(generation="2")
+    given_up = {
+        "session": lambda: rig.request(2, new),
+        "fill": lambda: rig.fill(key=new),
+        "found": lambda: rig.warm_found(2, new),
+    }[who]()
+    assert Delete(instance_id="i1") in given_up
+    assert rig.pool() is None
+    rig.tick(after=1)
+    assert (rig.pool(new).wanted, rig.pool(new).making) == (1, 1)
+
+
+def test_what_is_made_ahead_of_an_old_generation_is_given_up_for_a_key_of_a_later_one(make_rig, key_of):
+    rig = make_rig(size=1, **AHEAD)
+    rig.make_warm(1)
+    rig.make_paused(2)
+    rig.wish(3, size=2)
+    new = key_of(generation="2")
+    rig.request(4, new)
+    assert [rig.instance_state(n) for n in (1, 2, 3)] == ["deleting", "deleting", "abandoned"]
+    assert rig.pool(new).claimed == 1
+
+
+def test_a_key_that_was_read_just_before_a_build_ended_does_not_bring_the_old_generation_back(
+    make_rig, key_of
+):
+    rig = make_rig(size=1, idle_timeout_s=60.0)
+    new = key_of(generation="2")
+    rig.make_warm(1, new)
+    assert rig.request(2) == [Clone(instance_id="i2", key=key_of())]
+    rig.fill()
+    assert rig.instance_state(1) == "warm"
+    assert (rig.pool().wanted, rig.pool(new).wanted) == (0, 1)
+
+
+def test_a_template_that_somebody_else_builds_after_its_deletion_is_wanted_again(make_rig, key_of):
+    rig = make_rig(size=1)
+    rig.make_warm(1)
+    rig.change("")
+    rig.asked.clear()
+    new = key_of(generation="2")
+    rig.fill(key=new)
+    assert rig.asked == [(new, False)]
+
+
+def test_a_generation_that_was_told_holds_even_if_it_is_not_the_latest_of_all(make_rig, key_of):
+    rig = make_rig(size=1)
+    rig.make_warm(1, key_of(generation="2"))
+    assert rig.change("1") == [Delete(instance_id="i1")]
+    rig.tick(after=1)
+    assert rig.asked[-1] == (key_of(), False)
+
+
+def test_of_templates_that_were_not_heard_of_for_long_any_generation_is_believed(make_rig, key_of):
+    rig = make_rig(size=1)
+    rig.change("2", "old")
+    rig.change("2", "used")
+    for n in range(KEPT_GENERATIONS - 1):
+        rig.fill(0, key_of("used"))
+        rig.change("1", f"other{n}")
+    for name in ("old", "used"):
+        rig.fill(key=key_of(name))
+    assert {view.key for view in rig.core.pools()} == {key_of("used", "2"), key_of("old")}
 
 
 # Started ahead.

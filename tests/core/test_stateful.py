@@ -79,6 +79,7 @@ class World(RuleBasedStateMachine):
         self.used = {}
         self.barred = {}  # the instant before which nothing is made ahead for a key
         self.changed = {}
+        self.heard = {}  # the last generation of each template that the core can know
         self.generations = dict.fromkeys(MEMORY_MIB, 1)
         self.now = 0.0
         self.names = 0
@@ -107,7 +108,7 @@ class World(RuleBasedStateMachine):
 
     def key(self, template, age=0):
         """The key of a template's generation of today, or of an earlier one."""
-        generation = str(max(1, self.generations[template] - age))
+        generation = f"{max(1, self.generations[template] - age):03}"
         memory_mib = MEMORY_MIB[template]
         return PoolKey(
             driver="sim", template=template, generation=generation, cpus=1, memory_mib=memory_mib, disk_gib=4
@@ -131,6 +132,20 @@ class World(RuleBasedStateMachine):
     def use(self, key):
         generation = self.changed.get(key.template) or key.generation
         self.used[msgspec.structs.replace(key, generation=generation)] = self.now
+
+    def notice(self, key):
+        """A key of a later generation than any before is news like that of a build."""
+        if key.generation > self.heard.get(key.template, ""):
+            self.turn_over(key.template, key.generation)
+
+    def turn_over(self, template, generation):
+        self.changed[template] = generation
+        self.heard[template] = generation or self.heard.get(template, "")
+        old = [key for key in self.used if key.template == template and key.generation != generation]
+        for key in old:
+            del self.used[key]
+        if old and generation:
+            self.use(self.key(template))
 
     def unclaimed(self):
         return [v for v in self.core.instances() if not v.session_id and v.state in UNCLAIMED and v.key]
@@ -239,6 +254,8 @@ class World(RuleBasedStateMachine):
         if self.shutting_down:
             self.settle(session, 125, "shutting-down")
         key = self.key(template, age)
+        if not self.shutting_down:
+            self.notice(key)
         self.use(key)
         expected = self.expected(key, instance)
         self.send(events.SessionRequested(at=self.now, session_id=session, instance_id=instance, key=key))
@@ -280,6 +297,7 @@ class World(RuleBasedStateMachine):
     def find_warm(self, template, age, lived):
         name, key = self.name("i"), self.key(template, age)
         self.made.add(name)
+        self.notice(key)
         self.use(key)
         held = [v for v in self.core.instances() if v.instance_id not in self.leaks]
         self.send(events.WarmFound(at=self.now, instance_id=name, key=key, made_at=self.now - lived))
@@ -310,6 +328,8 @@ class World(RuleBasedStateMachine):
     @rule(template=TEMPLATES, age=st.integers(0, 1), size=st.sampled_from([None, 0, 1, 3]))
     def fill(self, template, age, size):
         key = self.key(template, age)
+        if not self.shutting_down:
+            self.notice(key)
         self.use(key)
         self.barred.clear()
         self.send(events.FillRequested(at=self.now, key=key, size=size))
@@ -335,13 +355,8 @@ class World(RuleBasedStateMachine):
     @rule(template=TEMPLATES, gone=st.sampled_from([False, False, True]))
     def template_changes(self, template, gone):
         self.generations[template] += 1
-        self.changed[template] = "" if gone else str(self.generations[template])
-        old = [key for key in self.used if key.template == template]
-        for key in old:
-            del self.used[key]
-        if old and not gone:
-            self.use(self.key(template))
-        generation = self.changed[template]
+        generation = "" if gone else self.key(template).generation
+        self.turn_over(template, generation)
         self.send(events.TemplateChanged(at=self.now, driver="sim", template=template, generation=generation))
 
     @precondition(lambda self: self.names % 4 == 2)
@@ -739,6 +754,7 @@ class World(RuleBasedStateMachine):
         for view in self.core.pools():
             there_is_room = budget is None or used_mib + view.key.memory_mib <= budget
             assert view.warm >= view.wanted or full or not there_is_room, "a wish is forgotten"
+            assert view.warm >= view.wanted or full or not view.paused, "a paused one is in the way"
 
 
 TestWorld = World.TestCase

@@ -183,6 +183,10 @@ class MemoryDriver:
     async def list_instances(self):
         return [InstanceRecord(name, "test", await self.poll(name)) for name in sorted(self.cloud.vms)]
 
+    async def delete_template(self, name):
+        await self._call("delete_template", name)
+        del self.cloud.templates[name]
+
     async def templates(self):
         return [template(name, generation) for name, generation in self.cloud.templates.items()]
 

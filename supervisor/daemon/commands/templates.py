@@ -1,6 +1,7 @@
 """`claude-vm list`, `clean` and `clean-all`: the templates of this home."""
 
 import time
+from contextlib import suppress
 
 import anyio
 import msgspec
@@ -109,7 +110,20 @@ async def _delete(command: Command, found: list[tuple[Driver, TemplateRecord]], 
     dispatcher = command.host.dispatcher
     for driver, record in found:
         dispatcher.template_changed(driver.name, record.name, "")
-        with anyio.move_on_after(GIVE_UP_S):  # the deletion then says what still uses it
-            await dispatcher.unused(driver.name, record.name)
-        await driver.delete_template(record.name)
+        try:
+            with anyio.move_on_after(GIVE_UP_S):  # the deletion then says what still uses it
+                await dispatcher.unused(driver.name, record.name)
+            await driver.delete_template(record.name)
+        except BaseException:  # also when the client goes away
+            with anyio.CancelScope(shield=True):
+                await _keep(command, driver, record.name)
+            raise
         await command.out(record.name)
+
+
+async def _keep(command: Command, driver: Driver, name: str) -> None:
+    """Let VMs be kept ready again of a template that is still there; one that is not remains forgotten."""
+    with suppress(DriverError):
+        for record in await driver.templates():
+            if record.name == name:
+                command.host.dispatcher.template_changed(driver.name, name, record.generation)
