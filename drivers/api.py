@@ -45,11 +45,17 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """A host directory in a guest. Both paths are absolute; `host` exists and has no symlink left in it."""
+    """A host directory in a guest. Both paths are absolute; `host` exists and has no symlink left in it.
+
+    `device` and `inode` tell which directory is meant, in case another one gets its name; an inode of 0 means
+    whichever is there.
+    """
 
     host: str
     guest: str
     writable: bool = True
+    device: int = 0
+    inode: int = 0
 
 
 class InstanceSpec(msgspec.Struct, frozen=True):
@@ -211,6 +217,7 @@ class Driver(Protocol):
         goes on from there, or from the beginning if that process has ended meanwhile.
 
         Raises:
+            MountChangedError: As in `start`.
             DriverError: There is no such instance, it was started already, it does not come so far, or this
                 driver can't do that here.
         """
@@ -225,6 +232,7 @@ class Driver(Protocol):
         host key, authorized key. A cold boot is the fall-back where a RAM clone is impossible.
 
         Raises:
+            MountChangedError: A mount's host directory is not the one that is meant.
             DriverError: It does not come up; the text has the console's last lines.
         """
         ...

@@ -54,6 +54,12 @@ class BootError(DriverError):
     code = "boot-failed"
 
 
+class MountChangedError(DriverError):
+    """A directory to be mounted is gone, or another one has its name."""
+
+    code = "mount-changed"
+
+
 class BadImageError(DriverError):
     """What was downloaded or built is not what it should be."""
 

@@ -39,10 +39,12 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """A host directory that the guest may mount by the tag ``slotN``."""
+    """A host directory that the guest may mount by the tag ``slotN``. For its identity see `api.Mount`."""
 
     path: str
     writable: bool
+    device: int = 0
+    inode: int = 0
 
 
 class Ram(msgspec.Struct, frozen=True):

@@ -18,11 +18,13 @@ from claude_vm.drivers.qemu.arguments import Guest, Host, arguments
 from claude_vm.drivers.qemu.channel import Answer, Channel
 from claude_vm.drivers.qemu.identity import Identity
 from claude_vm.drivers.qemu.qmp import Monitor, open_monitor
+from claude_vm.drivers.qemu.slots import opened
 from claude_vm.drivers.qemu.spawn import confined, listen, spawn, tail
 
 T = TypeVar("T")
 
 MONITOR_S: Final = 20.0
+_LAST_WORDS_S: Final = 2.0
 LOAD_S: Final = 60.0
 BOOT_S: Final = {"tcg": 240.0}
 """How long a boot may take; under software emulation several of them may share a processor."""
@@ -32,6 +34,7 @@ _CLOCK_ERROR_S: Final = 0.05
 _CLOCK_TRIES: Final = 4
 _MONITOR_FD: Final = 10
 _HELPER_FD: Final = 11
+_SLOTS_FD: Final = 12
 
 MOUNT_OPTIONS: Final = "trans=virtio,version=9p2000.L,cache=mmap,msize=512000,access=any"
 
@@ -210,18 +213,24 @@ async def open_machine(
     """Start QEMU and connect to its monitor, for as long as the block lasts; the VM goes on after it.
 
     `spawned` is told the process before anything else can fail. `guest`'s monitor and helper descriptors are
-    set here.
+    set here, and its slots' directories opened.
 
     Raises:
+        MountChangedError: A slot's directory is not the one that is meant.
         BootError: QEMU does not start.
     """
     files.empty.mkdir(mode=0o700, exist_ok=True)
     for log in (files.serial, files.log):
         log.unlink(missing_ok=True)
-    guest = msgspec.structs.replace(guest, monitor=_MONITOR_FD, helper=_HELPER_FD)
-    argv = confined(arguments(host, guest), root_guest=root_guest)
-    with listen(files.monitor) as monitor_socket, listen(files.helper) as helper_socket:
-        process = spawn(argv, files.log, ((monitor_socket, _MONITOR_FD), (helper_socket, _HELPER_FD)))
+    with (
+        opened(guest.slots, _SLOTS_FD) as (slots, directories),
+        listen(files.monitor) as monitor,
+        listen(files.helper) as helper,
+    ):
+        guest = msgspec.structs.replace(guest, monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots)
+        argv = confined(arguments(host, guest), root_guest=root_guest)
+        sockets = [(monitor.fileno(), _MONITOR_FD), (helper.fileno(), _HELPER_FD)]
+        process = spawn(argv, files.log, [*sockets, *directories])
     spawned(process)
     async with attached(process, files) as machine:
         yield machine
@@ -246,21 +255,22 @@ async def attached(process: ProcessIdentity, files: Files) -> AsyncIterator[Mach
 
 @asynccontextmanager
 async def _monitor(process: ProcessIdentity, files: Files) -> AsyncIterator[Monitor]:
-    """Open the monitor; a QEMU that ends closes the connection, and so is noticed."""
-    try:
-        with anyio.fail_after(MONITOR_S):
-            context = open_monitor(files.monitor)
-            monitor = await context.__aenter__()
-    except TimeoutError:
-        raise BootError("QEMU does not answer on its monitor", detail=last_words(files)) from None
-    except BootError as error:
-        with anyio.move_on_after(2):
-            await process.wait()
-        raise BootError(error.message, detail=last_words(files) or error.detail) from error
-    try:
-        yield monitor
-    finally:
-        await context.__aexit__(None, None, None)
+    """Open the monitor, unless QEMU ends before it greets.
+
+    Its end is watched for by itself: while anything else holds the socket, the connection would stay.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def greeted() -> Monitor:
+            try:
+                return await stack.enter_async_context(open_monitor(files.monitor))
+            except BootError:
+                # It is about to end, and then it has said why.
+                with anyio.move_on_after(_LAST_WORDS_S):
+                    await process.wait()
+                raise
+
+        yield await while_alive(process, files, "the start of QEMU", greeted, MONITOR_S)
 
 
 BOOTS = 3

@@ -36,8 +36,8 @@ def listen(path: Path) -> socket.socket:
     return server
 
 
-def spawn(argv: list[str], log: Path, sockets: Sequence[tuple[socket.socket, int]]) -> ProcessIdentity:
-    """Start a program detached, its output in `log`; each socket becomes the given descriptor in it.
+def spawn(argv: list[str], log: Path, given: Sequence[tuple[int, int]]) -> ProcessIdentity:
+    """Start a program detached, its output in `log`; each descriptor of ours gets the number beside it there.
 
     Raises:
         ToolMissingError: The program is not there.
@@ -48,10 +48,12 @@ def spawn(argv: list[str], log: Path, sockets: Sequence[tuple[socket.socket, int
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    # Beyond all targets first, so that none is overwritten before it has been moved.
-    actions += [(os.POSIX_SPAWN_DUP2, server.fileno(), 100 + target) for server, target in sockets]
-    actions += [(os.POSIX_SPAWN_DUP2, 100 + target, target) for _, target in sockets]
-    actions += [(os.POSIX_SPAWN_CLOSE, 100 + target) for _, target in sockets]
+    # Beyond all numbers first, so that none is overwritten before it has been moved.
+    beyond = 1 + max((max(pair) for pair in given), default=0)
+    moved = [(beyond + index, ours, theirs) for index, (ours, theirs) in enumerate(given)]
+    actions += [(os.POSIX_SPAWN_DUP2, ours, between) for between, ours, _ in moved]
+    actions += [(os.POSIX_SPAWN_DUP2, between, theirs) for between, _, theirs in moved]
+    actions += [(os.POSIX_SPAWN_CLOSE, between) for between, _, _ in moved]
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C", "HOME": "/"}
     try:
         pid = os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from claude_vm.drivers.api import Access, InstanceSpec, Mount, Owner, Progress
+from claude_vm.drivers.api import Access, InstanceSpec, Owner, Progress
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.process import ProcessIdentity
-from claude_vm.drivers.qemu.arguments import Guest, Host, Ram, Slot
+from claude_vm.drivers.qemu.arguments import Guest, Host, Ram
 from claude_vm.drivers.qemu.channel import Channel
 from claude_vm.drivers.qemu.identity import new_identity, write_private
 from claude_vm.drivers.qemu.instance import HOST_ADDRESS, Saved, end_all, folder_of, load, save
@@ -28,6 +28,7 @@ from claude_vm.drivers.qemu.machine import (
     open_machine,
     set_clock,
 )
+from claude_vm.drivers.qemu.slots import slot_of
 from claude_vm.drivers.qemu.snapshots import ensure_snapshot, files_of, make_overlay
 from claude_vm.drivers.qemu.store import Generation, Snapshot, find_generation
 
@@ -254,12 +255,8 @@ def _guest(
         empty="",
         monitor=0,
         helper=0,
-        slots=tuple(_slot(mount) for mount in spec.mounts),
+        slots=tuple(slot_of(mount) for mount in spec.mounts),
         ram=None if snapshot is None else Ram(str(snapshot.ram), shared=False),
         incoming=snapshot is not None,
         run_as=run_as,
     )
-
-
-def _slot(mount: Mount) -> Slot:
-    return Slot(mount.host, mount.writable)

@@ -29,6 +29,7 @@ from claude_vm.drivers.api import (
     TemplateRecord,
     TemplateSpec,
 )
+from claude_vm.drivers.directories import open_directory
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.sim.guest import Guest, kill_marked
@@ -108,6 +109,9 @@ class SimDriver:
             instance = self._known(instance_id)
             if instance_id in self._guests:
                 raise DriverError(f"the instance {instance_id} runs already")
+            for mount in instance.spec.mounts:
+                if mount.inode:  # it mounts nothing, so whether there is something does not matter
+                    os.close(open_directory(mount))
             _log.warning(WARNING)
             progress("simulating a VM", WARNING)
             generation, _ = self._store.generation(instance.spec.template, instance.spec.generation)

@@ -5,7 +5,8 @@ have taken, nobody knows before it is measured, and a host that runs out of memo
 did nothing wrong. So one that is about to begin is refused, and those that run stay alive.
 
 A clone needs little at first: its disk is an overlay, its memory a private view of the template's. What is
-demanded is a margin to begin with, not all that the guest could ever write.
+demanded is a margin to begin with, not all that the guest could ever write. Yet a guest with more memory than
+the whole host is never right.
 
 What to do is part of these errors' messages: a session's end has a code and a message, no hint.
 """
@@ -42,15 +43,24 @@ class MemoryShortError(DriverError):
     code = "no-memory"
 
 
-def check_room(free_disk_bytes: int, available_memory_mib: int, spec: InstanceSpec) -> None:
+def check_room(
+    free_disk_bytes: int, available_memory_mib: int, total_memory_mib: int, spec: InstanceSpec
+) -> None:
     """Refuse a clone for which there is no room. Pure.
 
-    `available_memory_mib` is what programs can get without swapping, in MiB.
+    `available_memory_mib` is what programs can get without swapping, `total_memory_mib` what the host has,
+    both in MiB.
 
     Raises:
         DiskFullError: Less than `DISK_MARGIN_BYTES` are free.
-        MemoryShortError: Less memory is available than `memory_needed_mib`.
+        MemoryShortError: The host has less memory than the clone is configured for, or less is available than
+            `memory_needed_mib`.
     """
+    if spec.memory_mib > total_memory_mib:
+        raise MemoryShortError(
+            f"a VM with {spec.memory_mib} MiB of memory can't run here: this host has {total_memory_mib} MiB;"
+            " ask for a smaller VM (--memory)"
+        )
     if free_disk_bytes < DISK_MARGIN_BYTES:
         raise DiskFullError(
             f"no room for another VM: {max(free_disk_bytes, 0) // MIB} MiB of disk are free,"
@@ -85,4 +95,5 @@ def admit(folder: Path, spec: InstanceSpec) -> None:
         found = os.statvfs(folder)
     except OSError as error:
         raise DriverError(f"the free space of {folder} can't be read", detail=str(error)) from error
-    check_room(found.f_bavail * found.f_frsize, psutil.virtual_memory().available // MIB, spec)
+    memory = psutil.virtual_memory()
+    check_room(found.f_bavail * found.f_frsize, memory.available // MIB, memory.total // MIB, spec)

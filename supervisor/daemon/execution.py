@@ -224,5 +224,8 @@ def _spec(instance_id: str, key: PoolKey) -> InstanceSpec:
         cpus=key.cpus,
         memory_mib=key.memory_mib,
         disk_gib=key.disk_gib,
-        mounts=tuple(Mount(host=m.host, guest=m.guest, writable=m.writable) for m in key.mounts),
+        mounts=tuple(
+            Mount(host=m.host, guest=m.guest, writable=m.writable, device=m.device, inode=m.inode)
+            for m in key.mounts
+        ),
     )

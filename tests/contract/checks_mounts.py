@@ -4,10 +4,14 @@ import fcntl
 import shlex
 from pathlib import Path
 
-from claude_vm_tests_case import needs_isolation, output, python, session
+import anyio
+import pytest
+from claude_vm_tests_case import check, needs_isolation, output, python, session, silent
 
 from claude_vm.drivers.api import Mount
+from claude_vm.drivers.errors import MountChangedError
 from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.link import open_link
 
 
 @needs_isolation
@@ -25,6 +29,60 @@ async def read_only_holds_against_root_in_the_guest(case):
         assert done.status == 0
     assert [path.name for path in case.project.iterdir()] == ["kept"]
     assert (case.project / "kept").read_text() == "kept"
+
+
+def known(folder):
+    """Return a mount of this very directory, whatever gets its name later."""
+    found = folder.stat()
+    return Mount(str(folder), str(folder), device=found.st_dev, inode=found.st_ino)
+
+
+def replace(folder):
+    """Put another directory in a directory's place."""
+    folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+    (folder / "file").write_text("another")
+
+
+@check
+async def another_directory_under_the_name_of_a_mount_is_refused(case):
+    folder = case.project / "folder"
+    folder.mkdir()
+    mount = known(folder)
+    async with case.started(mounts=(mount,)):
+        pass
+    before = case.traces()
+    replace(folder)
+    async with case.cloned(mounts=(mount,)) as instance_id:
+        with anyio.fail_after(case.patience_s), pytest.raises(MountChangedError) as caught:
+            await case.driver.start(instance_id, silent)
+        assert caught.value.code == "mount-changed"
+        assert str(folder) in caught.value.message
+    case.expect_traces(before)
+    (folder / "file").unlink()
+    folder.rmdir()
+    async with case.cloned(mounts=(mount,)) as instance_id:
+        with pytest.raises(MountChangedError):
+            await case.driver.start(instance_id, silent)
+
+
+@needs_isolation
+async def a_vm_that_was_started_ahead_has_the_directory_that_was_there_then(case):
+    if not (await case.driver.capabilities()).prestart:
+        return
+    folder = case.project / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("meant")
+    mount = known(folder)
+    async with case.cloned(mounts=(mount,)) as instance_id:
+        await case.driver.prestart(instance_id)
+        replace(folder)
+        access = await case.driver.start(instance_id, silent)
+        async with open_link(access, timeout_s=case.patience_s) as link:
+            assert (await link.run(f"cat {shlex.quote(str(folder))}/file")).stdout == b"meant"
+    async with case.cloned(mounts=(mount,)) as instance_id:
+        with pytest.raises(MountChangedError):
+            await case.driver.prestart(instance_id)
 
 
 @needs_isolation

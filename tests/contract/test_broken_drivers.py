@@ -246,6 +246,12 @@ class ReadOnlyThatIsNot(SimDriver):
         return msgspec.structs.replace(await super().capabilities(), isolates=True)
 
 
+class MountsWhateverIsThere(SimDriver):
+    async def clone(self, spec):
+        mounts = tuple(msgspec.structs.replace(mount, device=0, inode=0) for mount in spec.mounts)
+        await super().clone(msgspec.structs.replace(spec, mounts=mounts))
+
+
 class SaysNothing(SimDriver):
     async def capabilities(self):
         return msgspec.structs.replace(await super().capabilities(), accelerator="magic")
@@ -286,6 +292,7 @@ BROKEN = {
     BuildLeavesAFolder: "a_cancelled_build_leaves_the_former_generation_and_nothing_else",
     OneAtATime: "several_instances_start_at_the_same_time",
     ReadOnlyThatIsNot: "read_only_holds_against_root_in_the_guest",
+    MountsWhateverIsThere: "another_directory_under_the_name_of_a_mount_is_refused",
     SaysNothing: "a_driver_says_what_it_can_do",
 }
 

@@ -1,3 +1,5 @@
+import fcntl
+import os
 import signal
 import socket
 import sys
@@ -26,7 +28,7 @@ async def test_a_spawned_program_has_its_own_session_and_nothing_of_ours(short, 
     monkeypatch.setenv("SECRET", "s3cret")
     log, path = short / "log", short / "s"
     with listen(path) as server:
-        process = spawn([sys.executable, "-c", TELL, "10"], log, [(server, 10)])
+        process = spawn([sys.executable, "-c", TELL, "10"], log, [(server.fileno(), 10)])
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
@@ -48,7 +50,7 @@ async def test_a_descriptor_survives_being_moved_onto_another_ones_number(short)
             "print(*(socket.socket(fileno=int(word)).getsockname() for word in sys.argv[1:]))"
         )
         log = short / "log"
-        targets = [(one, two.fileno()), (two, one.fileno())]
+        targets = [(one.fileno(), two.fileno()), (two.fileno(), one.fileno())]
         process = spawn([sys.executable, "-c", script, str(two.fileno()), str(one.fileno())], log, targets)
         await process.wait()
         reap(process.pid)
@@ -88,3 +90,22 @@ def test_a_logs_tail_is_bounded_and_printable(tmp_path):
     assert tail(log).endswith("line? \ufffd")
     assert len(tail(log)) <= 4000
     assert tail(tmp_path / "nothing") == ""
+
+
+async def test_descriptors_beyond_the_numbers_in_use_do_not_overwrite_each_other(short):
+    """A daemon with many files open has numbers like those that descriptors are moved to on their way."""
+    with listen(short / "a") as one, listen(short / "b") as two:
+        high = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 109), fcntl.fcntl(two, fcntl.F_DUPFD_CLOEXEC, 110)]
+        script = (
+            "import socket, sys\n"
+            "print(*(socket.socket(fileno=int(word)).getsockname() for word in sys.argv[1:]))"
+        )
+        log = short / "log"
+        try:
+            process = spawn([sys.executable, "-c", script, "10", "11"], log, [(high[0], 10), (high[1], 11)])
+        finally:
+            for number in high:
+                os.close(number)
+        await process.wait()
+        reap(process.pid)
+    assert tail(log) == f"{short / 'a'} {short / 'b'}"
