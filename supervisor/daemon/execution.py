@@ -18,7 +18,7 @@ from claude_vm.supervisor.daemon.faults import Faults
 from claude_vm.supervisor.daemon.instances import Instance, Watchers
 from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.daemon.timings import DRIVER_MARKS
-from claude_vm.supervisor.ssh.errors import LinkLostError, SshError
+from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError, SshError
 from claude_vm.supervisor.ssh.link import connect
 from claude_vm.supervisor.ssh.shells import Kind, prime
 
