@@ -26,6 +26,7 @@ from claude_vm.supervisor.core.registry import Registry
 from claude_vm.supervisor.core.retries import LEAK_AFTER, delay_s
 from claude_vm.supervisor.core.session import (
     FAILED,
+    LOST_GUEST,
     Outcome,
     Session,
     SessionCause,
@@ -155,7 +156,7 @@ class Lives:
         if instance.failed_deletions >= LEAK_AFTER:
             self.move_instance(instance, InstanceOrder.REPORT, turn, note)
 
-    def settle(self, instance: Instance, event: events.InstanceEvent) -> str:
+    def settle(self, instance: Instance, event: events.InstanceEvent, turn: Turn) -> str:
         """Decide what the event means for the session or the pool; return a note for the story."""
         match event:
             case events.RunDone():
@@ -171,12 +172,31 @@ class Lives:
             if instance.state in UNCLAIMED:
                 self._upkeep.fail(instance.key, f"{outcome.code}: {outcome.message}", event.at)
             return note
+        if (
+            instance.state is InstanceState.LEASED
+            and isinstance(event, events.EffectFailed)
+            and event.code in LOST_GUEST
+            and session.may_try_again
+        ):
+            self._part(session, instance, turn, note)
+            return note
         if session.state is not SessionState.ENDING or (
             isinstance(event, events.RunDone) and session.outcome.asked
         ):
             session.outcome = outcome
             self.move_session(session, type(event), event.at, note)
         return note
+
+    def _part(self, session: Session, instance: Instance, turn: Turn, note: str) -> None:
+        """Let a session wait for another instance, before all others; this one is nobody's then."""
+        self._upkeep.release(instance.key, turn.event.at)
+        instance.session_id = session.instance_id = session.source = ""
+        session.phase = "queued"
+        session.tried_again = True
+        self.offered.add(session.offered_id)
+        self._pool.enqueue_first(session.session_id, session.key)
+        self.move_session(session, SessionOrder.AGAIN, turn.event.at, note)
+        turn.out.append(effects.TellSession(session_id=session.session_id, phase="queued"))
 
     # Sessions.
 

@@ -141,7 +141,7 @@ class Core:
         if not fits(instance, event):
             raise instances.unfit(event.instance_id, event)
         if moves:
-            note = self._lives.settle(instance, event)
+            note = self._lives.settle(instance, event, turn)
             self._lives.move_instance(instance, _cause(instance, event), turn, note)
 
     def _request_session(self, event: events.SessionRequested, turn: Turn) -> None:

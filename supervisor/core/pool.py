@@ -54,6 +54,11 @@ class Pool:
         """Let a session wait behind all others."""
         self._queue[session_id] = key
 
+    def enqueue_first(self, session_id: str, key: PoolKey) -> None:
+        """Let a session wait before all others: it has had its turn, for nothing."""
+        self._queue[session_id] = key
+        self._queue.move_to_end(session_id, last=False)
+
     def dequeue(self, session_id: str) -> None:
         """Let a session wait no longer."""
         del self._queue[session_id]

@@ -7,6 +7,9 @@
       │ ShutdownRequested, REFUSE                                    RELEASE      ▲
       └───────────────────────────────────────────────────────────────────────────┘
 
+From PREPARING it goes back to QUEUED once (AGAIN), if the instance that it got from the pool turns out to be
+lost before the main command runs: nothing of the session has happened yet, and another one may do.
+
 A session of a dead supervisor that runs on begins with RUNNING (SessionFound).
 
 QUEUED has no instance and waits for a place. PREPARING has one, whose main command does not run yet. ENDING
@@ -25,6 +28,9 @@ import msgspec
 
 from claude_vm.supervisor.core import events
 from claude_vm.supervisor.core.keys import PoolKey
+
+LOST_GUEST = frozenset({"guest-failed", "shell-failed", "ssh-channel-refused", "ssh-link-lost"})
+"""Codes of failures that say that a guest is out of reach, or does not do what guests do."""
 
 FAILED = 125
 """Exit status of a session that failed before or around its main command."""
@@ -47,6 +53,7 @@ class SessionOrder(StrEnum):
     ADMIT = "admit"
     REFUSE = "refuse"
     RELEASE = "release"
+    AGAIN = "again"
 
 
 _S = SessionState
@@ -75,7 +82,7 @@ MOVES: Mapping[SessionState, Mapping[SessionCause, SessionState]] = MappingProxy
             events.StopRequested: _S.ENDED,
             events.ShutdownRequested: _S.ENDED,
         },
-        _S.PREPARING: {events.RunStarted: _S.RUNNING, **_OVER},
+        _S.PREPARING: {events.RunStarted: _S.RUNNING, _O.AGAIN: _S.QUEUED, **_OVER},
         _S.RUNNING: {**_OVER},
         _S.ENDING: {
             events.RunDone: _S.ENDING,
@@ -116,7 +123,8 @@ class Session(msgspec.Struct):
 
     `offered_id` is the id for an instance that would have to be made. `instance_id` is the one it has, or "".
     `since` is the instant at which it came into its state. `source` says how its instance came, see
-    `SessionView`. `phase` is what its client was told last of its instance, "" before that.
+    `SessionView`. `phase` is what its client was told last of its instance, "" before that. `tried_again`
+    tells that it has lost an instance already.
     """
 
     session_id: str
@@ -129,3 +137,13 @@ class Session(msgspec.Struct):
     outcome: Outcome = UNDECIDED
     source: str = ""
     phase: str = ""
+    tried_again: bool = False
+
+    @property
+    def may_try_again(self) -> bool:
+        """Whether another instance may do what the one from the pool could not."""
+        return (
+            self.state is SessionState.PREPARING
+            and not self.tried_again
+            and self.source in {"warm", "paused", "making"}
+        )

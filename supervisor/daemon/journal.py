@@ -169,7 +169,7 @@ class Journal:
             )
             if session is not None:
                 self._connection.execute(
-                    "INSERT OR IGNORE INTO sessions"
+                    "INSERT OR REPLACE INTO sessions"  # it may have had another instance before
                     " (session_id, instance_id, project, label, pty, created_at) VALUES (?,?,?,?,?,?)",
                     (
                         session.session_id,

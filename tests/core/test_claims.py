@@ -4,6 +4,7 @@ import pytest
 
 from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.effects import Cancel, Clone, Connect, Delete, Run, Start
+from claude_vm.supervisor.core.events import EffectFailed
 
 
 def test_a_session_without_a_warm_instance_goes_through_clone_start_connect_and_run(rig, key_of):
@@ -184,3 +185,76 @@ def test_an_instance_is_of_its_session_until_that_has_its_status(rig):
     rig.send(events.RunDone, instance_id="i1", session_id="s1", status=0)
     rig.send(events.DeleteDone, instance_id="i1")
     assert rig.core.session_of("i1") == ""
+
+
+def lose_guest(rig, n=1):
+    return rig.failed(n, code="guest-failed", message="no answer")
+
+
+def test_a_session_whose_warm_guest_is_lost_before_its_command_runs_gets_another_one(make_rig, key_of, ended):
+    rig = make_rig(size=1)
+    rig.make_warm(1)
+    rig.request(2)
+    assert set(map(type, lose_guest(rig))) == {Delete, Clone}
+    assert [view.source for view in rig.core.sessions()] == ["made"]
+    assert rig.deleted(1) == []
+    rig.connect(2)
+    rig.run_started(2)
+    rig.run_done(2)
+    assert rig.deleted(2) == [ended(2)]
+
+
+def test_a_session_that_lost_its_guest_comes_before_those_that_wait(make_rig, key_of):
+    rig = make_rig(size=1, max_instances=1)
+    rig.make_warm(1)
+    rig.request(2)
+    rig.request(3)
+    assert lose_guest(rig) == [Delete(instance_id="i1")]
+    assert [rig.session_state(n) for n in (2, 3)] == ["queued", "queued"]
+    assert rig.deleted(1) == [Clone(instance_id="i2", key=key_of())]
+    assert rig.session_state(3) == "queued"
+
+
+def test_the_client_of_a_session_that_lost_its_guest_is_told_that_it_waits(make_rig):
+    rig = make_rig(size=1)
+    rig.make_warm(1)
+    rig.request(2)
+    failed = {"instance_id": "i1", "code": "guest-failed", "message": "no answer"}
+    assert rig.send_for_phases(EffectFailed, **failed) == [("s2", "queued"), ("s2", "clone")]
+
+
+def test_a_session_that_lost_its_guest_can_be_stopped_while_it_waits(make_rig, ended):
+    rig = make_rig(size=1, max_instances=1)
+    rig.make_warm(1)
+    rig.request(2)
+    lose_guest(rig)
+    assert rig.stop(2) == [ended(2, 130, "stopped", "interrupted")]
+    assert rig.deleted(1) == []
+    assert rig.core.sessions() == []
+
+
+def test_a_second_lost_guest_ends_the_session(make_rig, ended):
+    rig = make_rig(size=2)
+    rig.make_warm(1)
+    rig.warm(2)
+    rig.connect(2)
+    rig.request(3)
+    assert lose_guest(rig, 1) == [Delete(instance_id="i1"), Run(instance_id="i2", session_id="s3")]
+    assert lose_guest(rig, 2) == [Delete(instance_id="i2")]
+    assert rig.deleted(2) == [ended(3, 125, "guest-failed", "no answer")]
+
+
+@pytest.mark.parametrize("why", ["made for it", "the command runs", "our own failure"])
+def test_a_failure_that_another_guest_would_not_help_or_that_came_too_late_ends_the_session(make_rig, why):
+    rig = make_rig(size=1)
+    if why != "made for it":
+        rig.make_warm(1)
+    rig.request(2 if why != "made for it" else 1)
+    if why == "made for it":
+        rig.connect(1)
+    if why == "the command runs":
+        rig.run_started(1, session=2)
+    assert rig.failed(1, code="journal-failed" if why == "our own failure" else "guest-failed") == [
+        Delete(instance_id="i1")
+    ]
+    assert [view.state for view in rig.core.sessions()] == ["ending"]

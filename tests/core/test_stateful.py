@@ -94,6 +94,7 @@ class World(RuleBasedStateMachine):
         self.leaks = []
         self.alarms = []
         self.requested = {}
+        self.parted = set()  # sessions that have lost an instance before their command ran
         self.place = {}  # instance of each session that got one
         self.told = {}
         self.to_pause = set()
@@ -530,6 +531,28 @@ class World(RuleBasedStateMachine):
             self.settle(session, 125, "broken")
         self.bar(name)
         self.answer(name, events.EffectFailed(at=self.now, instance_id=name, code="broken", message="m"))
+
+    @precondition(lambda self: self.runs() and not self.shutting_down)
+    @rule(data=st.data())
+    def a_guest_is_lost_before_its_command_starts(self, data):
+        """A session whose instance came from the pool gets another one, once."""
+        name = data.draw(st.sampled_from(self.runs()))
+        if name in self.asked:
+            return
+        session = self.flying[name].session_id
+        (view,) = [view for view in self.core.sessions() if view.session_id == session]
+        if view.source == "made" or session in self.parted:
+            self.settle(session, 125, "guest-failed")
+        else:
+            self.parted.add(session)
+            del self.place[name]
+        self.answer(
+            name, events.EffectFailed(at=self.now, instance_id=name, code="guest-failed", message="m")
+        )
+        if session in self.parted and session not in self.settled:
+            assert isinstance(self.flying[name], effects.Delete)
+            (view,) = [view for view in self.core.sessions() if view.session_id == session]
+            assert view.instance_id != name
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())

@@ -5,7 +5,7 @@ import pytest
 import trio
 from claude_vm_tests_memory import NAME, in_virtual_time, key, settled
 
-from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.errors import DriverError, GuestError
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon.instances import WATCH_AGAIN_S
@@ -212,6 +212,28 @@ def test_a_host_without_room_refuses_the_clone_and_sessions_go_on(world):
             assert "disk is full" in second.outcome.message
             assert not first.ended.is_set()
             assert len(world.cloud.vms) == 1
+
+    in_virtual_time(main)
+
+
+def test_a_session_whose_ready_vm_does_not_answer_runs_in_another_one_and_outlives_its_supervisor(world):
+    async def main():
+        async with world.supervisor(POOL) as supervisor:
+            fill(supervisor)
+            await settled()
+            (lost,) = world.cloud.vms
+            world.cloud.failures["put_files"] = [GuestError("no answer")]
+            deletion = world.cloud.gate("delete")
+            session = supervisor.session("a1")
+            await settled()
+            assert not session.ended.is_set()
+            assert session.source == "made"
+            deletion.open.set()
+            await settled()
+            assert lost not in world.cloud.vms
+            assert [list(vm.sessions) for vm in world.cloud.vms.values() if vm.sessions] == [["a1"]]
+        async with world.supervisor(POOL) as supervisor:
+            assert [s.session_id for s in supervisor.adopted.sessions] == ["a1"]
 
     in_virtual_time(main)
 
