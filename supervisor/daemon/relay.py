@@ -25,9 +25,9 @@ TRICKLE_S = 3.0
 """How long, in seconds of waiting for the guest, output that goes on and on is carried once the main command
 has ended. Only who keeps up with the output makes it wait."""
 
-BACKLOG = 4 * 1024 * 1024
+BACKLOG = 64 * 1024 * 1024
 """Bytes of one output that are carried once the main command has ended. It is more than that can have left on
-the way: what the guest's holder keeps of an output, and what fits into the largest pipe."""
+the way, in the guest's holder or an SSH server, which may tell the status long before it sends the rest."""
 
 
 class _Outputs:
