@@ -18,7 +18,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from claude_vm.bench.children import open_terminal
-from claude_vm.bench.errors import BenchError
+from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.records import SHOWN, Line, Sample
 from claude_vm.bench.sims.access import write_access
@@ -121,6 +121,16 @@ def throughput(talk: Talk) -> float:
             return count / (time.monotonic() - begun)
 
 
+def _check_terminal(talk: Talk) -> None:
+    """Raise UnavailableError where sshd gives no terminal to somebody who is not root."""
+    try:
+        talk.wait_for(b"ready")
+    except BenchError as error:
+        raise UnavailableError(
+            "an sshd without privileges gives no terminal here: devpts is not mounted with the group tty"
+        ) from error
+
+
 def streams(lab: Lab, rounds: int) -> Measured:
     """F8: throughput in turns, then keys in turns, alone and beside a flood."""
     with contextlib.ExitStack() as stack:
@@ -140,6 +150,8 @@ def streams(lab: Lab, rounds: int) -> Measured:
             told = str(site.home / "access.json")
             return [sys.executable, "-P", "-m", "claude_vm.bench.sims.plainssh", told, command]
 
+        with talking(bare(_ECHO), site) as talk:
+            _check_terminal(talk)
         lab.tell("F8: throughput")
         rates: dict[str, list[float]] = {OURS: [], BARE: []}
         for _ in range(max(3, min(rounds, 5))):
