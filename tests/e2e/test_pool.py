@@ -36,7 +36,7 @@ def pool(claude_vm, waiting):
     """Set the pool's size for this project; at the end nothing is ready any more."""
 
     def fill(count):
-        claude_vm.configure(f"[pool]\nsize = {count}\n")
+        claude_vm.configure(f"[pool]\nsize = {count}\npaused = 0\n")
         done = claude_vm.run("pool", "fill")
         assert done.returncode == 0, done.stderr.decode()
 
@@ -64,6 +64,16 @@ def test_a_session_gets_the_ready_vm_and_another_is_made_ready(claude_vm, pool, 
     waiting(lambda: claude_vm.vm_pids() not in ([], [ready]), timeout=60)
     pool(1)
     assert ready not in claude_vm.vm_pids()
+
+
+def test_a_vm_that_was_started_ahead_is_taken_when_none_is_ready(claude_vm, pool, waiting):
+    claude_vm.configure("[pool]\nsize = 0\npaused = 1\n")
+    assert claude_vm.shell("true").returncode == 0
+    waiting(lambda: [entry["paused"] for entry in status(claude_vm)["pools"]] == [1], timeout=60)
+    done = claude_vm.shell("hostname")
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"claude-vm-")
+    assert last_session(claude_vm)["source"] == "paused"
 
 
 def test_other_mounts_take_the_fastest_way_without_a_ready_vm(claude_vm, pool, tmp_path):
