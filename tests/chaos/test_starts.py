@@ -128,8 +128,10 @@ def test_sessions_survive_a_client_or_daemon_of_another_version_that_is_told_why
 
 def test_a_client_whose_daemon_dies_before_it_has_answered_starts_the_next_one(user):
     user.stop_daemon()
+    path = Path(socket_path(str(user.data)))
+    path.parent.mkdir(mode=0o700, exist_ok=True)  # a daemon takes one outside of its home with it
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(socket_path(str(user.data)))
+        listener.bind(str(path))
         listener.listen()
         client = user.popen("shell", "exit 3")
         dying, _ = listener.accept()

@@ -53,7 +53,7 @@ def test_ctrl_z_belongs_to_the_guests_shell(claude_vm, terminal, env):
     terminal.press("C-z")
     terminal.type("jobs")
     assert "Stopped" in terminal.wait_for("Stopped")
-    terminal.type("kill -9 %1; wait %1; exit 0")
+    terminal.type("kill -9 %1; disown %1; exit 0")
     terminal.wait_for("host>", count=2)
 
 

@@ -13,11 +13,12 @@ from claude_vm.drivers.qemu.spawn import end, listen, spawn
 pytestmark = pytest.mark.anyio
 
 DIES = """
-import os, signal
+import os, signal, socket
 child = os.fork()
 if child == 0:
     signal.pause()
 print("child", child, flush=True)
+socket.socket(fileno=10).accept()
 print("Cannot allocate memory", flush=True)
 """
 
