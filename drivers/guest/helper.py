@@ -47,6 +47,7 @@ LINE_LIMIT = 1 << 20
 OUTPUT_LIMIT = 16 << 10
 MAX_CONNECTIONS = 256
 MAX_LIST = 256
+HOST_BACK_S = 2.0
 
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
@@ -519,16 +520,24 @@ def find_port() -> str:
 
 
 def send(port: int, data: bytes) -> None:
-    """Write an answer; a host that has gone, or doesn't read for 10 s, gets none."""
+    """Write an answer; a host that has been gone for a while, or doesn't read for 10 s, gets none.
+
+    A host that has just come back may not be known as such: its request and the news of its coming take
+    different ways through the kernel, and on a busy machine the request is quicker.
+    """
     poll = select.poll()
     poll.register(port, select.POLLOUT)
+    deadline = time.monotonic() + HOST_BACK_S
     while data:
         events = poll.poll(10_000)
-        if not events or events[0][1] & select.POLLHUP:
+        gone = bool(events) and bool(events[0][1] & select.POLLHUP)
+        if not events or (gone and time.monotonic() > deadline):
             return
         try:
-            data = data[os.write(port, data) :]
+            data = data[0 if gone else os.write(port, data) :]
         except BlockingIOError:
+            gone = True
+        if gone:
             time.sleep(0.01)
 
 

@@ -1,7 +1,9 @@
 import json
 import os
+import select
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -281,3 +283,29 @@ def test_a_program_answers_when_it_has_ended(guest):
         line = guest.go_on()
     assert json.loads(line) == {"id": "9", "ok": True, "status": 3, "output": "out\n"}
     assert guest.job is None
+
+
+def test_an_answer_waits_for_the_news_that_the_host_is_back(helper):
+    ours, theirs = os.openpty()
+    name = os.ttyname(theirs)
+    os.close(theirs)  # hung up, as a port whose host is not there
+    os.set_blocking(ours, False)
+    sender = threading.Thread(target=helper.send, args=(ours, b"answer\n"))
+    sender.start()
+    sender.join(0.2)
+    theirs = os.open(name, os.O_RDWR | os.O_NOCTTY)
+    ready, _, _ = select.select([theirs], [], [], 5)
+    assert ready
+    assert os.read(theirs, 100) == b"answer\n"
+    sender.join()
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_an_answer_to_a_host_that_has_gone_is_dropped(helper, monkeypatch):
+    monkeypatch.setattr(helper, "HOST_BACK_S", 0.05)
+    ours, theirs = os.openpty()
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    helper.send(ours, b"answer\n")
+    os.close(ours)
