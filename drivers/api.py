@@ -145,7 +145,9 @@ class TemplateRecord(msgspec.Struct, frozen=True):
     """A usable template generation, as stored beside it in ``template.json``.
 
     `created_at` and `last_used_at` are Unix times in seconds; `size_bytes` is what it takes on disk.
-    `terminfo` and `locales` are the names that its guest knows.
+    `terminfo` and `locales` are the names that its guest knows. `guest` names the programs of ours that its
+    guest has, and `stale` tells that they are not those that this version talks to: no session can run in it,
+    and only building it anew helps.
     """
 
     name: str
@@ -164,6 +166,8 @@ class TemplateRecord(msgspec.Struct, frozen=True):
     terminfo: tuple[str, ...] = ()
     locales: tuple[str, ...] = ()
     last_used_at: float = 0.0
+    guest: str = ""
+    stale: bool = False
 
 
 class Capabilities(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ The files lie in ``rootfs/`` beside this module, with the paths that they have i
 import hashlib
 import io
 import tarfile
+from functools import cache
 from pathlib import Path
 from typing import Final, Literal
 
@@ -107,6 +108,13 @@ def guest_tree(rootfs: Path = _ROOTFS, guest: Path = _GUEST) -> tuple[TreeFile, 
         if (guest / name).is_file()
     ]
     return tuple(sorted(files, key=lambda file: file.path))
+
+
+@cache
+def guest_programs() -> str:
+    """Return a name of our programs that guests have now, which changes with any of them: 20 hex digits."""
+    data = [(target, (_GUEST / name).read_bytes()) for name, target, _ in _FROM_GUEST]
+    return hashlib.sha256(msgspec.json.encode(data)).hexdigest()[:20]
 
 
 def image_key(spec: ImageSpec, tree: tuple[TreeFile, ...]) -> str:

@@ -27,6 +27,7 @@ from claude_vm.drivers.api import (
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError, ToolMissingError
 from claude_vm.drivers.images.debian import images as cached_images
 from claude_vm.drivers.images.debian import remove_image
+from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.qemu import accelerator, instance, starting, store
 from claude_vm.drivers.qemu.arguments import SLOTS, Host
 from claude_vm.drivers.qemu.channel import Channel
@@ -177,7 +178,9 @@ class QemuDriver:
         """Return the current generation of each template, by name."""
         return [
             msgspec.structs.replace(
-                found.stored.record, last_used_at=store.last_used(self._home, found.stored.record.name)
+                found.stored.record,
+                last_used_at=store.last_used(self._home, found.stored.record.name),
+                stale=found.stored.record.guest != guest_programs(),
             )
             for found in store.current_generations(self._home)
         ]

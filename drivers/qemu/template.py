@@ -15,6 +15,7 @@ import msgspec
 from claude_vm.drivers.api import GuestFile, Mount, Owner, Progress, TemplateRecord, TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image, ImageSpec, ensure_image
+from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.qemu.arguments import Host, Slot
 from claude_vm.drivers.qemu.machine import HELPER_S, Machine
 from claude_vm.drivers.qemu.snapshots import key_of, make_overlay, plain, run, take
@@ -121,6 +122,7 @@ def _stored(spec: TemplateSpec, image: Image, generation: str) -> Stored:
         image=image.key,
         terminfo=image.terminfo,
         locales=image.locales,
+        guest=guest_programs(),
     )
     return Stored(record, spec.uid, spec.gid, str(image.kernel), str(image.initrd), image.kernel_arguments)
 

@@ -54,7 +54,7 @@ async def adopt(dispatcher: Dispatcher, drivers: DriverSet, journal: Journal) ->
         try:
             driver = await drivers.get(name)
             found = await driver.list_instances()
-            current = {t.name: t.generation for t in await driver.templates()}
+            current = {t.name: t.generation for t in await driver.templates() if not t.stale}
         except DriverError as error:
             log.warning("driver-not-swept", driver=name, error=str(error))
             continue

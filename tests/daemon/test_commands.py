@@ -53,6 +53,23 @@ def test_without_a_template_a_session_is_refused_with_the_way_out(user):
     assert b"claude-vm setup" in done.stderr
 
 
+def test_a_template_of_another_version_is_told_and_built_anew_when_asked_for(ready):
+    (record,) = ready.data.glob("templates/*/sim/current/template.json")
+    told = json.loads(record.read_text())
+    record.write_text(json.dumps(told | {"stale": True}))
+    assert ready.json("info")["status"] == "stale"
+    assert b"(stale)" in ready.run("list").stdout
+    done = ready.run("shell", "true")
+    assert done.returncode == 125
+    assert b"[template-stale]" in done.stderr
+    assert b"claude-vm setup" in done.stderr
+    assert ready.run("--auto-setup", "shell", "exit 3").returncode == 3
+    after = ready.json("info")
+    assert after["status"] == "stopped"
+    assert after["generation"] != told["generation"]
+    assert after["claude_version"] is None  # as before: it was built without
+
+
 def test_auto_setup_builds_what_is_missing(user):
     # Without an agent there is nothing to download; `shell` needs none, `agent` does and says so.
     assert user.run("setup", "--no-agent").returncode == 0

@@ -1,5 +1,6 @@
 import fcntl
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 
 from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.errors import TemplateMissingError
+from claude_vm.drivers.images import rootfs
+from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.qemu import store
+from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.store import (
     Stored,
     building_folder,
@@ -42,6 +46,36 @@ def test_a_published_generation_is_the_current_one_and_keeps_its_name(tmp_path):
     assert found.folder.name == "g2"
     assert find_generation(tmp_path, "t", "g1").stored.record.generation == "g1"
     assert [item.stored.record.generation for item in store.current_generations(tmp_path)] == ["g2"]
+
+
+@pytest.mark.anyio
+async def test_a_template_whose_guest_has_other_programs_of_ours_is_stale(tmp_path, owner):
+    for name, guest in (("old", "from another version"), ("older", ""), ("own", guest_programs())):
+        with building_folder(store.template_folder(owner.home, name)) as building:
+            written = stored(name)
+            written = msgspec.structs.replace(
+                written, record=msgspec.structs.replace(written.record, guest=guest)
+            )
+            (building / "template.json").write_bytes(msgspec.json.encode(written))
+            publish(building, "g1")
+    async with open_driver(owner) as driver:
+        assert {t.name: t.stale for t in await driver.templates()} == {
+            "old": True,
+            "older": True,
+            "own": False,
+        }
+
+
+def test_the_name_of_our_programs_changes_with_each_of_them(tmp_path, monkeypatch):
+    shutil.copytree(rootfs._GUEST, tmp_path / "guest")
+    monkeypatch.setattr(rootfs, "_GUEST", tmp_path / "guest")
+    names = [guest_programs.__wrapped__()]
+    for file in ("helper.py", "holder.py", "session", "session.rc", "sshd_config"):
+        with (tmp_path / "guest" / file).open("ab") as program:
+            program.write(b"\n")
+        names.append(guest_programs.__wrapped__())
+    assert len(set(names)) == 6
+    assert guest_programs() == names[0]
 
 
 def test_readers_see_a_generation_at_every_moment_of_a_swap(tmp_path, monkeypatch):

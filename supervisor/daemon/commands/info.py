@@ -1,11 +1,13 @@
 """`claude-vm info`: the current project, its template and what a session would get."""
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 
 from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.project import template_name
+from claude_vm.drivers.api import TemplateRecord
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.key import session_key
 from claude_vm.supervisor.daemon.commands.room import pool_of
@@ -66,7 +68,7 @@ async def info(command: Command, request: Info) -> int:
     shown = ProjectInfo(
         project=str(project.root),
         template=name,
-        status=("running" if sessions else "stopped") if template else "not created",
+        status=_status(template, sessions),
         driver=driver.name,
         accelerator=facts.accelerator,
         accelerator_reason=facts.accelerator_reason,
@@ -89,6 +91,14 @@ async def info(command: Command, request: Info) -> int:
     else:
         await command.out(_text(shown))
     return 0
+
+
+def _status(template: TemplateRecord | None, sessions: Sequence[str]) -> str:
+    if template is None:
+        return "not created"
+    if template.stale:
+        return "stale"
+    return "running" if sessions else "stopped"
 
 
 def _text(shown: ProjectInfo) -> str:

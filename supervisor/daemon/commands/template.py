@@ -54,24 +54,29 @@ async def build_template(
 async def usable_template(
     command: Command, driver: Driver, settings: Settings, project: Project
 ) -> TemplateRecord:
-    """Return the current template; without one, build it if the client agrees.
+    """Return the current template; without one that can be used, build it if the client agrees.
 
     Raises:
         CommandError: There is none, and it shall not be built now; or the client interrupted that.
         DriverError: The build fails.
     """
     template = await current_template(driver, project)
-    if template is not None:
+    if template is not None and not template.stale:
         return template
+    if template is None:
+        code, lacking, agent = "template-missing", "has no template yet", True
+    else:
+        code, lacking = "template-stale", "has a template of another version of claude-vm"
+        agent = template.claude_version is not None
     if not command.flags.auto_setup and not await command.confirm(
-        "This project has no template yet. Build it now (some minutes, once)?"
+        f"This project {lacking}. Build it now (some minutes, once)?"
     ):
         raise CommandError(
-            "template-missing",
-            f"{project.template_root} has no template yet",
+            code,
+            f"{project.template_root} {lacking}",
             hint="build it with: claude-vm setup   (or pass --auto-setup)",
         )
-    return await build_template(command, driver, settings, project, agent=True)
+    return await build_template(command, driver, settings, project, agent=agent)
 
 
 async def _build(

@@ -34,7 +34,10 @@ async def list_templates(command: Command, request: ListTemplates) -> int:
         await command.out_json([msgspec.structs.asdict(t) for t in found])
         return 0
     head = ["TEMPLATE", "DRIVER", "GENERATION", "LAST USED"]
-    rows = [[t.name, t.driver, t.generation, ago(now - _last_used(t))] for t in found]
+    rows = [
+        [t.name, t.driver, f"{t.generation} (stale)" if t.stale else t.generation, ago(now - _last_used(t))]
+        for t in found
+    ]
     if request.disk_usage:
         head.append("SIZE")
         for row, record in zip(rows, found, strict=True):
