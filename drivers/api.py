@@ -75,7 +75,8 @@ class Access(msgspec.Struct, frozen=True):
 
     `host_key` is one OpenSSH public key line, to be pinned: it was made for this instance. `client_key` is
     the path of a private key file (0600). `host_address` is what the guest calls the host's loopback.
-    `restored` tells a RAM clone from a cold boot.
+    `restored` tells a RAM clone from a cold boot. `holder` is the path, in the guest, of its holder's
+    unix socket.
     """
 
     address: str
@@ -86,6 +87,7 @@ class Access(msgspec.Struct, frozen=True):
     client_key: Path
     host_address: str
     restored: bool = False
+    holder: str = "/run/claude-vm/holder/socket"
 
 
 class GuestFile(msgspec.Struct, frozen=True):

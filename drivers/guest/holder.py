@@ -67,7 +67,8 @@ MOST_QUEUED = 1 << 19
 MAX_SHELLS = 64
 MAX_CONNECTIONS = 128
 CONTROL = 9
-LIBRARY = "/usr/lib/claude-vm"
+LIBRARY = os.path.dirname(os.path.abspath(__file__))
+"""Where the launcher is: beside this program."""
 PASSED_ON = ("HOME", "CLAUDE_VM_RUN")
 """Variables of the holder that shells get, where they stand for other places than a guest's."""
 TERM = "xterm-256color"

@@ -23,12 +23,12 @@ from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.daemon.bookkeeping import Books
 from claude_vm.supervisor.daemon.clock import Alarm
 from claude_vm.supervisor.daemon.drivers import DriverSet
+from claude_vm.supervisor.daemon.ended import EndedSessions
 from claude_vm.supervisor.daemon.execution import Admit, Execution, admit_all
 from claude_vm.supervisor.daemon.faults import Action, Faults, inflict
 from claude_vm.supervisor.daemon.instances import Instance, Watchers
 from claude_vm.supervisor.daemon.journal import Journal
-from claude_vm.supervisor.daemon.session import EndedSession, Session
-from claude_vm.supervisor.daemon.timings import KEPT_SESSIONS
+from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.ssh.errors import SshError
 
 log = structlog.get_logger()
@@ -63,7 +63,7 @@ class Dispatcher:
     ) -> None:
         self.core = core
         self.sessions: dict[str, Session] = {}
-        self.finished: deque[EndedSession] = deque(maxlen=KEPT_SESSIONS)
+        self.finished = EndedSessions()
         self.idle_since = time.monotonic()
         self.stopped = anyio.Event()
         self._books = Books(journal)
@@ -141,7 +141,7 @@ class Dispatcher:
     def forget(self, session: Session) -> None:
         """The client of a session has been told its end, or nobody needs to be."""
         if self.sessions.pop(session.session_id, None) is not None:
-            self.finished.append(session.kept())
+            self.finished.add(session.kept())
         self.idle_since = time.monotonic()
 
     def template_changed(self, driver: str, template: str, generation: str) -> None:

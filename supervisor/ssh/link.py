@@ -68,9 +68,10 @@ class _Owner(asyncssh.SSHClient):
 class Link:
     """An open connection. Made by `connect`; who has it closes it."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, owner: _Owner) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, owner: _Owner, holder: str) -> None:
         self._connection = connection
         self._owner = owner
+        self._holder = holder
 
     async def open_process(
         self,
@@ -113,10 +114,8 @@ class Link:
             raise
         return Process(session)
 
-    async def open_stream(
-        self, path: str, make_session: Callable[[], "asyncssh.SSHUNIXSession[bytes]"]
-    ) -> None:
-        """Connect to a unix socket in the guest; what is said there goes to the session that is made.
+    async def open_holder(self, make_session: Callable[[], "asyncssh.SSHUNIXSession[bytes]"]) -> None:
+        """Connect to the guest's holder; what it says goes to the session that is made.
 
         Raises:
             ChannelRefusedError: Nobody listens there, or the guest opens no more channels.
@@ -124,7 +123,7 @@ class Link:
         """
         try:
             await self._connection.create_unix_connection(
-                make_session, path, encoding=None, window=WINDOW, max_pktsize=MAX_PACKET
+                make_session, self._holder, encoding=None, window=WINDOW, max_pktsize=MAX_PACKET
             )
         except (asyncssh.Error, OSError) as error:
             if self._connection.is_closed():
@@ -274,7 +273,7 @@ async def connect(access: Access, *, timeout_s: float) -> Link:
         raise AuthenticationError(f"the guest at {where} refuses our key", detail=error.reason) from error
     except (OSError, asyncssh.Error, ValueError) as error:
         raise ConnectError(f"no SSH connection to {where}", detail=str(error)) from error
-    return Link(connection, owner)
+    return Link(connection, owner, access.holder)
 
 
 @contextlib.asynccontextmanager

@@ -25,9 +25,6 @@ from claude_vm.supervisor.ssh.errors import (
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Output, Pty
 
-HOLDER = "/run/claude-vm/holder/socket"
-"""Where the holder is in a guest."""
-
 PRIME_S = 60.0
 """How long a shell may take to read its profile, in seconds, under software emulation on a busy host."""
 
@@ -444,7 +441,7 @@ async def _open(link: Link) -> _Stream:
     stream = _Stream()
     try:
         with anyio.fail_after(ANSWER_S):
-            await link.open_stream(HOLDER, lambda: stream)
+            await link.open_holder(lambda: stream)
     except TimeoutError:
         raise ShellError(f"the guest opens no stream within {ANSWER_S:g} s") from None
     return stream

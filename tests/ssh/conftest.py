@@ -14,7 +14,6 @@ import pytest
 
 from claude_vm.drivers.sim.guest import Guest
 from claude_vm.drivers.sim.holding import HolderThread
-from claude_vm.supervisor.ssh import shells as shells_module
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, LinkLostError
 from claude_vm.supervisor.ssh.launch import launch_files
 from claude_vm.supervisor.ssh.link import open_link
@@ -98,17 +97,17 @@ async def link(server):
 
 
 @pytest.fixture
-def home(server, tmp_path):
+def home(server):
     """The home of the guest's user, as its shells have it."""
     if hasattr(server, "guest"):
         return server.guest.home
-    path = tmp_path / "holder/home"
+    path = server.holder.with_name("home")
     path.mkdir(parents=True)
     return path
 
 
 @pytest.fixture
-def holder(server, home, monkeypatch):
+def holder(server, home):
     """The guest's holder; gives its process, or None where the simulated guest has its own.
 
     OpenSSH has none, so this starts one as the guest's helper does.
@@ -116,23 +115,15 @@ def holder(server, home, monkeypatch):
     if hasattr(server, "guest"):
         yield None
         return
-    program = (
-        "import importlib.util, os, sys\n"
-        f"spec = importlib.util.spec_from_file_location('holder', {str(GUEST / 'holder.py')!r})\n"
-        "holder = importlib.util.module_from_spec(spec)\n"
-        "sys.modules['holder'] = holder\n"
-        "spec.loader.exec_module(holder)\n"
-        f"holder.LIBRARY = {str(GUEST)!r}\n"
-        f"os.environ.update(HOME={str(home)!r}, CLAUDE_VM_RUN={str(server.run)!r})\n"
-        "holder.main()\n"
-    )
-    path = home.parent / "s"
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
+        listener.bind(str(server.holder))
         listener.listen(64)
-        command = [sys.executable, "-c", program, str(listener.fileno())]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(listener.fileno(),))
-    monkeypatch.setattr(shells_module, "HOLDER", str(path))
+        process = subprocess.Popen(
+            [sys.executable, "-I", GUEST / "holder.py", str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=(listener.fileno(),),
+            env=os.environ | {"HOME": str(home), "CLAUDE_VM_RUN": str(server.run)},
+        )
     yield process
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     for member in (process, *family):

@@ -26,6 +26,7 @@ class Sshd:
         self.folder = folder
         self.run = folder / "run"
         self.run.mkdir(parents=True)
+        self.holder = folder.parent / "holder/s"
         self.scratch = folder / "scratch"
         self.scratch.mkdir()
         self.children: list[subprocess.Popen] = []
@@ -67,6 +68,7 @@ class Sshd:
             host_key=(self.folder / f"{host_key}.pub").read_text().strip(),
             client_key=self.folder / client_key,
             host_address="127.0.0.1",
+            holder=str(self.holder),
         )
 
     def hang_up(self) -> None:
