@@ -19,7 +19,7 @@ def open_holder(folder: Path) -> Iterator[Path]:
         listener.bind(str(path))
         listener.listen(64)
         server = subprocess.Popen(
-            [sys.executable, "-I", holder.__file__, str(listener.fileno())],
+            [sys.executable, "-I", Path(holder.__file__).parents[1], "holder", str(listener.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=(listener.fileno(),),
             env=os.environ | {"CLAUDE_VM_RUN": str(folder)},

@@ -287,7 +287,7 @@ class Job:
 
 
 class Sessions:
-    """The holder of the sessions' terminals and pipes (``holder.py``), which runs as the user."""
+    """The holder of the sessions' terminals and pipes (``holder``), which runs as the user."""
 
     def __init__(self) -> None:
         self.process: Popen[bytes] | None = None
@@ -317,7 +317,7 @@ class Sessions:
             listener.listen(64)
             number = listener.fileno()
             self.process = Popen(
-                [sys.executable, "-I", "-S", f"{os.path.dirname(__file__)}/holder.py", str(number)],
+                [sys.executable, "-I", "-S", os.path.dirname(__file__), "holder", str(number)],
                 stdin=PIPE,
                 stdout=DEVNULL,
                 cwd="/",

@@ -51,7 +51,11 @@ _GUEST: Final = Path(__file__).parent.parent / "guest"
 _INITRD: Final = Path(__file__).parent / "initrd.py"
 _FROM_GUEST: Final = (
     ("helper.py", "usr/lib/claude-vm/helper.py", 0o755),
-    ("holder.py", "usr/lib/claude-vm/holder.py", 0o755),
+    ("__main__.py", "usr/lib/claude-vm/__main__.py", 0o644),
+    *(
+        (f"holder/{name}.py", f"usr/lib/claude-vm/holder/{name}.py", 0o644)
+        for name in ("__init__", "connection", "frames", "holding", "loop", "output", "shell")
+    ),
     ("session", "usr/lib/claude-vm/session", 0o755),
     ("session.rc", "usr/lib/claude-vm/session.rc", 0o644),
     ("sshd_config", "etc/ssh/sshd_config", 0o644),

@@ -1,6 +1,6 @@
 """Primed shells and the sessions that they become: the supervisor's side of the guest's holder.
 
-The holder (``drivers/guest/holder.py``; its opening comment has the protocol) owns a session's terminal or
+The holder (``drivers/guest/holder``; its opening comment has the protocol) owns a session's terminal or
 pipes. Each shell is reached by a stream of its own through the SSH connection. What the guest says here is
 used for this session only, and bounded: whoever is root in it can be the holder.
 """
@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 
 import anyio
-import asyncssh
 import msgspec
 
 from claude_vm.supervisor.ssh.errors import (
@@ -23,31 +22,16 @@ from claude_vm.supervisor.ssh.errors import (
     StatusLostError,
 )
 from claude_vm.supervisor.ssh.link import Link
-from claude_vm.supervisor.ssh.process import Output, Pty
+from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.ssh.stream import Stream, open_stream
 
 PRIME_S = 60.0
 """How long a shell may take to read its profile, in seconds, under software emulation on a busy host."""
 
-ANSWER_S = 20.0
-"""How long the holder may take to answer, in seconds."""
-
 INPUT_WINDOW = 256 * 1024
 """Bytes of input that may be on the way to a session."""
 
-ACKNOWLEDGE = 256 * 1024
-"""Output is acknowledged when so many bytes were read, or nothing is left."""
-
-MOST_WAITING = 4 * 1024 * 1024
-"""Unread bytes of a session. The holder sends less, so a guest that sends more is no holder."""
-
-MOST_UNSENT = 1024 * 1024
-"""Bytes for the holder that the connection has not taken. It grants a window, so one that reads has less."""
-
-_FRAME_LIMIT = 1 << 17
 _PIECE = 64 * 1024
-_NO_OFFSET = 1 << 62
-_HEADER = struct.Struct(">cI")
-_OFFSET = struct.Struct(">Q")
 
 
 class Kind(StrEnum):
@@ -68,7 +52,7 @@ class HeldSession(msgspec.Struct, frozen=True):
 class HeldProcess:
     """A session's main process. One reader per output and one writer at a time."""
 
-    def __init__(self, stream: "_Stream") -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
     async def write(self, data: bytes) -> None:
@@ -141,7 +125,7 @@ class Shells:
     def __init__(self, link: Link, term: str) -> None:
         self._link = link
         self._term = term
-        self._streams: dict[Kind, _Stream] = {}
+        self._streams: dict[Kind, Stream] = {}
 
     async def add(self, kind: Kind, term: str) -> None:
         """Have a shell of this kind wait, if there is none for this terminal.
@@ -154,7 +138,7 @@ class Shells:
             if not former.closed and (kind is Kind.PIPES or term == self._term):
                 return
             former.close()
-        stream = await _open(self._link)
+        stream = await open_stream(self._link)
         self._streams[kind] = stream
         if kind is Kind.PTY:
             self._term = term
@@ -228,7 +212,7 @@ async def attach(link: Link, session_id: str) -> HeldProcess:
     Raises:
         SshError: There is no such session, or the connection is lost.
     """
-    stream = await _open(link)
+    stream = await open_stream(link)
     stream.send(b"T", _json({"session": session_id, "out": None, "err": None}))
     answered = False
     try:
@@ -246,7 +230,7 @@ async def held_sessions(link: Link) -> Sequence[HeldSession]:
     Raises:
         SshError: The holder does not answer, or talks nonsense.
     """
-    stream = await _open(link)
+    stream = await open_stream(link)
     try:
         stream.send(b"L")
         await stream.answered()
@@ -263,188 +247,6 @@ class _Row(msgspec.Struct, frozen=True):
     session: str
     kind: str
     status: int | None
-
-
-class _Stream(asyncssh.SSHUNIXSession[bytes]):
-    """One stream to the holder: callbacks in, state out."""
-
-    def __init__(self) -> None:
-        self.channel: asyncssh.SSHUNIXChannel[bytes] | None = None
-        self.ready = False
-        self.primed = asyncio.Event()
-        self.news = asyncio.Event()
-        self.status: int | None = None
-        self.over = asyncio.Event()
-        self.closed = False
-        self.error: Exception | None = None
-        self.refusal = ""
-        self.listing = b""
-        self.input_sent = 0
-        self.input_taken = 0
-        self.input_news = asyncio.Event()
-        self._received = bytearray()
-        self._outputs = (Output(), Output())
-        self._ended = [False, False]
-        self._begun = [False, False]
-        self._told = [0, 0]  # offsets behind what came
-        self._read = [0, 0]  # offsets behind what was read
-        self._acknowledged = 0
-
-    # Callbacks of the library.
-
-    def connection_made(self, chan: "asyncssh.SSHUNIXChannel[bytes]") -> None:
-        """Take the channel."""
-        self.channel = chan
-
-    def data_received(self, data: bytes, datatype: int | None) -> None:  # noqa: ARG002 - no such types here
-        """Take frames apart."""
-        self._received += data
-        while not self.closed and len(self._received) >= _HEADER.size:
-            letter, length = _HEADER.unpack_from(self._received)
-            if length > _FRAME_LIMIT:
-                self._fail("the guest's holder talks nonsense")
-                return
-            if len(self._received) < _HEADER.size + length:
-                return
-            payload = bytes(self._received[_HEADER.size : _HEADER.size + length])
-            del self._received[: _HEADER.size + length]
-            try:
-                self._take(letter, payload)
-            except (struct.error, UnicodeDecodeError, ValueError):
-                self._fail("the guest's holder talks nonsense")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note the end; everybody who waits learns it."""
-        self.closed = True
-        self.error = self.error or exc
-        self._ended = [True, True]
-        for output in self._outputs:
-            output.news.set()
-        for event in (self.primed, self.news, self.over, self.input_news):
-            event.set()
-
-    def _take(self, letter: bytes, payload: bytes) -> None:
-        match letter:
-            case b"O" | b"F":
-                self._take_output(0 if letter == b"O" else 1, payload)
-            case b"Z":
-                self._end_output(int(payload) - 1)
-            case b"C":
-                self.input_taken = max(self.input_taken, min(_OFFSET.unpack(payload)[0], self.input_sent))
-                self.input_news.set()
-            case b"X":
-                (status,) = struct.unpack(">I", payload)
-                if status > 0xFF:
-                    raise ValueError(status)
-                self.status = status
-                self.over.set()
-                self.primed.set()
-                self.input_news.set()
-            case b"R":
-                self.ready = True
-                self.primed.set()
-            case b"L":
-                self.listing = payload
-            case b"!":
-                self._fail(payload[:1000].decode(errors="replace"))
-            case _:
-                raise ValueError(letter)
-        self.news.set()
-
-    def _take_output(self, index: int, payload: bytes) -> None:
-        (offset,) = _OFFSET.unpack_from(payload)
-        data = payload[_OFFSET.size :]
-        if not self._begun[index]:
-            self._begun[index] = True
-            self._told[index] = self._read[index] = offset  # after a restart: what is kept begins here
-        if offset != self._told[index] or offset >= _NO_OFFSET or not data or self._ended[index]:
-            raise ValueError(offset)
-        self._told[index] += len(data)
-        self._outputs[index].add(data)
-        if sum(self._told) - sum(self._read) > MOST_WAITING:
-            self._fail("the guest's holder sends more than it may")
-
-    def _end_output(self, index: int) -> None:
-        if index not in {0, 1}:
-            raise ValueError(index)
-        self._ended[index] = True
-        self._outputs[index].news.set()
-
-    def _fail(self, reason: str) -> None:
-        self.refusal = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in reason)
-        self.close()
-
-    # What the owner asks for.
-
-    def send(self, letter: bytes, payload: bytes = b"") -> None:
-        """Send a frame; ignored when the stream has ended."""
-        if not self.closed and self.channel is not None and not self.channel.is_closing():
-            self.channel.write(_HEADER.pack(letter, len(payload)) + payload)
-            if self.channel.get_write_buffer_size() > MOST_UNSENT:
-                self._fail("the guest's holder takes nothing")
-
-    async def wait_ready(self) -> None:
-        """Wait until the shell waits.
-
-        Raises:
-            SshError: It ended instead.
-        """
-        await self.primed.wait()
-        if not self.ready:
-            raise self.failure("the guest's shell does not start")
-
-    async def answered(self) -> None:
-        """Wait for the first frame.
-
-        Raises:
-            SshError: The stream ended instead.
-        """
-        try:
-            with anyio.fail_after(ANSWER_S):
-                await self.news.wait()
-        except TimeoutError:
-            raise ShellError(f"the guest's holder does not answer within {ANSWER_S:g} s") from None
-        if self.closed:
-            raise self.failure("the guest's holder does not answer")
-
-    def failure(self, message: str) -> SshError:
-        """Return the error for a stream that ended."""
-        if self.error is not None:
-            return LinkLostError("the connection to the guest was lost", detail=str(self.error))
-        return ShellError(message, detail=self.refusal)
-
-    async def read(self, index: int, limit: int) -> bytes:
-        """Return up to `limit` bytes of an output, empty at its end."""
-        output = self._outputs[index]
-        while not output.chunks:
-            if self._ended[index]:
-                return b""
-            output.news.clear()
-            await output.news.wait()
-        data = output.take(limit)
-        self._read[index] += len(data)
-        if sum(self._read) - self._acknowledged >= ACKNOWLEDGE or not output.chunks:
-            self._acknowledged = sum(self._read)
-            self.send(b"A", struct.pack(">QQ", *self._read))
-        return data
-
-    def close(self) -> None:
-        """End the stream."""
-        if not self.closed:
-            if self.channel is not None:
-                self.channel.abort()
-            # The library tells the end only when the guest has closed too.
-            self.connection_lost(None)
-
-
-async def _open(link: Link) -> _Stream:
-    stream = _Stream()
-    try:
-        with anyio.fail_after(ANSWER_S):
-            await link.open_holder(lambda: stream)
-    except TimeoutError:
-        raise ShellError(f"the guest opens no stream within {ANSWER_S:g} s") from None
-    return stream
 
 
 def _json(value: object) -> bytes:

@@ -3,7 +3,9 @@
 import shlex
 import time
 
-from claude_vm_tests_case import needs_isolation
+import anyio.to_thread
+from claude_vm_tests_case import needs_isolation, python
+from claude_vm_tests_handshake import chosen_at_random
 
 from claude_vm.drivers.api import GuestFile
 
@@ -21,6 +23,38 @@ async def clones_differ_in_all_that_identifies_a_machine(case):
     assert len(seen[0]) == 5
     assert seen[0].pop() == seen[1].pop() == "known"
     assert not set(seen[0]) & set(seen[1])
+
+
+_NUMBERS = """
+import os
+for processor in sorted(os.sched_getaffinity(0)):
+    os.sched_setaffinity(0, {processor})
+    print(*(os.getrandom(8).hex() for _ in range(2000)))
+"""
+
+
+@needs_isolation
+async def clones_side_by_side_have_nothing_random_in_common(case):
+    """Numbers, and what the SSH server chooses for the keys of a session.
+
+    Each processor has a sequence of numbers of its own, in which two guests that share it may be at different
+    places.
+    """
+    seen = []
+    async with (
+        case.connected() as (_, first_access, first),
+        case.connected() as (_, second_access, second),
+    ):
+        for access, link in ((first_access, first), (second_access, second)):
+            assert access.restored or not (await case.driver.capabilities()).ram_clones
+            numbers = set((await python(link, _NUMBERS)).split())
+            assert len(numbers) >= 2000
+            for _ in range(3):
+                chosen = await anyio.to_thread.run_sync(chosen_at_random, access.address, access.port)
+                assert not numbers & set(chosen)
+                numbers |= set(chosen)
+            seen.append(numbers)
+    assert not seen[0] & seen[1], f"{len(seen[0] & seen[1])} of {len(seen[0])} in common"
 
 
 _TELL_THE_TIME = "import sys, time; [print(time.time(), flush=True) for _ in sys.stdin]"

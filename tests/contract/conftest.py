@@ -34,6 +34,7 @@ def load(name):
 
 for _name in (
     "case",
+    "handshake",
     "checks_guest",
     "checks_machine",
     "checks_mounts",

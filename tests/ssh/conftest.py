@@ -119,7 +119,7 @@ def holder(server, home):
         listener.bind(str(server.holder))
         listener.listen(64)
         process = subprocess.Popen(
-            [sys.executable, "-I", GUEST / "holder.py", str(listener.fileno())],
+            [sys.executable, "-I", GUEST, "holder", str(listener.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=(listener.fileno(),),
             env=os.environ | {"HOME": str(home), "CLAUDE_VM_RUN": str(server.run)},

@@ -12,8 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claude_vm.drivers.guest import holder as module
-from claude_vm.drivers.guest.holder import KEPT, MAX_SHELLS, MOST_QUEUED, Holder, Loop, encode
+from claude_vm.drivers.guest.holder import Holder, Loop, holding, loop
+from claude_vm.drivers.guest.holder.connection import MOST_QUEUED
+from claude_vm.drivers.guest.holder.frames import encode
+from claude_vm.drivers.guest.holder.holding import MAX_SHELLS
+from claude_vm.drivers.guest.holder.output import KEPT
+from claude_vm.drivers.guest.holder.shell import INPUT_WINDOW
 
 WAIT = "printf R >&9; read id <&9; "
 TERMINAL = ("/bin/sh", "-c", WAIT + 'exec sh -c "$COMMAND" 9>&-')
@@ -126,7 +130,7 @@ class Held:
 def quick_turns():
     """A turn of the loop in which nothing happens is short."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_EXIT_POLL_S", 0.002)
+        patch.setattr(loop, "_EXIT_POLL_S", 0.002)
         yield
 
 
@@ -256,12 +260,12 @@ def test_more_input_than_the_window_is_refused_also_again_and_again(held):
                 client.read()
         assert b"window" in client.until(b"!")
     (shell,) = held.holder.shells
-    assert len(shell._input) <= module.INPUT_WINDOW
+    assert len(shell._input) <= INPUT_WINDOW
 
 
 def test_too_many_shells_are_refused_and_there_is_room_again(held, monkeypatch):
     assert MAX_SHELLS == 64
-    monkeypatch.setattr(module, "MAX_SHELLS", 3)
+    monkeypatch.setattr(holding, "MAX_SHELLS", 3)
     clients = [held.client() for _ in range(4)]
     for client in clients:
         client.say(b"P", {"kind": "pipes", "term": "x"})

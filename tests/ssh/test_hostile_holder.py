@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claude_vm.supervisor.ssh.errors import InputClosedError, ShellError, SshError, StatusLostError
-from claude_vm.supervisor.ssh.shells import ANSWER_S, MOST_UNSENT, MOST_WAITING, HeldProcess, _Stream
+from claude_vm.supervisor.ssh.shells import HeldProcess
+from claude_vm.supervisor.ssh.stream import ANSWER_S, MOST_UNSENT, MOST_WAITING, Stream
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +50,7 @@ def stream():
 
 
 def make():
-    stream = _Stream()
+    stream = Stream()
     stream.connection_made(Channel())
     return stream
 
@@ -129,7 +130,7 @@ async def test_a_claim_of_more_input_than_was_sent_opens_no_window(stream):
 
 
 async def test_a_holder_that_does_not_answer_is_given_up(stream, monkeypatch):
-    monkeypatch.setattr("claude_vm.supervisor.ssh.shells.ANSWER_S", 0.05)
+    monkeypatch.setattr("claude_vm.supervisor.ssh.stream.ANSWER_S", 0.05)
     assert ANSWER_S > 1
     with pytest.raises(ShellError, match="does not answer"):
         await stream.answered()

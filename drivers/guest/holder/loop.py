@@ -1,0 +1,72 @@
+"""The holder's event loop."""
+
+import selectors
+import socket
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+Handler = Callable[[int], None]
+
+_EXIT_POLL_S = 0.05
+_CHUNK = 1 << 16
+
+
+class Loop:
+    """Waits for descriptors and calls whom they concern. One thread; only `call` may come from others."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._timers: dict[object, Callable[[], None]] = {}
+        reader, self._waker = socket.socketpair()
+        for end in (reader, self._waker):
+            end.setblocking(False)
+        self._reader = reader
+        self.watch(reader.fileno(), selectors.EVENT_READ, self._wake)
+
+    def watch(self, descriptor: int, events: int, handler: Handler) -> None:
+        """Call `handler` with the events that are ready; 0 events: no more."""
+        known = descriptor in self._selector.get_map()
+        if not events:
+            if known:
+                self._selector.unregister(descriptor)
+        elif known:
+            self._selector.modify(descriptor, events, handler)
+        else:
+            self._selector.register(descriptor, events, handler)
+
+    def poll(self, key: object, check: Callable[[], None] | None) -> None:
+        """Call `check` several times a second, until None takes its place."""
+        if check is None:
+            self._timers.pop(key, None)
+        else:
+            self._timers[key] = check
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call `function` in the loop's thread, soon."""
+        self._calls.append(function)
+        with suppress(BlockingIOError):
+            self._waker.send(b"w")
+
+    def _wake(self, _: int) -> None:
+        with suppress(BlockingIOError):
+            self._reader.recv(_CHUNK)
+        while self._calls:
+            self._calls.popleft()()
+
+    def turn(self) -> None:
+        """Wait once, and serve what is ready."""
+        for key, ready in self._selector.select(_EXIT_POLL_S if self._timers else None):
+            # An earlier handler of this round may have closed it, and another may have its number now.
+            if self._selector.get_map().get(key.fd) == key:
+                handler: Handler = key.data
+                handler(ready)
+        for check in list(self._timers.values()):
+            check()
+
+    def close(self) -> None:
+        """Give the loop's own descriptors back."""
+        self._selector.close()
+        self._reader.close()
+        self._waker.close()
