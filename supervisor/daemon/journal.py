@@ -14,7 +14,9 @@ so they run in a thread, on a connection of their own.
 """
 
 import contextlib
+import errno
 import functools
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -103,6 +105,9 @@ _HOSTS_ERRORS: Final = frozenset(
 )
 """What SQLite reports when the host does not let it work. Everything else is about what is in the file."""
 
+_LEAST_ROOM = 256 * 1024
+"""Free bytes with which the journal has all that it needs."""
+
 
 class Journal:
     """One supervisor's journal. Not thread-safe but for `checkpoint`; belongs to who holds the lock."""
@@ -121,6 +126,7 @@ class Journal:
         lists are enough to sweep.
 
         Raises:
+            OSError: The disk is full.
             sqlite3.Error: The folder can't be written.
         """
         remark = ""
@@ -128,6 +134,7 @@ class Journal:
             connection = _connect(path)
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _HOSTS_ERRORS:
+                _raise_if_full(path, error)
                 raise  # nothing is wrong with what is in it
             aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
             for suffix in ("", "-wal", "-shm"):
@@ -278,6 +285,13 @@ class Journal:
             self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+
+
+def _raise_if_full(path: Path, error: Exception) -> None:
+    """SQLite calls it an I/O error when there is no room for the file that its processes share."""
+    found = os.statvfs(path.parent)
+    if found.f_bavail * found.f_frsize < _LEAST_ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -3,9 +3,11 @@
 What runs goes on, what is asked for is refused with a reason, and when there is room again all is as before.
 """
 
+import contextlib
 import os
 import resource
 import subprocess
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -85,11 +87,12 @@ class SmallDisk(User):
 
 
 @pytest.fixture
-def small(tmp_path):
-    made = SmallDisk(tmp_path)
-    assert made.run("setup", "--no-agent").returncode == 0
-    yield made
-    made.close()
+def small():
+    # A short path, so that sockets lie in it: who owns the folder for temporary files is nobody in there.
+    with tempfile.TemporaryDirectory(prefix="cv-") as root, contextlib.closing(SmallDisk(Path(root))) as made:
+        done = made.run("setup", "--no-agent")
+        assert done.returncode == 0, done.stderr.decode()
+        yield made
 
 
 def waiting_session(user):

@@ -12,7 +12,8 @@ import pytest
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
 # Everything that a program or shell can tell of how it was started. Differences that have to be: the host
-# name, ids, times, and the values that bash counts.
+# name, ids, times, and the values that bash counts. The shell reads its own status: while it waits for a
+# child, that child's signal is blocked.
 LOOK = r"""
 env -0 | sort -z | tr '\0' '\n'
 echo "flags $- zero $0 count $# level $SHLVL"
@@ -22,7 +23,8 @@ umask; ulimit -a
 history
 alias
 for n in 0 1 2 3 4 5 6 7 8 9 10 11 12; do [ -e /proc/$$/fd/$n ] && echo "open $n"; done
-grep -E '^(Sig(Blk|Ign|Cgt)|Groups|Cap|NoNewPrivs|Seccomp|Uid|Gid)' /proc/$$/status
+mapfile -t facts </proc/$$/status
+printf '%s\n' "${facts[@]}" | grep -E '^(Sig(Blk|Ign|Cgt)|Groups|Cap|NoNewPrivs|Seccomp|Uid|Gid)'
 declare -F
 compgen -v | grep -vE '^(BASH_|COMP_|EPOCH|RANDOM|SRANDOM|SECONDS|LINENO|PIPESTATUS|FUNCNAME|_$)'
 ps -o pgid=,sid=,tpgid= -p $$ | tr -s ' ' '\n' | sort | uniq -c | wc -l

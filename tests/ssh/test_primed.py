@@ -3,6 +3,7 @@
 # ruff: noqa: E501, PLR0917 - shell lines stay whole; each way is crossed with each kind
 import os
 import sys
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -33,7 +34,8 @@ SHELL = (
     "env | grep -v -e SSH_TTY -e ^_= | sort; set | grep -v -e PID -e SSH_TTY -e SECONDS -e RANDOM -e LINENO -e ^_= "
     "-e EPOCH -e BASH_ARG; shopt; set -o; trap -p; alias; declare -F; history; umask; ulimit -a; ulimit -aH; "
     'echo "<$-|$0|$#|$*|$SHLVL|$?|$!|$PWD|${OLDPWD-none}>"; jobs; dirs; hash; ls /proc/$$/fd; bind -p | md5sum; '
-    "grep -e SigBlk -e SigIgn -e SigCgt /proc/$$/status; stty -a; tty | tr 0-9 n; echo fin''ished"
+    # read by the shell itself: while it waits for a child, it blocks that child's signal
+    "mapfile -t facts </proc/$$/status; printf '%s\\n' \"${facts[@]}\" | grep -e SigBlk -e SigIgn -e SigCgt; stty -a; tty | tr 0-9 n; echo fin''ished"
 )
 
 
@@ -163,6 +165,14 @@ async def test_a_ctrl_c_right_behind_the_claim_ends_a_program_without_a_prompt(l
     await process.aclose()
 
 
+async def opened(pipe):
+    """Wait until somebody reads it; return a descriptor that holds the reader there."""
+    while True:
+        with suppress(OSError):
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        await anyio.sleep(0.01)
+
+
 async def test_a_ctrl_c_while_the_shell_itself_becomes_the_session_ends_it(link, put, home):
     # The launcher is held in the midst of its work: the file of the words is a pipe that nobody writes to.
     shells = await prime(link, [Kind.PTY], term=TERMINAL.term)
@@ -172,7 +182,7 @@ async def test_a_ctrl_c_while_the_shell_itself_becomes_the_session_ends_it(link,
     os.mkfifo(folder / "argv")
     process = await shells.start(name, pty=TERMINAL)
     with anyio.fail_after(20):
-        gate = await anyio.to_thread.run_sync(os.open, folder / "argv", os.O_WRONLY)
+        gate = await opened(folder / "argv")
     status = None
     with anyio.fail_after(20):
         while status is None:
