@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from claude_vm.bench.sims.access import read_access
 from claude_vm.supervisor.daemon.relay import relay
-from claude_vm.supervisor.ssh.launch import Mode, launch_files
+from claude_vm.supervisor.ssh.launch import Mode, launch_file
 from claude_vm.supervisor.ssh.link import Link, open_link
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.shells import Kind, prime
@@ -35,8 +35,8 @@ async def _handle(link: Link, run: Path, client: Client) -> int:
     session_id = secrets.token_hex(5)
     folder = run / "sessions" / session_id
     folder.mkdir(parents=True)
-    for file in launch_files(session_id, mode=Mode.EVAL, argv=invocation.argv[-1:]):
-        (folder / Path(file.path).name).write_bytes(file.data)
+    launch = launch_file(session_id, mode=Mode.EVAL, argv=invocation.argv[-1:])
+    (folder / Path(launch.path).name).write_bytes(launch.data)
     shells = await prime(link, [Kind.PIPES if pty is None else Kind.PTY], term=terminal.term or "dumb")
     process = await shells.start(session_id, pty=pty)
     try:

@@ -129,10 +129,13 @@ class Guest:
 
     def localized(self, file: GuestFile) -> GuestFile:
         """Return a file with the guest's paths as they are here: a session's variables name sockets."""
-        if not (file.path.startswith(_GUEST_RUN + "/sessions/") and file.path.endswith("/env")):
+        if not (file.path.startswith(_GUEST_RUN + "/sessions/") and file.path.endswith("/launch")):
             return file
-        local = f"={self.run}/".encode()
-        return msgspec.structs.replace(file, data=file.data.replace(f"={_GUEST_RUN}/".encode(), local))
+        words = file.data.split(b"\0")
+        local, real = f"={self.run}/".encode(), f"={_GUEST_RUN}/".encode()
+        variables = slice(3, 3 + int(words[2]))  # see ``drivers/guest/session``
+        words[variables] = [word.replace(real, local) for word in words[variables]]
+        return msgspec.structs.replace(file, data=b"\0".join(words))
 
     def command(self, line: str | None) -> list[str]:
         """Return the local argument list for a command line, or for a login shell."""

@@ -13,7 +13,7 @@ from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.relay import relay
 from claude_vm.supervisor.daemon.timings import Marks
 from claude_vm.supervisor.ssh.agent import AgentListener, OpenAgent
-from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_files
+from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_file
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.shells import HeldProcess, Shells
@@ -154,13 +154,13 @@ class Session:
         self.mark("files")
         agent = f"{AGENTS}/{self.session_id}" if plan.forward_agent else ""
         env = launch.env | ({"SSH_AUTH_SOCK": agent} if agent else {})
-        files = launch_files(self.session_id, mode=launch.mode, argv=launch.argv, env=env, cwd=launch.cwd)
+        file = launch_file(self.session_id, mode=launch.mode, argv=launch.argv, env=env, cwd=launch.cwd)
         listener: AgentListener | None = None
         if agent:
             listener = await link.listen_for_agent(agent, _agent_of(client))
         process: HeldProcess | None = None
         try:
-            await driver.put_files(instance_id, (*plan.files, *files))
+            await driver.put_files(instance_id, (*plan.files, file))
             self.mark("start")
             process = await shells.start(self.session_id, pty=self._current_pty())
             self._process = process

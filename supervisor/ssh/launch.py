@@ -1,7 +1,7 @@
-"""What a session runs, as files for the guest.
+"""What a session runs, as a file for the guest.
 
 The other half is the launcher in the guest, ``drivers/guest/session``: its opening comment says what it does
-with these files.
+with this file.
 """
 
 import re
@@ -47,18 +47,18 @@ class Mode(StrEnum):
     SHELL = "shell"
 
 
-def launch_files(
+def launch_file(
     session_id: str,
     *,
     mode: Mode,
     argv: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     cwd: str = "",
-) -> tuple[GuestFile, ...]:
-    """Return the files that must be in the guest before a shell becomes the session.
+) -> GuestFile:
+    """Return the file that must be in the guest before a shell becomes the session.
 
     Words, values and `cwd` are file-system strings: bytes that are no UTF-8 stand as lone surrogates. `cwd`
-    is absolute, or empty for the user's home. The last file completes the set.
+    is absolute, or empty for the user's home.
 
     Raises:
         LaunchError: A zero byte, an impossible variable, or a number of words that the mode can't run.
@@ -73,14 +73,9 @@ def launch_files(
             raise LaunchError(
                 f"a shell can't set the environment variable {name!r}", hint="leave it out, or rename it"
             )
-    folder = f"{SESSIONS}/{session_id}"
-    contents = {
-        "argv": _join(argv),
-        "env": _join(f"{name}={value}" for name, value in (env or {}).items()),
-        "cwd": _join([cwd] if cwd else []),
-        "mode": _join([mode.value]),
-    }
-    return tuple(GuestFile(f"{folder}/{name}", data) for name, data in contents.items())
+    settings = [f"{name}={value}" for name, value in (env or {}).items()]
+    words = [mode.value, cwd, str(len(settings)), *settings, *argv]
+    return GuestFile(f"{SESSIONS}/{session_id}/launch", _join(words))
 
 
 def _check_id(session_id: str) -> None:

@@ -19,7 +19,7 @@ from claude_vm.drivers.api import (
 )
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import find_marked
-from claude_vm.supervisor.ssh.launch import AGENTS, launch_files
+from claude_vm.supervisor.ssh.launch import AGENTS, launch_file
 from claude_vm.supervisor.ssh.link import open_link
 from claude_vm.supervisor.ssh.shells import Kind, prime
 
@@ -152,8 +152,8 @@ async def session(case, instance_id, link, mode, argv=(), *, env=None, cwd="", p
         env["SSH_AUTH_SOCK"] = socket
     process = None
     try:
-        files = launch_files(session_id, mode=mode, argv=argv, env=env, cwd=cwd)
-        await case.driver.put_files(instance_id, files)
+        file = launch_file(session_id, mode=mode, argv=argv, env=env, cwd=cwd)
+        await case.driver.put_files(instance_id, [file])
         process = await shells.start(session_id, pty=pty)
         yield process
     finally:

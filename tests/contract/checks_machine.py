@@ -46,12 +46,12 @@ async def clones_side_by_side_have_nothing_random_in_common(case):
         case.connected() as (_, second_access, second),
     ):
         for access, link in ((first_access, first), (second_access, second)):
-            assert access.restored or not (await case.driver.capabilities()).ram_clones
+            assert access.restored or not (await case.driver.capabilities()).ram_clones, "booted, not cloned"
             numbers = set((await python(link, _NUMBERS)).split())
-            assert len(numbers) >= 2000
+            assert len(numbers) >= 2000, f"{len(numbers)} numbers"
             for _ in range(3):
                 chosen = await anyio.to_thread.run_sync(chosen_at_random, access.address, access.port)
-                assert not numbers & set(chosen)
+                assert not numbers & set(chosen), "twice in one guest"
                 numbers |= set(chosen)
             seen.append(numbers)
     assert not seen[0] & seen[1], f"{len(seen[0] & seen[1])} of {len(seen[0])} in common"

@@ -15,7 +15,7 @@ import pytest
 from claude_vm.drivers.sim.guest import Guest
 from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, LinkLostError
-from claude_vm.supervisor.ssh.launch import launch_files
+from claude_vm.supervisor.ssh.launch import launch_file
 from claude_vm.supervisor.ssh.link import open_link
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.shells import Kind, prime
@@ -142,10 +142,10 @@ def put(server, holder):
         nonlocal count
         count += 1
         session_id = f"{count:010x}"
-        for file in launch_files(session_id, mode=mode, argv=argv, env=env, cwd=cwd):
-            path = server.run / "sessions" / session_id / Path(file.path).name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(file.data)
+        file = launch_file(session_id, mode=mode, argv=argv, env=env, cwd=cwd)
+        path = server.run / "sessions" / session_id / Path(file.path).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.data)
         return session_id
 
     place.folder = server.run / "sessions"

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from claude_vm.supervisor.ssh.errors import LaunchError
-from claude_vm.supervisor.ssh.launch import Mode, launch_files
+from claude_vm.supervisor.ssh.launch import Mode, launch_file
 from claude_vm.supervisor.ssh.process import Pty
 
 pytestmark = pytest.mark.anyio
@@ -227,7 +227,7 @@ async def test_secrets_are_gone_when_the_program_runs(session, pty, server):
     process = await session(Mode.EXEC, words, env={"TOKEN": "s3cret-canary"}, pty=pty)
     assert (await process.read_stdout(100)).rstrip() == b"started"
     files = [path for path in server.run.rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"argv", "cwd", "env", "mode"}
+    assert {path.name for path in files} == {"launch"}
     assert not any(b"canary" in path.read_bytes() for path in files)
     await process.write(b"\n")
     assert (await collect(process))[0] == 0
@@ -240,7 +240,7 @@ async def test_a_session_runs_once(session, server):
         [LAUNCHER, "0000000001"], check=False, env={"CLAUDE_VM_RUN": str(server.run)}
     )
     assert (again.returncode, again.stdout) == (125, b"")
-    assert b"not a mode" in again.stderr
+    assert b"nothing to run" in again.stderr
 
 
 @pytest.mark.parametrize("word", ["", "..", "a/b", "-x", "a b", "ä"])
@@ -280,16 +280,15 @@ def test_the_launcher_names_the_folder_that_is_missing(tmp_path):
 )
 def test_what_cannot_be_launched_is_refused_here(arguments):
     with pytest.raises(LaunchError):
-        launch_files("abc", **arguments)
+        launch_file("abc", **arguments)
 
 
 @pytest.mark.parametrize("session_id", ["", "../x", "a b", "x;id", "a\n", "-a", "é", "a" * 65])
 def test_no_session_id_can_reach_a_shell_as_anything_else(session_id):
     with pytest.raises(LaunchError):
-        launch_files(session_id, mode=Mode.SHELL)
+        launch_file(session_id, mode=Mode.SHELL)
 
 
-def test_the_mode_comes_last_because_it_completes_the_set():
-    files = launch_files("abc", mode=Mode.SHELL)
-    assert files[-1].path == "/run/claude-vm/sessions/abc/mode"
-    assert {file.mode for file in files} == {0o600}
+def test_only_the_user_can_read_what_a_session_runs():
+    file = launch_file("abc", mode=Mode.SHELL)
+    assert (file.path, file.mode) == ("/run/claude-vm/sessions/abc/launch", 0o600)

@@ -178,11 +178,11 @@ async def test_a_ctrl_c_while_the_shell_itself_becomes_the_session_ends_it(link,
     shells = await prime(link, [Kind.PTY], term=TERMINAL.term)
     name = put(Mode.EXEC, ["true"], env={"PS1": "prompt> "})
     folder = put.folder / name
-    (folder / "argv").unlink()
-    os.mkfifo(folder / "argv")
+    (folder / "launch").unlink()
+    os.mkfifo(folder / "launch")
     process = await shells.start(name, pty=TERMINAL)
     with anyio.fail_after(20):
-        gate = await opened(folder / "argv")
+        gate = await opened(folder / "launch")
     status = None
     with anyio.fail_after(20):
         while status is None:
