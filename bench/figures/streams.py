@@ -22,7 +22,6 @@ from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.records import SHOWN, Line, Sample
 from claude_vm.bench.sims.access import write_access
-from claude_vm.bench.sims.holder import open_holder
 from claude_vm.bench.sims.programs import running
 from claude_vm.bench.sims.sshd import open_sshd
 from claude_vm.bench.site import Site, program
@@ -141,9 +140,8 @@ def streams(lab: Lab, rounds: int) -> Measured:
         project = root / "project"
         project.mkdir(parents=True)
         site = Site(root, project)
-        holder = stack.enter_context(open_holder(folder))
-        write_access(replace(access, holder=str(holder)), site.home / "access.json")
-        stack.enter_context(running("relayed", str(site.home), str(folder)))
+        write_access(access, site.home / "access.json")
+        stack.enter_context(running("relayed", str(site.home)))
 
         def ours(command: str) -> list[str | Path]:
             return [program(), "shell", command]

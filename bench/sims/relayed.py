@@ -1,20 +1,24 @@
-"""The supervisor's streams and no more of it: protocol, windows, relay, SSH link and holder, to one guest.
+"""The supervisor's streams and no more of it: protocol, windows, relay, SSH links and holders.
 
-A program: ``python -m claude_vm.bench.sims.relayed HOME RUN``, with ``access.json`` in HOME. It listens where
-the daemon of that home would; a client of ``claude-vm shell COMMAND`` gets COMMAND in a primed shell of that
-guest's holder, through the same modules as in the daemon. The files of a session go to RUN, where the holder
-looks for them. There is no VM and no driver.
+A program: ``python -m claude_vm.bench.sims.relayed HOME``, with ``access.json`` in HOME. It listens where the
+daemon of that home would; a client of ``claude-vm shell COMMAND`` gets COMMAND in a primed shell, through the
+same modules as in the daemon. As there, each session has a connection and a holder of its own; only the
+machine is the same for all. There is no VM and no driver.
 """
 
 import secrets
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
+from msgspec.structs import replace
 
 from claude_vm.bench.sims.access import read_access
+from claude_vm.bench.sims.holder import open_holder
+from claude_vm.drivers.api import Access
 from claude_vm.supervisor.daemon.relay import relay
 from claude_vm.supervisor.ssh.launch import Mode, launch_file
 from claude_vm.supervisor.ssh.link import Link, open_link
@@ -26,7 +30,13 @@ from claude_vm.supervisor.wire.server import Client, serve
 CONNECT_S = 20.0
 
 
-async def _handle(link: Link, run: Path, client: Client) -> int:
+async def _handle(access: Access, client: Client) -> int:
+    with tempfile.TemporaryDirectory(prefix="cvb-") as folder, open_holder(Path(folder)) as holder:
+        async with open_link(replace(access, holder=str(holder)), timeout_s=CONNECT_S) as link:
+            return await _run(link, Path(folder), client)
+
+
+async def _run(link: Link, run: Path, client: Client) -> int:
     invocation = client.invocation
     terminal = invocation.terminal
     pty = None
@@ -53,17 +63,17 @@ async def _until_orphaned(scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _main(home: Path, run: Path) -> None:
+async def _main(home: Path) -> None:
     access = read_access(home / "access.json")
     path = Path(paths.socket_path(str(home)))
     paths.make_private(str(path.parent))
     listener = await anyio.create_unix_listener(path, mode=0o600)
-    async with open_link(access, timeout_s=CONNECT_S) as link, anyio.create_task_group() as tasks:
+    async with anyio.create_task_group() as tasks:
         tasks.start_soon(_until_orphaned, tasks.cancel_scope)
-        tasks.start_soon(partial(serve, listener, partial(_handle, link, run)))
+        tasks.start_soon(partial(serve, listener, partial(_handle, access)))
         sys.stdout.write("ready\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    anyio.run(_main, Path(sys.argv[1]), Path(sys.argv[2]))
+    anyio.run(_main, Path(sys.argv[1]))

@@ -38,6 +38,9 @@ CLOSE_S = 2.0
 KEY_EXCHANGES = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
 
+AT_ONCE = 32 * 1024
+"""Bytes that the host's kernel keeps of one connection. (Linux doubles it.)"""
+
 _UPLOAD_CHUNK = 4 * 1024 * 1024
 
 
@@ -273,6 +276,8 @@ async def connect(access: Access, *, timeout_s: float) -> Link:
         raise AuthenticationError(f"the guest at {where} refuses our key", detail=error.reason) from error
     except (OSError, asyncssh.Error, ValueError) as error:
         raise ConnectError(f"no SSH connection to {where}", detail=str(error)) from error
+    # What is read at once is worked off before another session's bytes have their turn.
+    connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, AT_ONCE)
     return Link(connection, owner, access.holder)
 
 

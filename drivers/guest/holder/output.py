@@ -62,21 +62,26 @@ class Output:
         return self.shell.connection is None and self.shell.kind == "pty"
 
     def _read(self, _: int) -> None:
-        try:
-            data = os.read(self.descriptor, CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""  # EIO is how a terminal ends
-        if not data:
-            self.end()
-            return
-        self.kept.data += data
+        # A terminal gives a few KiB at a time: more of them in a frame, and all on the way have less to do.
+        enough = len(self.kept.data) + CHUNK
+        ended = False
+        while len(self.kept.data) < enough and not ended:
+            try:
+                data = os.read(self.descriptor, CHUNK)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""  # EIO is how a terminal ends
+            self.kept.data += data
+            ended = not data
         if self.overwrites and len(self.kept.data) > KEPT:
             self.kept.drop_to(self.kept.end - KEPT)
             self.sent = max(self.sent, self.kept.base)
-        self.listen()
-        self.shell.flush()
+        if ended:
+            self.end()
+        else:
+            self.listen()
+            self.shell.flush()
 
     def acknowledge(self, offset: int) -> None:
         """What comes before an offset has arrived."""

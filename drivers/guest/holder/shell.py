@@ -248,7 +248,8 @@ class Shell:
     def _consume(self, count: int) -> None:
         del self._input[:count]
         self.consumed += count
-        if self.consumed - self._reported >= INPUT_REPORT or not self._input:
+        # Not for each key: the echo would wait behind it until it has arrived (Nagle's algorithm in sshd).
+        if self.consumed - self._reported >= INPUT_REPORT:
             self._reported = self.consumed
             self.tell(b"C", struct.pack(">Q", self.consumed))
 
