@@ -199,8 +199,8 @@ async def test_a_ctrl_c_while_the_shell_itself_becomes_the_session_ends_it(link,
 async def test_ctrl_c_at_a_prompt_leads_to_the_next_prompt(link, put):
     process = await cold(link, put, Mode.SHELL, [], TERMINAL, env={"PS1": "ready> "})
     await until(process, b"ready> ")
-    await process.write(b"while :; do :; done\r")
-    await until(process, b"done\r\n")
+    await process.write(b"echo be''gun; while :; do :; done\r")
+    await until(process, b"begun\r\n")
     await process.write(b"\x03")
     await until(process, b"ready> ")
     await process.write(b"echo $?; exit 4\r")
