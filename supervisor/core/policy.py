@@ -12,8 +12,9 @@ class PoolPolicy(msgspec.Struct, frozen=True):
     counts, or a few of them would lock everybody out.
 
     A key is wanted until `idle_timeout_s` seconds after its last use. An unclaimed instance is given up
-    `max_age_s` seconds after it was made. A refill begins `refill_delay_s` seconds after the claim, so that
-    it does not compete with the claimed session's first moments.
+    `max_age_s` seconds after it was made. A refill begins `refill_delay_s` seconds after the last claim, so
+    that it does not compete with a claimed session's first moments; but no later than four times that after
+    the first claim.
 
     `memory_budget_mib` bounds the configured memory, in MiB, of all unclaimed instances together, whether
     they are being made, warm or paused; None is no bound. Sessions are not counted.
@@ -29,7 +30,7 @@ class PoolPolicy(msgspec.Struct, frozen=True):
     idle_timeout_s: float = 1800.0
     max_age_s: float = 43200.0
     memory_budget_mib: int | None = None
-    refill_delay_s: float = 0.25
+    refill_delay_s: float = 0.5
     prestart_drivers: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

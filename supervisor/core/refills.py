@@ -30,6 +30,10 @@ MAX_MAKING = 2
 """Unclaimed instances that are made at the same time, of all keys together. One key has one."""
 
 
+MOST_DELAYS = 4
+"""So many delays after a claim are the longest that further claims hold a refill up."""
+
+
 class Ask(msgspec.Struct, frozen=True):
     """One more instance of this key is to be made."""
 
@@ -65,9 +69,12 @@ class Refills:
         return places > self._asked and key.memory_mib <= self.free_mib
 
     def postpone(self, shelf: Shelf, at: float) -> None:
-        """Let the next instance wait for the delay after a claim, unless it waits already."""
-        if self._agenda.at(Refill(shelf.key)) is None:
-            shelf.not_before = max(shelf.not_before, at + self._pool.policy.refill_delay_s)
+        """Let the next instance wait for the delay after a claim, and after the next, but not for ever."""
+        if shelf.postponed_at is None:
+            shelf.postponed_at = at
+        delay_s = self._pool.policy.refill_delay_s
+        latest = shelf.postponed_at + MOST_DELAYS * delay_s
+        shelf.not_before = max(shelf.not_before, min(at + delay_s, latest))
 
     def consider(self, shelf: Shelf, at: float, *, anew: bool = False) -> None:
         """Bring a shelf to the station where it belongs. `anew`: what starved may have a chance now."""
@@ -75,6 +82,7 @@ class Refills:
         if anew:
             self._starved.discard(key)
         if shelf.lack(self._pool.policy) is None:
+            shelf.postponed_at = None
             self.leave(key)
             self._pool.tidy(shelf)
         elif shelf.not_before > at:
@@ -107,6 +115,7 @@ class Refills:
             if key.memory_mib <= free_mib:
                 paused = shelf.lack(self._pool.policy) is True
                 shelf.asked = True
+                shelf.postponed_at = None
                 self._asked += 1
                 self._asked_mib += key.memory_mib
                 self.leave(key)

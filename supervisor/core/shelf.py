@@ -19,8 +19,9 @@ class Shelf(msgspec.Struct):
     making of each began; those that are made will be paused if they are in `to_pause`. `claimed` counts the
     instances that sessions have. `asked` tells that a `RequestWarm` has no answer yet.
 
-    No instance is made before `not_before`. `failures` counts those that came to nothing, `last_error` says
-    why the last did; `ready_at` is the instant at which, since then, one became warm or paused.
+    No instance is made before `not_before`. `postponed_at` is the instant of the first claim for whose sake
+    the next one waits. `failures` counts those that came to nothing, `last_error` says why the last did;
+    `ready_at` is the instant at which, since then, one became warm or paused.
     """
 
     key: PoolKey
@@ -34,6 +35,7 @@ class Shelf(msgspec.Struct):
     claimed: int = 0
     asked: bool = False
     not_before: float = 0.0
+    postponed_at: float | None = None
     failures: int = 0
     last_error: str = ""
     ready_at: float | None = None

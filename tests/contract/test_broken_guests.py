@@ -3,12 +3,10 @@
 import platform
 import shutil
 import time
-from contextlib import suppress
 
 import pytest
 from claude_vm_tests_suite import CHECKS
 
-from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.qemu import arguments, machine, snapshots
 
 pytestmark = [
@@ -20,52 +18,51 @@ pytestmark = [
     ),
 ]
 
-HELPER = "claude-vm-helper"
-
-BREAK = f"""
-path=$(systemctl show -p ExecStart --value {HELPER} | grep -o '/[^ ;]*helper.py' | head -n 1)
-grep -q '^        self.system.reseed(entropy)$' "$path"
-sed -i 's/^        self.system.reseed(entropy)$/        pass/' "$path"
+# On the disk of a template, so that only what is booted from it has a helper that does not reseed.
+BREAK = """
+grep -q '^        self.system.reseed(entropy)$' /usr/lib/claude-vm/helper.py
+sed -i 's/^        self.system.reseed(entropy)$/        pass/' /usr/lib/claude-vm/helper.py
 """
 
-# Right after this the kernel makes its numbers for some seconds from what it has, and from nothing else.
+# Right after this the kernel makes its numbers for some time from what it has, and from nothing else.
 RESEED = "import fcntl; fcntl.ioctl(open('/dev/random', 'wb'), 0x5207)"
 
 
 @pytest.fixture
-def clones_are_not_reseeded(monkeypatch):
-    """Let guests have a helper that does not reseed, and no device that tells the kernel of its cloning.
-
-    Other devices make another snapshot, so that no other test gets it.
-    """
+async def not_reseeded(qemu_site, project, monkeypatch):
+    """A case whose guests have a helper that does not reseed, and no device that tells of their cloning."""
     devices, warm_up = arguments._devices, snapshots._warm_up
 
     async def warm_up_and_break(vm, stored):
         await warm_up(vm, stored)
         await snapshots.run(vm, "break", ["sh", "-ec", BREAK], timeout_s=60)
-        with suppress(GuestError):  # the one that would answer is killed
-            await snapshots.run(
-                vm, "restart", ["systemctl", "kill", "--kill-whom=main", "-s", "KILL", HELPER], timeout_s=60
-            )
-        await vm.wait_for_helper(60)
+
+    async def warm_up_and_reseed(vm, stored):
+        await warm_up(vm, stored)
         await snapshots.run(vm, "last numbers", ["python3", "-c", RESEED], timeout_s=60)
 
     def without_generation_id(host, guest):
         found = list(devices(host, guest))
-        if "vmgenid,guid=auto" in found:
-            place = found.index("vmgenid,guid=auto")
-            del found[place - 1 : place + 1]
-        return found
+        place = found.index("vmgenid,guid=auto")
+        return found[: place - 1] + found[place + 1 :]
 
-    monkeypatch.setattr(arguments, "_devices", without_generation_id)
-    monkeypatch.setattr(snapshots, "_warm_up", warm_up_and_break)
-
-
-async def test_clones_that_are_not_reseeded_fail_the_suite(qemu_site, project, clones_are_not_reseeded):
     async with qemu_site.case(project) as case:
-        case.patience_s = 300  # their snapshot is made first
-        with pytest.raises(AssertionError, match="in common"):
-            await CHECKS["clones_side_by_side_have_nothing_random_in_common"](case)
+        with monkeypatch.context() as patch:
+            patch.setattr(snapshots, "_warm_up", warm_up_and_break)
+            case.template = await case.build(case.driver, "claude-tpl_unseeded_0123abcd")
+        # Other devices: another snapshot, of a machine that is booted from that disk.
+        monkeypatch.setattr(arguments, "_devices", without_generation_id)
+        monkeypatch.setattr(snapshots, "_warm_up", warm_up_and_reseed)
+        case.patience_s = 300
+        try:
+            yield case
+        finally:
+            await case.driver.delete_template(case.template.name)
+
+
+async def test_clones_that_are_not_reseeded_fail_the_suite(not_reseeded):
+    with pytest.raises(AssertionError, match="in common"):
+        await CHECKS["clones_side_by_side_have_nothing_random_in_common"](not_reseeded)
 
 
 async def test_guests_with_a_clock_that_is_a_little_late_fail_the_suite(qemu_site, project, monkeypatch):

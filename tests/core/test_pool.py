@@ -38,9 +38,9 @@ def test_a_policy_out_of_range_is_refused(policy):
 def test_the_first_session_with_a_key_makes_the_pool_want_it_a_moment_after_the_claim(make_rig, key_of):
     rig = make_rig(size=1)
     rig.request(1)
-    assert rig.alarms == [100.25]
+    assert rig.alarms == [100.5]
     assert rig.asked == []
-    rig.tick(after=0.2)
+    rig.tick(after=0.45)
     assert rig.asked == []
     rig.tick(after=0.05)
     assert rig.asked == [(key_of(), False)]
@@ -60,11 +60,25 @@ def test_a_claim_of_a_warm_instance_is_followed_by_a_refill_after_the_delay(make
     assert [*rig.asked, rig.tick(after=0.1), *rig.asked] == [(key_of(), False), [], (key_of(), False)]
 
 
-def test_many_claims_in_a_row_do_not_put_the_refill_off(make_rig, key_of):
-    rig = make_rig(size=1)
-    for n in range(1, 4):
+def test_a_claim_that_follows_puts_the_refill_off(make_rig, key_of):
+    rig = make_rig(size=1, refill_delay_s=2.0)
+    rig.request(1)
+    rig.tick(after=1.5)
+    rig.request(2)
+    rig.tick(after=1.9)
+    assert rig.asked == []
+    rig.tick(after=0.1)
+    assert rig.asked == [(key_of(), False)]
+
+
+def test_many_claims_in_a_row_do_not_put_the_refill_off_for_ever(make_rig, key_of):
+    rig = make_rig(size=1, refill_delay_s=2.0)
+    for n in range(1, 5):
         rig.request(n)
-        rig.tick(after=0.1)
+        rig.tick(after=1.9)
+    assert rig.asked == []
+    rig.request(5)
+    rig.tick(after=0.4)
     assert rig.asked == [(key_of(), False)]
 
 

@@ -263,7 +263,7 @@ def test_a_failure_is_the_sessions_and_not_the_pools(make_rig, ended, what, stat
     assert rig.failed(code="disk-full", message="no space left") == [Delete(instance_id="i1")]
     assert rig.deleted() == [ended(9, 125, "disk-full", "no space left")]
     view = rig.pool()
-    assert (view.failures, view.last_error, view.next_try_at) == (0, "", 100.25)
+    assert (view.failures, view.last_error, view.next_try_at) == (0, "", 100.5)
 
 
 @pytest.mark.parametrize(("what", "state"), PLACES)
