@@ -4,6 +4,7 @@
 
     [run]
     rounds = 20                  # of a fresh run
+    attempts = 3                 # a bound is broken when each of them breaks it
     figures = ["F2", "F10"]      # what it measures
 
     [[bound]]
@@ -13,7 +14,8 @@
     may_be_missing = true        # only where a host or a version can't measure it
 
 A gate's bounds are looser than the targets: a target says what is good, a gate what is a regression on a
-noisy machine. So a bound is a ratio, whose two sides were measured beside each other.
+noisy machine. So a bound is a ratio, whose two sides were measured beside each other, and what breaks it is
+measured again: noise comes and goes, a regression stays.
 """
 
 import tomllib
@@ -31,6 +33,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     figures: tuple[str, ...]
     rounds: int = 20
+    attempts: int = 1
 
 
 class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,6 +100,16 @@ def _judge(bound: Bound, line: Line | None) -> Verdict:
     unit = "" if line.unit == "x" else f" {line.unit}"
     text = f"{bound.figure}: {line.value:.3g}{unit}, {limit} ({line.measured or line.what})"
     return Verdict(bound.figure, kept, f"ok      {text}" if kept else f"FAILED  {text}; {bound.why}")
+
+
+def broken_figures(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    """Return the figures, as `bench targets` takes them, whose bounds are broken."""
+    return tuple(dict.fromkeys(verdict.figure.split(".")[0] for verdict in verdicts if not verdict.kept))
+
+
+def retried(before: Sequence[Verdict], again: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts after another attempt at what was broken."""
+    return [old if old.kept else new for old, new in zip(before, again, strict=True)]
 
 
 def gate_text(verdicts: Sequence[Verdict]) -> str:

@@ -27,9 +27,11 @@ async def clones_differ_in_all_that_identifies_a_machine(case):
 
 _NUMBERS = """
 import os
+# not getrandom(2): its vDSO stretches one number of the kernel for a whole program
+source = os.open("/dev/urandom", os.O_RDONLY)
 for processor in sorted(os.sched_getaffinity(0)):
     os.sched_setaffinity(0, {processor})
-    print(*(os.getrandom(8).hex() for _ in range(2000)))
+    print(*(os.read(source, 8).hex() for _ in range(2000)))
 """
 
 
