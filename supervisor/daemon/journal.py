@@ -301,6 +301,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA cache_size=-256")  # KiB; nothing old is read, so more would only fill up
         _check(connection)
         connection.executescript(_SCHEMA)
         _check_shape(connection)
