@@ -1,6 +1,6 @@
 """What is due when, and the alarms that it needs. Pure: it is told the time."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
@@ -27,6 +27,9 @@ class Ranking(Generic[Item]):
 
     def __contains__(self, item: Item) -> bool:
         return item in self._ranks
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._ranks)
 
     def put(self, item: Item, rank: float) -> None:
         """Rank an item, whether it had a rank or not."""

@@ -81,11 +81,15 @@ class TemplateChanged(Event, frozen=True):
 
     Unclaimed instances of other generations are given up, and their keys' wishes go over to the new one. It
     holds whatever it is, even one that is not later, until a later one is heard of. Sessions go on.
+
+    `sizes` are the new template's own processors, MiB of memory and GiB of disk: who asks for nothing else
+    gets those from now on, so that wishes for others end. None where they are not known.
     """
 
     driver: str
     template: str
     generation: str
+    sizes: tuple[int, int, int] | None = None
 
 
 class PolicyChanged(Event, frozen=True):

@@ -31,3 +31,8 @@ class PoolKey(msgspec.Struct, frozen=True, cache_hash=True):
     memory_mib: int
     disk_gib: int
     mounts: tuple[MountKey, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Processors, MiB of memory, GiB of disk."""
+        return self.cpus, self.memory_mib, self.disk_gib

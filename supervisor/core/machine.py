@@ -229,8 +229,8 @@ class Core:
                 self._give_up(self._upkeep.forget_all(), turn, "drained")
             case events.DrainRequested(key=PoolKey() as key):
                 self._give_up(self._upkeep.forget(key), turn, "drained")
-            case events.TemplateChanged(driver=driver, template=template, generation=generation, at=at):
-                gone = self._upkeep.change_template(driver, template, generation, at)
+            case events.TemplateChanged(driver=driver, template=template, generation=new, sizes=sizes, at=at):
+                gone = self._upkeep.change_template(driver, template, new, at, sizes=sizes)
                 self._give_up(gone, turn, _TEMPLATE_CHANGED)
             case events.PolicyChanged(policy=policy, at=at):
                 if policy != self._pool.policy:

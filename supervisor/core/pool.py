@@ -136,6 +136,15 @@ class Pool:
         first = self._ready.first()
         return None if first is None else self._shelves[first[1]]
 
+    def displaceable_mib(self, before: float) -> int:
+        """Return the memory of all that is warm or paused of keys that were last used before an instant."""
+        shelves = (self._shelves[key] for key in self._ready)
+        return sum(
+            (len(shelf.warm) + len(shelf.paused)) * shelf.key.memory_mib
+            for shelf in shelves
+            if shelf.recency < before
+        )
+
     def assign(self, *, held: int, leaving: int) -> tuple[Assign, str, str] | None:
         """Say what to do for the head of the queue: the deed, the session, the instance where there is one.
 

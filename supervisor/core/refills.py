@@ -11,8 +11,9 @@ stations, one at a time:
     asked, made  one instance is on its way; only when it has come or failed, or a session has claimed it, the
                  next one is thought of
 
-Keys compete for memory by their last use: for one that was used later, a warm or paused instance of another
-is given up, if that one makes enough room. So the memory is with those who work. And a key's own paused
+Keys compete for memory by their last use: for one that was used later, warm or paused instances of others are
+given up, those used longest ago first, if all of them together make enough room. So the memory is with those
+who work. And a key's own paused
 instance gives way to a warm one that it lacks, be it for its memory or for its place.
 """
 
@@ -124,7 +125,7 @@ class Refills:
             if (
                 other is not None
                 and other.recency < shelf.recency
-                and key.memory_mib <= free_mib + other.key.memory_mib
+                and key.memory_mib <= free_mib + self._pool.displaceable_mib(shelf.recency)
             ):
                 return Displace(other.least_ready())
             if (own := self._own_paused(shelf)) is not None:

@@ -83,8 +83,19 @@ class Upkeep:
         """Nobody wants any key any more: return the instances to give up."""
         return [name for shelf in self._pool.shelves() for name in self._forget(shelf)]
 
-    def change_template(self, driver: str, template: str, generation: str, at: float) -> list[str]:
-        """A template has another generation ("": none): return the instances to give up."""
+    def change_template(
+        self,
+        driver: str,
+        template: str,
+        generation: str,
+        at: float,
+        *,
+        sizes: tuple[int, int, int] | None = None,
+    ) -> list[str]:
+        """A template has another generation ("": none): return the instances to give up.
+
+        Wishes for other `sizes` (processors, MiB, GiB) than the new one's end, where those are known.
+        """
         known = self._generations.pop((driver, template), _Generation(""))
         self._generations[driver, template] = _Generation(generation or known.name, is_gone=not generation)
         if len(self._generations) > KEPT_GENERATIONS:
@@ -97,7 +108,7 @@ class Upkeep:
             used_at = at if shelf.claimed else shelf.recency
             gone += self._forget(shelf)
             current = self._current(shelf.key)
-            if wanted and current is not None:
+            if wanted and current is not None and sizes in {None, current.sizes}:
                 heir = self._pool.shelf(current)
                 heir.filled_to = filled_to if heir.filled_to is None else heir.filled_to
                 self._refills.postpone(heir, at)

@@ -14,7 +14,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from claude_vm.drivers.api import Access
+from claude_vm.drivers.api import Access, TemplateRecord
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core import effects as fx
 from claude_vm.supervisor.core import events as ev
@@ -144,11 +144,16 @@ class Dispatcher:
             self.finished.add(session.kept())
         self.idle_since = time.monotonic()
 
-    def template_changed(self, driver: str, template: str, generation: str) -> None:
-        """A template has a new generation, or none any more (""): what is ready of another one has to go."""
+    def template_changed(self, driver: str, template: str, record: TemplateRecord | None) -> None:
+        """A template has a new generation, or none any more: what is ready of another one has to go."""
+        now = anyio.current_time()
+        if record is None:
+            self.post(ev.TemplateChanged(at=now, driver=driver, template=template, generation=""))
+            return
+        sizes = (record.cpus, record.memory_mib, record.disk_gib)
         self.post(
             ev.TemplateChanged(
-                at=anyio.current_time(), driver=driver, template=template, generation=generation
+                at=now, driver=driver, template=template, generation=record.generation, sizes=sizes
             )
         )
 

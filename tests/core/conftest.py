@@ -114,8 +114,10 @@ class Rig:
         fields = {"session_id": f"s{n}", "instance_id": f"i{instance or n}", "key": key or pool_key()}
         return self.send(events.SessionFound, **fields)
 
-    def change(self, generation, name="t"):
-        return self.send(events.TemplateChanged, driver="sim", template=name, generation=generation)
+    def change(self, generation, name="t", sizes=None):
+        return self.send(
+            events.TemplateChanged, driver="sim", template=name, generation=generation, sizes=sizes
+        )
 
     def obey(self, **policy):
         return self.send(events.PolicyChanged, policy=PoolPolicy(**policy))

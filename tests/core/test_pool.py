@@ -364,13 +364,38 @@ def test_a_key_that_is_used_later_has_the_memory_of_one_that_was_used_before(mak
     assert rig.asked == [(key_of("a"), False)]
 
 
-def test_nothing_is_given_up_for_a_key_that_would_still_not_fit(make_rig, key_of):
+def test_as_many_as_it_takes_give_way_to_a_key_that_is_used_later(make_rig, key_of):
     rig = make_rig(size=1, memory_budget_mib=1024)
     for n, name in enumerate("ab", 1):
         rig.make_warm(n, key_of(name))
         rig.now += 1
-    assert rig.fill(key=key_of("big", memory_mib=1024)) == []
-    assert [view.warm for view in rig.core.pools()] == [1, 1, 0]
+    rig.asked.clear()
+    gone = rig.fill(key=key_of("big", memory_mib=1024))
+    assert gone == [Delete(instance_id="i1"), Delete(instance_id="i2")]
+    assert rig.asked == [(key_of("big", memory_mib=1024), False)]
+
+
+def test_nothing_is_given_up_for_a_key_that_would_still_not_fit(make_rig, key_of):
+    rig = make_rig(size=1, memory_budget_mib=1024)
+    big = key_of("big", memory_mib=1024)
+    rig.make_warm(1, key_of("a"))
+    rig.make_warm(2, key_of("b"))
+    rig.fill(0, key=big)
+    rig.now += 1
+    rig.fill(key=key_of("b"))  # used after the big one
+    rig.obey(size=1, memory_budget_mib=1025)
+    assert [view.warm for view in rig.core.pools()][:2] == [1, 1]
+
+
+def test_a_wish_for_other_sizes_than_the_rebuilt_templates_ends(make_rig, key_of):
+    rig = make_rig(size=1)
+    rig.make_warm(1)
+    rig.make_warm(2, key_of(memory_mib=1024))
+    rig.asked.clear()
+    gone = rig.change("g2", sizes=(2, 512, 4))
+    assert gone == [Delete(instance_id="i1"), Delete(instance_id="i2")]
+    rig.tick(after=10)
+    assert [key.sizes for key, _ in rig.asked] == [(2, 512, 4)]
 
 
 def test_a_key_that_never_fits_says_so_and_holds_nobody_up(make_rig, key_of):

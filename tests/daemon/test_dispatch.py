@@ -3,7 +3,7 @@
 import anyio
 import pytest
 import trio
-from claude_vm_tests_memory import NAME, in_virtual_time, key, settled
+from claude_vm_tests_memory import NAME, in_virtual_time, key, settled, template
 
 from claude_vm.drivers.errors import DriverError, GuestError
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
@@ -243,7 +243,7 @@ def test_a_templates_ready_vms_are_gone_before_it_is_deleted(world):
             fill(supervisor)
             await settled()
             gate = world.cloud.gate("delete")
-            supervisor.dispatcher.template_changed(NAME, "t", "")
+            supervisor.dispatcher.template_changed(NAME, "t", None)
             gone = []
 
             async def wait():
@@ -269,7 +269,7 @@ def test_a_rebuilt_template_replaces_what_is_ready(world):
             fill(supervisor)
             await settled()
             world.cloud.templates["t"] = "g2"
-            supervisor.dispatcher.template_changed(NAME, "t", "g2")
+            supervisor.dispatcher.template_changed(NAME, "t", template("t", "g2"))
             await settled()
             await trio.sleep(10)
             await settled()

@@ -42,7 +42,7 @@ async def build_template(
             command.client,
             lambda: _build(command, driver, settings, project, agent=agent, progress=progress),
         )
-    command.host.dispatcher.template_changed(driver.name, record.name, record.generation)
+    command.host.dispatcher.template_changed(driver.name, record.name, record)
     claude_text = f", Claude Code {record.claude_version}" if record.claude_version else ""
     await command.say(
         f"template {record.name} is ready: {record.disk_gib} GB disk, {record.memory_mib // MIB_PER_GB} GB"

@@ -112,7 +112,7 @@ async def _delete(command: Command, found: list[tuple[Driver, TemplateRecord]], 
         await stop_sessions(command, using)
     dispatcher = command.host.dispatcher
     for driver, record in found:
-        dispatcher.template_changed(driver.name, record.name, "")
+        dispatcher.template_changed(driver.name, record.name, None)
         try:
             with anyio.move_on_after(GIVE_UP_S):  # the deletion then says what still uses it
                 await dispatcher.unused(driver.name, record.name)
@@ -129,4 +129,4 @@ async def _keep(command: Command, driver: Driver, name: str) -> None:
     with suppress(DriverError):
         for record in await driver.templates():
             if record.name == name:
-                command.host.dispatcher.template_changed(driver.name, name, record.generation)
+                command.host.dispatcher.template_changed(driver.name, name, record)
