@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -108,6 +108,23 @@ def check_project(project: Project, *, home: Path, any_directory: bool) -> None:
             f"{folder}{role} {what}, and the guest could write all of it",
             hint="change to a project's directory, or pass --any-directory if you mean it",
         )
+
+
+def check_apart(folders: Iterable[Path], data: Path) -> None:
+    """Refuse writable mounts of claude-vm's own data, which are templates, keys and the journal.
+
+    Raises:
+        ProjectError: One of `folders` is the folder `data`, contains it or lies in it.
+    """
+    own = data.resolve()
+    for folder in folders:
+        real = folder.resolve()
+        if real == own or real in own.parents or own in real.parents:
+            raise ProjectError(
+                f"a guest that may write to {folder} could write claude-vm's own data in {data}",
+                hint="work in another directory, mount this one read-only, or set CLAUDE_VM_HOME to a folder"
+                " outside of it",
+            )
 
 
 def template_name(root: Path) -> str:

@@ -3,6 +3,7 @@
 # ruff: noqa: PTH123, PTH208 - pathlib takes too long to load
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -132,7 +133,8 @@ def _judge(report: str, log: str) -> None:
     if report.startswith(AnotherRunsError.code):
         raise AnotherRunsError(report)
     reason = report or _last_line(log) or "it ended without a word"
-    raise LaunchError(f"the daemon does not start: {reason}", f"see {log}")
+    room = f"make room on the disk of {home()}; " if os.strerror(errno.ENOSPC) in reason else ""
+    raise LaunchError(f"the daemon does not start: {reason}", f"{room}see {log}")
 
 
 def _last_line(log: str) -> str:

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_vm.context.errors import ProjectError
-from claude_vm.context.project import Worktree, check_project, common_directory, find_project, template_name
+from claude_vm.context.project import (
+    Worktree,
+    check_apart,
+    check_project,
+    common_directory,
+    find_project,
+    template_name,
+)
 
 
 def test_without_git_the_current_directory_is_the_project(home):
@@ -250,6 +257,19 @@ def test_worktree_of_a_repository_in_the_home_is_refused(home, git):
 
 def test_directory_in_the_home_is_fine(repository, home):
     check_project(find_project(repository), home=home, any_directory=False)
+
+
+@pytest.mark.parametrize("data", [".", "data", ".."])
+def test_what_a_guest_may_write_has_no_part_of_our_own_data(tmp_path, data):
+    project = tmp_path / "project"
+    project.mkdir()
+    with pytest.raises(ProjectError, match="own data") as caught:
+        check_apart([project], project / data)
+    assert "CLAUDE_VM_HOME" in caught.value.hint
+
+
+def test_data_beside_the_project_are_fine(tmp_path):
+    check_apart([tmp_path / "project"], tmp_path / "project-and-more/data")
 
 
 def test_common_directory_of_a_repository_that_is_gone_is_none(home):

@@ -111,6 +111,17 @@ async def test_ps_lists_what_runs_oldest_first_and_what_has_no_client():
     assert words(second) == "b running warm 1 min /p make test"
 
 
+async def test_a_name_with_a_line_end_makes_no_line_of_a_listing():
+    forged = EndedSession(
+        session_id="z", plan=SessionPlan(key=KEY, project="/p\nX ended (0)", label="true", launch=None),
+        created_at=NOW, phase="delete", source="made", marks=[], outcome=EndSession(session_id="z", status=7),
+    )  # fmt: skip
+    command = sessions(finished=[forged])
+    await ps(command, Ps(all=True))
+    assert len(command.said[0].splitlines()) == 2
+    assert "/p\\x0aX ended (0)" in command.said[0]
+
+
 async def test_ps_all_lists_also_what_has_ended_with_its_status():
     command = sessions(session("b"), views=[seen("b")], finished=[ended("z")])
     await ps(command, Ps(all=True))

@@ -116,7 +116,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "claude_vm.supervisor.daemon.commands.template.template_name", lambda root: f"t-{root.name}"
     )
-    return SimpleNamespace(home=tmp_path, project=project)
+    return SimpleNamespace(home=tmp_path, data=tmp_path / "data", project=project)
 
 
 def start(world, *, flags=None, in_process=False, tty=False, settings=""):
@@ -148,7 +148,7 @@ def start(world, *, flags=None, in_process=False, tty=False, settings=""):
         dispatcher=world.dispatcher,
         drivers=SimpleNamespace(get=get),
         in_process=in_process,
-        home=world.home,
+        home=world.data,
     )
     world.client = FakeClient(world.home, world.project, tty=tty)
     world.key = PoolKey(

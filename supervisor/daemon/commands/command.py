@@ -10,7 +10,7 @@ import anyio
 import msgspec
 
 from claude_vm.context.config.layers import Settings, load_settings
-from claude_vm.context.project import Project, check_project, find_project
+from claude_vm.context.project import Project, check_apart, check_project, find_project
 from claude_vm.drivers.api import Driver
 from claude_vm.supervisor.core.events import PolicyChanged
 from claude_vm.supervisor.daemon.errors import CommandError
@@ -114,10 +114,13 @@ class Command:
         """Return the project, if it may be mounted.
 
         Raises:
-            ProjectError: It is ``/``, the home directory or above it, and no flag allows that.
+            ProjectError: It is ``/``, the home directory or above it, and no flag allows that; or it would
+                give away claude-vm's own data.
         """
         project = self.project()
         check_project(project, home=self.user_home, any_directory=self.flags.any_directory)
+        folders = (project.root, project.main_repository, project.git_common_dir)
+        check_apart([folder for folder in folders if folder is not None], self.host.home)
         check_text(str(project.root), "project")
         return project
 

@@ -14,6 +14,7 @@ from claude_vm.supervisor.daemon.commands.room import pool_of
 from claude_vm.supervisor.daemon.commands.table import ago, size_text
 from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB, current_template
 from claude_vm.supervisor.grammar.requests import Info
+from claude_vm.supervisor.wire.escape import escape_line
 
 
 class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,4 +120,4 @@ def _text(shown: ProjectInfo) -> str:
         ("Ready VMs", str(shown.ready)),
         *(("Mount", mount) for mount in shown.mounts),
     ]
-    return "\n".join(f"{name + ':':<14}{value}" for name, value in lines)
+    return "\n".join(f"{name + ':':<14}{escape_line(value)}" for name, value in lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.mounts import plan_mounts
-from claude_vm.context.project import Project
+from claude_vm.context.project import Project, check_apart
 from claude_vm.drivers.api import Driver, Mount, TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.daemon.commands.command import Command, check_text
@@ -22,6 +22,7 @@ async def session_key(
 
     Raises:
         MountError: A mount is not possible.
+        ProjectError: A writable mount would give away claude-vm's own data.
         CommandError: The path of a mount is no text.
     """
     capabilities = await driver.capabilities()
@@ -34,6 +35,7 @@ async def session_key(
     )
     for mount in mounts:
         check_text(mount.host, "mount")
+    check_apart([Path(mount.host) for mount in mounts if mount.writable], command.host.home)
     return PoolKey(
         driver=driver.name,
         template=template.name,

@@ -13,6 +13,7 @@ from claude_vm.supervisor.daemon.commands.room import Room, room, unclaimed
 from claude_vm.supervisor.daemon.commands.table import ago, table
 from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
 from claude_vm.supervisor.grammar.requests import Pool
+from claude_vm.supervisor.wire.escape import escape_line
 
 
 class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +130,7 @@ HEAD = (
 def _text(status: PoolStatus, now: float) -> str:
     lines = [table(HEAD, [_cells(row, now) for row in status.pools])]
     for row in status.pools:
-        name = row.project or row.template
+        name = escape_line(row.project or row.template)
         if row.failures:
             wait = "" if row.next_try_at is None else f", next try in {ago(row.next_try_at - now)}"
             lines.append(f"{name}: {row.failures} failure(s) in a row{wait}: {row.last_error}")

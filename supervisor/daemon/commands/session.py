@@ -20,6 +20,7 @@ from claude_vm.drivers.api import Driver, TemplateRecord
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.key import session_key
+from claude_vm.supervisor.daemon.commands.next_steps import next_step
 from claude_vm.supervisor.daemon.commands.source import how_it_came
 from claude_vm.supervisor.daemon.commands.template import HOST_ADDRESS, usable_template
 from claude_vm.supervisor.daemon.dispatch import fresh_session_id
@@ -28,6 +29,7 @@ from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
 from claude_vm.supervisor.grammar.requests import Agent, Shell
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.wire.escape import escape_line
 from claude_vm.supervisor.wire.server import Level
 
 log = structlog.get_logger()
@@ -68,6 +70,8 @@ async def _session(
 ) -> int:
     settings = command.settings()
     command.apply_pool_settings(settings)
+    if command.flags.forward_ssh_agent and not command.environ.get("SSH_AUTH_SOCK"):
+        await command.say("claude-vm: no SSH agent runs here (SSH_AUTH_SOCK is not set), so -A forwards none")
     project = command.mountable_project()
     driver = await command.driver(settings)
     template = await usable_template(command, driver, settings, project)
@@ -142,7 +146,7 @@ async def _plan(
     return SessionPlan(
         key=await session_key(command, driver, settings, project, template),
         project=str(project.root),
-        label=label if len(label) <= LABEL_LIMIT else label[: LABEL_LIMIT - 1] + "…",
+        label=_shortened(escape_line(label)),
         launch=Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd)),
         files=files,
         pty=pty,
@@ -177,7 +181,10 @@ async def _attend(command: Command, session: Session) -> int:
     if outcome is None:  # pragma: no cover - `ended` is set with it
         return FAILED
     if outcome.code:
-        await client.note(f"claude-vm: {outcome.message} [{outcome.code}]", "error")
+        text = f"claude-vm: {outcome.message} [{outcome.code}]"
+        if step := next_step(outcome.code, command.host.home):
+            text += f"\n  {step}"
+        await client.note(text, "error")
     return outcome.status
 
 
@@ -224,6 +231,10 @@ async def _unlock_worktrees(command: Command, session: Session, project: Project
         return
     if is_last:
         await anyio.to_thread.run_sync(worktree_locks.release_stale, repository, command.host.supervisor_id)
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= LABEL_LIMIT else label[: LABEL_LIMIT - 1] + "…"
 
 
 async def _report_setuid(command: Command, plan: SessionPlan, begun: float) -> None:
