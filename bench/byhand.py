@@ -25,12 +25,14 @@ from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.guests import Guests
 from claude_vm.bench.ssh import Login
 from claude_vm.drivers.api import Access
-from claude_vm.drivers.qemu import accelerator
-from claude_vm.drivers.qemu.arguments import Guest, Host, Ram, Slot, arguments
-from claude_vm.drivers.qemu.identity import new_identity, write_private
-from claude_vm.drivers.qemu.machine import MOUNT_OPTIONS
-from claude_vm.drivers.qemu.snapshots import key_of
-from claude_vm.drivers.qemu.store import Generation, Snapshot, find_generation
+from claude_vm.drivers.qemu.arguments import arguments
+from claude_vm.drivers.qemu.hypervisor import Qemu
+from claude_vm.drivers.vm import accelerator
+from claude_vm.drivers.vm.arguments import Guest, Host, Ram, Slot
+from claude_vm.drivers.vm.identity import new_identity, write_private
+from claude_vm.drivers.vm.machine import MOUNT_OPTIONS
+from claude_vm.drivers.vm.snapshots import key_of
+from claude_vm.drivers.vm.store import Generation, Snapshot, find_generation
 
 WAIT_S = 60.0
 _MONITOR_FD, _HELPER_FD = 10, 11
@@ -89,11 +91,11 @@ class ByHand:
         record = guests.record
         home = guests.site.home
         self._project = str(guests.site.project)
-        self._generation: Generation = find_generation(home, record.name, record.generation)
+        self._generation: Generation = find_generation(home, record.name, record.generation, record.driver)
         choice = accelerator.choose(home)
         host: Host = guests.call(lambda: accelerator.find_host(choice.name))
         stored = self._generation.stored
-        snapshot = self._generation.snapshot(key_of(host, stored, record.cpus, record.memory_mib))
+        snapshot = self._generation.snapshot(key_of(Qemu(), host, stored, record.cpus, record.memory_mib))
         if snapshot is None:
             raise UnavailableError("no RAM snapshot of this size, so nothing to restore by hand")
         self._snapshot: Snapshot = snapshot

@@ -19,7 +19,7 @@ from claude_vm.context.project import find_project, template_name
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Capabilities, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.qemu.driver import BOOT_ONLY
+from claude_vm.drivers.vm.driver import BOOT_ONLY
 from claude_vm.supervisor.wire import paths
 
 T = TypeVar("T")

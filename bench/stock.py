@@ -17,8 +17,8 @@ import msgspec
 
 from claude_vm.bench.guests import SUPERVISOR_ID, Guests
 from claude_vm.bench.site import Site
-from claude_vm.drivers.qemu.driver import BOOT_ONLY
-from claude_vm.drivers.qemu.store import find_generation
+from claude_vm.drivers.vm.driver import BOOT_ONLY
+from claude_vm.drivers.vm.store import find_generation
 
 GENERATION: Final = "00000000-000000-stock"
 STOP_S: Final = 120.0
@@ -57,7 +57,7 @@ def make_stock(guests: Guests, site: Site) -> None:
         BenchError: The guest does not do it.
     """
     record = guests.record
-    source = find_generation(guests.site.home, record.name, record.generation)
+    source = find_generation(guests.site.home, record.name, record.generation, record.driver)
     folder = site.home / "templates" / record.name / "qemu" / GENERATION
     folder.mkdir(mode=0o700, parents=True)
     with boots_only(), guests.logged_in_at() as (login, instance_id):

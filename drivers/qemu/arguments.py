@@ -1,87 +1,23 @@
-"""QEMU's argument list: pure functions of what the host offers and what the guest shall be.
+"""The QEMU driver's argument list: the smallest list of devices that the guest needs.
 
-Everything that both sides of a snapshot must agree on is here, so that the list, with its paths taken out,
-is part of the snapshot's key.
-
-Source: QEMU's manual, "Invocation"; the list of devices is the smallest that the guest needs.
+Source: QEMU's manual, "Invocation".
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from typing import Final
 
-import msgspec
-
-SLOTS: Final = 8
-"""How many host directories a guest can have mounted."""
-
-HELPER_PORT: Final = "org.claude-vm.helper"
-
-EXTRA_KERNEL_ARGUMENTS: Final = "mitigations=off audit=0 random.trust_cpu=on"
-"""Beside the image's own. The guest's root is the guest's user: nothing in there needs mitigations."""
-
-
-class Host(msgspec.Struct, frozen=True):
-    """What QEMU is here. `build` names its version and package; `cpu` the host's model, if it matters.
-
-    `machine` is a versioned machine type such as ``pc-q35-7.2``: an alias would mean another one after an
-    update, and a snapshot would not fit any more.
-    """
-
-    binary: str
-    build: str
-    architecture: str
-    machine: str
-    accelerator: str
-    cpu: str = ""
-    sandbox: bool = True
-
-
-class Slot(msgspec.Struct, frozen=True):
-    """A host directory that the guest may mount by the tag ``slotN``. For its identity see `api.Mount`."""
-
-    path: str
-    writable: bool
-    device: int = 0
-    inode: int = 0
-
-
-class Ram(msgspec.Struct, frozen=True):
-    """The file that holds the guest's memory: written by a template's boot, or read by its clones."""
-
-    path: str
-    shared: bool
-
-
-class Guest(msgspec.Struct, frozen=True):
-    """One VM to start. `incoming` waits for a snapshot's state instead of booting.
-
-    `monitor` and `helper` are listening unix sockets, as inherited file descriptors. `slots` are at most
-    `SLOTS`; the rest point to `empty`, an empty directory. `run_as` is a uid and gid to change to once all
-    files are open.
-    """
-
-    name: str
-    cpus: int
-    memory_mib: int
-    disk: str
-    kernel: str
-    initrd: str
-    kernel_arguments: str
-    serial: str
-    empty: str
-    monitor: int
-    helper: int
-    slots: tuple[Slot, ...] = ()
-    ram: Ram | None = None
-    incoming: bool = False
-    run_as: tuple[int, int] | None = None
-
-
-def quote(value: str) -> str:
-    """Return a text for use as a value in QEMU's comma-separated options."""
-    return value.replace(",", ",,")
+from claude_vm.drivers.vm.arguments import (
+    EXTRA_KERNEL_ARGUMENTS,
+    Guest,
+    Host,
+    generation_id,
+    helper,
+    machine,
+    memory,
+    monitor,
+    mounts,
+    quote,
+    sandbox,
+)
 
 
 def arguments(host: Host, guest: Guest) -> list[str]:
@@ -90,8 +26,9 @@ def arguments(host: Host, guest: Guest) -> list[str]:
         host.binary,
         *("-name", f"guest={quote(guest.name)}"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *_sandbox(host, guest),
-        *_machine(host, guest),
+        *sandbox(host, guest),
+        *memory(guest),
+        *machine(host, guest),
         *(
             "-kernel",
             guest.kernel,
@@ -101,88 +38,16 @@ def arguments(host: Host, guest: Guest) -> list[str]:
             f"{guest.kernel_arguments} {EXTRA_KERNEL_ARGUMENTS}",
         ),
         *_devices(host, guest),
-        *_mounts(guest),
-        *("-chardev", f"socket,id=monitor,fd={guest.monitor},server=on,wait=off"),
-        *("-mon", "chardev=monitor,mode=control"),
+        *mounts(guest),
+        *monitor(guest),
         *("-chardev", f"file,id=serial,path={quote(guest.serial)}", "-serial", "chardev:serial"),
         *(("-incoming", "defer") if guest.incoming else ()),
     ]
 
 
-def snapshot_key(
-    host: Host, *, cpus: int, memory_mib: int, image: str, kernel_arguments: str, uid: int
-) -> str:
-    """Return the name of the snapshots that fit this QEMU, machine, image (a content hash) and size.
-
-    Anything that may change how a saved state is read makes another key; then there is no snapshot, and the
-    VM boots.
-    """
-    guest = Guest(
-        name="",
-        cpus=cpus,
-        memory_mib=memory_mib,
-        disk="",
-        kernel=image,
-        initrd="",
-        kernel_arguments=kernel_arguments,
-        serial="",
-        empty="",
-        monitor=0,
-        helper=0,
-        ram=Ram("", shared=True),
-    )
-    facts = [arguments(host, guest), host.build, host.cpu, uid]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _sandbox(host: Host, guest: Guest) -> Sequence[str]:
-    """QEMU may not start programs, nor gain privileges.
-
-    Where it is to drop them itself, the calls for that must be allowed, and ``children`` kills QEMU 7.2 for
-    them. `confine` has set no-new-privs by then, so nothing can be gained by these calls afterwards.
-    """
-    if not host.sandbox:
-        return ()
-    privileges = "deny" if guest.run_as is None else "allow"
-    run_as = () if guest.run_as is None else ("-runas", f"{guest.run_as[0]}:{guest.run_as[1]}")
-    rules = f"on,obsolete=deny,elevateprivileges={privileges},spawn=deny,resourcecontrol=deny"
-    return ("-sandbox", rules, *run_as)
-
-
-def _machine(host: Host, guest: Guest) -> Sequence[str]:
-    """Board, processor and memory."""
-    board = [host.machine]
-    if host.architecture == "aarch64":
-        board.append("gic-version=max")
-    else:
-        board.append("vmport=off")
-    memory: tuple[str, ...] = ()
-    if guest.ram is not None:
-        board.append("memory-backend=ram")
-        share = "on" if guest.ram.shared else "off"
-        backend = f"memory-backend-file,id=ram,size={guest.memory_mib}M,share={share}"
-        memory = ("-object", f"{backend},mem-path={quote(guest.ram.path)}")
-    return (
-        *memory,
-        *("-machine", ",".join(board)),
-        *_accelerator(host),
-        *("-m", f"{guest.memory_mib}M", "-smp", f"cpus={guest.cpus}"),
-    )
-
-
-def _accelerator(host: Host) -> Sequence[str]:
-    """Hardware virtualization with the host's processor, or software emulation of the best one."""
-    if host.accelerator != "tcg":
-        return ("-accel", host.accelerator, "-cpu", "host")
-    # Page tables of five levels cost a walk more on each miss of the emulated TLB, and are of no use here.
-    cpu = "max,la57=off" if host.architecture == "x86_64" else "max"
-    return ("-accel", "tcg,thread=multi,tb-size=256", "-cpu", cpu)
-
-
 def _devices(host: Host, guest: Guest) -> Sequence[str]:
     """Disk, network, random numbers and the helper's serial port."""
     disk = f"driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename={quote(guest.disk)}"
-    generation = ("-device", "vmgenid,guid=auto") if host.architecture == "x86_64" else ()
     return (
         # A flush would wait for the host's disk for the sake of data that never survive the session.
         *("-blockdev", f"{disk},cache.direct=off,cache.no-flush=on,file.cache.no-flush=on"),
@@ -191,19 +56,6 @@ def _devices(host: Host, guest: Guest) -> Sequence[str]:
         *("-netdev", "user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"),
         *("-device", "virtio-net-pci,netdev=net,romfile="),
         *("-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"),
-        *generation,
-        *("-device", "virtio-serial-pci"),
-        *("-chardev", f"socket,id=helper,fd={guest.helper},server=on,wait=off"),
-        *("-device", f"virtserialport,chardev=helper,name={HELPER_PORT}"),
+        *generation_id(host),
+        *helper(guest),
     )
-
-
-def _mounts(guest: Guest) -> Sequence[str]:
-    """A fixed number of 9p devices: their number is part of a snapshot, their directories are not."""
-    found: list[str] = []
-    for number in range(SLOTS):
-        slot = guest.slots[number] if number < len(guest.slots) else Slot(guest.empty, writable=False)
-        mode = "" if slot.writable else ",readonly=on"
-        local = f"local,id=slot{number},path={quote(slot.path)},security_model=none,multidevs=remap{mode}"
-        found += ["-fsdev", local, "-device", f"virtio-9p-pci,fsdev=slot{number},mount_tag=slot{number}"]
-    return found

@@ -7,7 +7,8 @@ import time
 import pytest
 from claude_vm_tests_suite import CHECKS
 
-from claude_vm.drivers.qemu import arguments, machine, snapshots
+from claude_vm.drivers.qemu import arguments
+from claude_vm.drivers.vm import machine, snapshots
 
 pytestmark = [
     pytest.mark.anyio,

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.qemu import accelerator
-from claude_vm.drivers.qemu.accelerator import choose, condemn, versioned
+from claude_vm.drivers.vm import accelerator
+from claude_vm.drivers.vm.accelerator import choose, condemn, versioned
 
 LISTING = """Supported machines are:
 microvm              microvm (i386)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_vm.drivers.qemu.arguments import SLOTS, Guest, Host, Ram, Slot, arguments, snapshot_key
+from claude_vm.drivers.qemu.arguments import arguments
+from claude_vm.drivers.vm.arguments import SLOTS, Guest, Host, Ram, Slot, snapshot_key
 
 HOST = Host("/usr/bin/qemu-system-x86_64", "QEMU 7.2", "x86_64", "pc-q35-7.2", "tcg")
 ARM = Host("/usr/bin/qemu-system-aarch64", "QEMU 9.0", "aarch64", "virt-9.0", "kvm", "cortex", sandbox=False)
@@ -83,7 +84,7 @@ def test_no_path_can_add_an_option(text):
     ],
 )
 def test_another_guest_needs_another_snapshot(change):
-    assert snapshot_key(HOST, **SIZES) != snapshot_key(HOST, **{**SIZES, **change})
+    assert snapshot_key(arguments, HOST, **SIZES) != snapshot_key(arguments, HOST, **{**SIZES, **change})
 
 
 @pytest.mark.parametrize(
@@ -92,4 +93,4 @@ def test_another_guest_needs_another_snapshot(change):
 def test_another_qemu_or_processor_needs_another_snapshot(change):
     other = msgspec.structs.replace(HOST, **change)
 
-    assert snapshot_key(HOST, **SIZES) != snapshot_key(other, **SIZES)
+    assert snapshot_key(arguments, HOST, **SIZES) != snapshot_key(arguments, other, **SIZES)

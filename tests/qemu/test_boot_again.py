@@ -3,7 +3,7 @@
 import pytest
 
 from claude_vm.drivers.errors import BootError
-from claude_vm.drivers.qemu.machine import BOOTS, booted
+from claude_vm.drivers.vm.machine import BOOTS, booted
 
 pytestmark = pytest.mark.anyio
 

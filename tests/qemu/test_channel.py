@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from claude_vm.drivers.api import GuestFile, Owner
 from claude_vm.drivers.errors import GuestError
-from claude_vm.drivers.qemu import channel as channels
-from claude_vm.drivers.qemu import driver as drivers
-from claude_vm.drivers.qemu.channel import Channel, printable
+from claude_vm.drivers.qemu.driver import open_driver
+from claude_vm.drivers.vm import channel as channels
+from claude_vm.drivers.vm import driver as drivers
+from claude_vm.drivers.vm.channel import Channel, printable
 
 pytestmark = pytest.mark.anyio
 
@@ -193,7 +194,7 @@ async def test_a_guest_that_never_says_that_its_clock_is_set_is_an_error_of_that
     monkeypatch.setattr(drivers, "HELPER_S", 0.2)
 
     async def work(channel):
-        async with drivers.open_driver(Owner(short / "home", "sv-test", short)) as driver:
+        async with open_driver(Owner(short / "home", "sv-test", short)) as driver:
             monkeypatch.setattr(driver, "_channel", lambda _: channel)
             with pytest.raises(GuestError, match="clock"):
                 await driver.set_clock("i-00000000aa")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from claude_vm.drivers.qemu import confine
-from claude_vm.drivers.qemu.spawn import confined
+from claude_vm.drivers.vm import confine
+from claude_vm.drivers.vm.spawn import confined
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="system call filters are Linux's")
 

@@ -7,8 +7,8 @@ import pytest
 
 from claude_vm.drivers.errors import BootError
 from claude_vm.drivers.process import ProcessIdentity
-from claude_vm.drivers.qemu.machine import Files, attached
-from claude_vm.drivers.qemu.spawn import end, listen, spawn
+from claude_vm.drivers.vm.machine import Files, attached
+from claude_vm.drivers.vm.spawn import end, listen, spawn
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from claude_vm.drivers.errors import DriverError, ToolMissingError
-from claude_vm.drivers.qemu.spawn import end, listen, reap, spawn, tail
+from claude_vm.drivers.vm.spawn import end, listen, reap, spawn, tail
 
 pytestmark = pytest.mark.anyio
 

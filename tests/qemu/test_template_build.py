@@ -9,9 +9,12 @@ import pytest
 from claude_vm.drivers.api import TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image
-from claude_vm.drivers.qemu import accelerator, driver, store, template
-from claude_vm.drivers.qemu.arguments import Host
-from claude_vm.drivers.qemu.machine import NeverBootedError
+from claude_vm.drivers.qemu.driver import open_driver
+from claude_vm.drivers.qemu.hypervisor import Qemu
+from claude_vm.drivers.vm import accelerator, driver, store, template
+from claude_vm.drivers.vm.arguments import Host
+from claude_vm.drivers.vm.hypervisor import Estate
+from claude_vm.drivers.vm.machine import NeverBootedError
 
 pytestmark = pytest.mark.anyio
 
@@ -62,11 +65,11 @@ async def test_a_build_that_would_fill_the_disk_is_refused_and_leaves_nothing(
     monkeypatch.setattr(template, "make_overlay", make_overlay)
     monkeypatch.setattr(template.shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(error) as caught:
-        await template.build(host_of("tcg"), owner, SPEC, silent)
+        await template.build(host_of("tcg"), Estate(owner, Qemu()), SPEC, silent)
     if error is DriverError:
         assert "1.5 GiB free, and a template needs about 1.5 GiB" in caught.value.message
         assert "CLAUDE_VM_HOME" in caught.value.hint
-    assert list(store.template_folder(owner.home, "t").iterdir()) == []
+    assert list(store.template_folder(owner.home, "t", "qemu").iterdir()) == []
 
 
 class Builds:
@@ -76,11 +79,11 @@ class Builds:
         self.failures = failures
         self.tried = []
 
-    async def __call__(self, host, _owner, spec, _progress):
+    async def __call__(self, host, estate, spec, _progress):
         self.tried.append(host.accelerator)
         if (failure := self.failures.get(host.accelerator)) is not None:
             raise failure
-        return store.Generation(Path("/nowhere"), template._stored(spec, IMAGE, "g"))
+        return store.Generation(Path("/nowhere"), template._stored(estate, spec, IMAGE, "g"))
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def open_with(owner, tmp_path, monkeypatch):
 
     def opened(builds):
         monkeypatch.setattr(driver, "build", builds)
-        return driver.open_driver(owner)
+        return open_driver(owner)
 
     return opened
 

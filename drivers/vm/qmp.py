@@ -72,14 +72,14 @@ class Monitor:
             os.close(descriptor)
         await self.execute("cont")
 
-    async def bound_console(self) -> None:
-        """Let the console's log grow no more: its last 64 KiB stay in memory, whatever the guest writes.
+    async def bound_console(self, device: str) -> None:
+        """Let a console's log grow no more: its last 64 KiB stay in memory, whatever the guest writes.
 
         Where the console can't be switched (on Arm), it stays a file.
         """
         with suppress(DriverError):
             backend = {"type": "ringbuf", "data": {"size": 65536}}
-            await self.execute("chardev-change", id="serial", backend=backend)
+            await self.execute("chardev-change", id=device, backend=backend)
 
     async def quit(self) -> None:
         """Ask QEMU to end; its end is seen elsewhere."""

@@ -13,22 +13,22 @@ from typing import Final
 import anyio
 import msgspec
 
-from claude_vm.drivers.api import GuestFile, Owner, Progress
+from claude_vm.drivers.api import GuestFile, Progress
 from claude_vm.drivers.errors import DriverError, GuestError
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.process import ProcessIdentity, find_marked, run_tool
-from claude_vm.drivers.qemu.arguments import Guest, Host, Ram, Slot, snapshot_key
-from claude_vm.drivers.qemu.identity import Identity, new_identity
-from claude_vm.drivers.qemu.machine import (
+from claude_vm.drivers.vm.arguments import Guest, Host, Ram, Slot, snapshot_key
+from claude_vm.drivers.vm.hypervisor import Estate, Hypervisor
+from claude_vm.drivers.vm.identity import Identity, new_identity
+from claude_vm.drivers.vm.machine import (
     HELPER_S,
     Files,
     Machine,
     boot_limit_s,
     booted,
-    open_machine,
 )
-from claude_vm.drivers.qemu.spawn import end
-from claude_vm.drivers.qemu.store import Generation, Snapshot, Stored, building_folder
+from claude_vm.drivers.vm.spawn import end
+from claude_vm.drivers.vm.store import Generation, Snapshot, Stored, building_folder
 
 Customise = Callable[[Machine], Awaitable[None]]
 
@@ -45,15 +45,10 @@ _WARM_UP: Final = (
 )
 
 
-def files_of(owner: Owner, folder: Path) -> Files:
-    """Return the files of a VM that is run in this folder; its sockets have short names elsewhere."""
-    name = folder.name.rpartition("-")[2]
-    return Files(folder, owner.runtime / f"{name}.m", owner.runtime / f"{name}.h")
-
-
-def key_of(host: Host, stored: Stored, cpus: int, memory_mib: int) -> str:
+def key_of(hypervisor: Hypervisor, host: Host, stored: Stored, cpus: int, memory_mib: int) -> str:
     """Return the key of the snapshots of this size that this host's QEMU can read."""
     return snapshot_key(
+        hypervisor.arguments,
         host,
         cpus=cpus,
         memory_mib=memory_mib,
@@ -88,14 +83,14 @@ async def make_overlay(disk: Path, backing: Path, backing_format: str, size_gib:
 
 
 async def ensure_snapshot(
-    host: Host, owner: Owner, generation: Generation, cpus: int, memory_mib: int, *, progress: Progress
+    host: Host, estate: Estate, generation: Generation, cpus: int, memory_mib: int, *, progress: Progress
 ) -> Snapshot:
     """Return the snapshot of this size, made now if there is none (as long as a boot takes).
 
     Raises:
         DriverError: It can't be made.
     """
-    key = key_of(host, generation.stored, cpus, memory_mib)
+    key = key_of(estate.hypervisor, host, generation.stored, cpus, memory_mib)
     found = generation.snapshot(key)
     if found is not None:
         return found
@@ -111,7 +106,7 @@ async def ensure_snapshot(
             await make_overlay(disk, generation.disk, "qcow2")
             await take(
                 host,
-                owner,
+                estate,
                 generation.stored,
                 building,
                 building,
@@ -129,7 +124,7 @@ async def ensure_snapshot(
 
 async def take(
     host: Host,
-    owner: Owner,
+    estate: Estate,
     stored: Stored,
     building: Path,
     folder: Path,
@@ -147,9 +142,10 @@ async def take(
     Raises:
         DriverError: With the console's last lines, or those of the program that failed.
     """
-    files = files_of(owner, building)
+    hypervisor = estate.hypervisor
+    files = estate.files(building)
     guest = Guest(
-        name=f"{owner.mark}:build:{building.name}",
+        name=f"{estate.owner.mark}:build:{building.name}",
         cpus=cpus,
         memory_mib=memory_mib,
         disk=str(building / "disk.qcow2"),
@@ -162,14 +158,16 @@ async def take(
         helper=0,
         slots=slots,
         ram=Ram(str(folder / "ram"), shared=True),
+        uid=stored.uid,
+        user=stored.record.user,
+        home=stored.record.home,
     )
     started: list[ProcessIdentity] = []
 
     async def boot(stack: AsyncExitStack) -> Machine:
-        while started:
-            await end(started.pop())
+        await _end(hypervisor, files, started)
         machine = await stack.enter_async_context(
-            open_machine(host, guest, files, spawned=started.append, root_guest=True)
+            hypervisor.launch(host, guest, files, spawned=started.append, root_guest=True)
         )
         await machine.wait_for_helper(boot_limit_s(host))
         return machine
@@ -190,12 +188,18 @@ async def take(
                 await machine.process.wait()
     finally:
         with anyio.CancelScope(shield=True):
-            for process in started:
-                await end(process)
-            for path in (files.monitor, files.helper, files.serial, files.log):
+            await _end(hypervisor, files, started)
+            for path in (files.serial, files.log):
                 path.unlink(missing_ok=True)
             with suppress(OSError):
                 files.empty.rmdir()
+            hypervisor.tidy(files)
+
+
+async def _end(hypervisor: Hypervisor, files: Files, started: list[ProcessIdentity]) -> None:
+    await hypervisor.end(files)
+    while started:
+        await end(started.pop())
 
 
 async def run(machine: Machine, what: str, argv: list[str], *, user: str = "root", timeout_s: float) -> str:
@@ -254,16 +258,19 @@ def _warm_files(identity: Identity) -> list[GuestFile]:
     ]
 
 
-async def end_build(folder: Path) -> None:
-    """Kill the VM of a dead build.
+async def end_build(estate: Estate, folder: Path) -> None:
+    """Kill the VM of a dead build, and remove what it has elsewhere.
 
     Raises:
         DriverError: It does not die.
     """
+    files = estate.files(folder)
+    await estate.hypervisor.end(files)
     for found in await anyio.to_thread.run_sync(find_marked, folder.name):
         process = ProcessIdentity.of(found.pid)
         if process is not None and any("qemu-system" in word for word in found.argv):
             await end(process)
+    estate.hypervisor.tidy(files)
 
 
 def plain(record: msgspec.Struct) -> bytes:

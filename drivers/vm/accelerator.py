@@ -19,7 +19,7 @@ import msgspec
 
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 from claude_vm.drivers.process import boot_id, run_tool
-from claude_vm.drivers.qemu.arguments import Host
+from claude_vm.drivers.vm.arguments import Host
 
 INSTALL_HINT: Final = (
     "install QEMU: `sudo apt install qemu-system-x86 qemu-utils` (on Arm qemu-system-arm), "

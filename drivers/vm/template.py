@@ -12,14 +12,15 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import GuestFile, Mount, Owner, Progress, TemplateRecord, TemplateSpec
+from claude_vm.drivers.api import GuestFile, Mount, Progress, TemplateRecord, TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image, ImageSpec, ensure_image
 from claude_vm.drivers.images.rootfs import guest_programs
-from claude_vm.drivers.qemu.arguments import Host, Slot
-from claude_vm.drivers.qemu.machine import HELPER_S, Machine
-from claude_vm.drivers.qemu.snapshots import key_of, make_overlay, plain, run, take
-from claude_vm.drivers.qemu.store import (
+from claude_vm.drivers.vm.arguments import Host, Slot
+from claude_vm.drivers.vm.hypervisor import Estate
+from claude_vm.drivers.vm.machine import HELPER_S, Machine
+from claude_vm.drivers.vm.snapshots import key_of, make_overlay, plain, run, take
+from claude_vm.drivers.vm.store import (
     Generation,
     Stored,
     building_folder,
@@ -40,25 +41,27 @@ _MEMORY_NEED: Final = 1 << 30
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-async def build(host: Host, owner: Owner, spec: TemplateSpec, progress: Progress) -> Generation:
+async def build(host: Host, estate: Estate, spec: TemplateSpec, progress: Progress) -> Generation:
     """Build a generation beside the current one, and make it current at the end.
 
     Raises:
         DriverError: With the failing tool's last output; then nothing has changed.
     """
-    folder = template_folder(owner.home, spec.name)
+    folder = template_folder(estate.home, spec.name, estate.kind)
     # The folder comes first: it keeps the image from being taken for garbage.
     with building_folder(folder) as building:
-        image = await _image(host, owner, spec, progress)
+        image = await _image(host, estate, spec, progress)
         _check_space(building, spec, image)
         name = new_generation_name()
-        stored = _stored(spec, image, name)
-        snapshot = building / "snapshots" / key_of(host, stored, spec.cpus, spec.memory_mib)
+        stored = _stored(estate, spec, image, name)
+        snapshot = (
+            building / "snapshots" / key_of(estate.hypervisor, host, stored, spec.cpus, spec.memory_mib)
+        )
         snapshot.mkdir(mode=0o700, parents=True)
         await make_overlay(building / "disk.qcow2", image.disk, "raw", spec.disk_gib)
         await take(
             host,
-            owner,
+            estate,
             stored,
             building,
             snapshot,
@@ -99,17 +102,17 @@ def _check_space(folder: Path, spec: TemplateSpec, image: Image) -> None:
         )
 
 
-async def _image(host: Host, owner: Owner, spec: TemplateSpec, progress: Progress) -> Image:
+async def _image(host: Host, estate: Estate, spec: TemplateSpec, progress: Progress) -> Image:
     architecture = _ARCHITECTURES[host.architecture]
     wanted = msgspec.convert({"uid": spec.uid, "gid": spec.gid, "architecture": architecture}, type=ImageSpec)
-    return await ensure_image(owner.home / "cache", wanted, progress)
+    return await ensure_image(estate.home / "cache", wanted, progress)
 
 
-def _stored(spec: TemplateSpec, image: Image, generation: str) -> Stored:
+def _stored(estate: Estate, spec: TemplateSpec, image: Image, generation: str) -> Stored:
     record = TemplateRecord(
         name=spec.name,
         generation=generation,
-        driver="qemu",
+        driver=estate.kind,
         project=spec.project,
         created_at=time.time(),
         cpus=spec.cpus,
@@ -124,7 +127,8 @@ def _stored(spec: TemplateSpec, image: Image, generation: str) -> Stored:
         locales=image.locales,
         guest=guest_programs(),
     )
-    return Stored(record, spec.uid, spec.gid, str(image.kernel), str(image.initrd), image.kernel_arguments)
+    arguments = f"{image.kernel_arguments} {estate.hypervisor.kernel_arguments}".rstrip()
+    return Stored(record, spec.uid, spec.gid, str(image.kernel), str(image.initrd), arguments)
 
 
 async def _customise(machine: Machine, spec: TemplateSpec, progress: Progress) -> None:

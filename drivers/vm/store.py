@@ -2,13 +2,14 @@
 
 ::
 
-    <home>/templates/<name>/qemu/current -> <generation>
-    <home>/templates/<name>/qemu/last-used                       its time is what counts
-    <home>/templates/<name>/qemu/<generation>/template.json
-    <home>/templates/<name>/qemu/<generation>/disk.qcow2         over the cached image
-    <home>/templates/<name>/qemu/<generation>/snapshots/<key>/   ram, state, and disk.qcow2 if it has its own
-    <home>/templates/<name>/qemu/.building-<hex>/                a build; dead when nobody holds its `lock`
-    <home>/instances/<supervisor id>/<instance id>/              see `instance`
+    <home>/templates/<name>/<kind>/current -> <generation>
+    <home>/templates/<name>/<kind>/last-used                      its time is what counts
+    <home>/templates/<name>/<kind>/<generation>/template.json
+    <home>/templates/<name>/<kind>/<generation>/disk.qcow2        over the cached image
+    <home>/templates/<name>/<kind>/<generation>/snapshots/<key>/  ram, state, disk.qcow2 if it has its own
+    <home>/templates/<name>/<kind>/.building-<hex>/               a build; dead when nobody holds its `lock`
+
+``kind`` is a hypervisor's name: what one has made, another can't use.
 
 A generation or snapshot appears by a rename, complete; then nothing in it is ever opened for writing, and it
 goes only when no instance names it. What is half built is locked by its builder, and the kernel releases the
@@ -78,18 +79,18 @@ class Generation(msgspec.Struct, frozen=True):
         return Snapshot(own if own.exists() else self.disk, folder / "ram", folder / "state")
 
 
-def template_folder(home: Path, name: str) -> Path:
-    """Where the generations of a template are."""
-    return home / "templates" / name / "qemu"
+def template_folder(home: Path, name: str, kind: str) -> Path:
+    """Where the generations of a template for the hypervisor `kind` are."""
+    return home / "templates" / name / kind
 
 
-def find_generation(home: Path, name: str, generation: str) -> Generation:
+def find_generation(home: Path, name: str, generation: str, kind: str) -> Generation:
     """Return a generation of a template; ``current`` is a name of one.
 
     Raises:
         TemplateMissingError: It is not there, or not readable as one.
     """
-    folder = template_folder(home, name) / generation
+    folder = template_folder(home, name, kind) / generation
     try:
         # Its own name even through "current": what is kept must go on meaning the same generation.
         folder = folder.resolve(strict=True)
@@ -103,25 +104,25 @@ def find_generation(home: Path, name: str, generation: str) -> Generation:
     return Generation(folder, stored)
 
 
-def current_generations(home: Path) -> list[Generation]:
+def current_generations(home: Path, kind: str) -> list[Generation]:
     """Return the current generation of each template, by name."""
     found = []
-    for link in sorted((home / "templates").glob("*/qemu/current")):
+    for link in sorted((home / "templates").glob(f"*/{kind}/current")):
         with suppress(TemplateMissingError):
-            found.append(find_generation(home, link.parent.parent.name, "current"))
+            found.append(find_generation(home, link.parent.parent.name, "current", kind))
     return found
 
 
-def last_used(home: Path, name: str) -> float:
+def last_used(home: Path, name: str, kind: str) -> float:
     """When a template was used last, as a Unix time; 0 for never."""
     with suppress(OSError):
-        return (template_folder(home, name) / "last-used").stat().st_mtime
+        return (template_folder(home, name, kind) / "last-used").stat().st_mtime
     return 0.0
 
 
-def touch(home: Path, name: str) -> None:
+def touch(home: Path, name: str, kind: str) -> None:
     """Record that a template is used now."""
-    folder = template_folder(home, name)
+    folder = template_folder(home, name, kind)
     if folder.is_dir():
         (folder / "last-used").touch(mode=0o600)
 
@@ -159,12 +160,12 @@ def building_folder(parent: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def dead_builds(home: Path) -> list[Path]:
+def dead_builds(home: Path, kind: str) -> list[Path]:
     """Return the folders of builds whose builder has died, and of removals that were interrupted."""
-    builds = (home / "templates").glob(f"*/qemu/**/{BUILDING}*")
+    builds = (home / "templates").glob(f"*/{kind}/**/{BUILDING}*")
     found = [folder for folder in builds if not _is_locked(folder / "lock")]
     found += (home / "templates").glob(f"*/{TRASH}*")
-    found += (home / "templates").glob(f"*/qemu/{TRASH}*")
+    found += (home / "templates").glob(f"*/{kind}/{TRASH}*")
     return found
 
 

@@ -1,6 +1,6 @@
 """One instance: its folder, its record and its end. How it is started is in `starting`.
 
-``<home>/instances/<supervisor id>/<instance id>/`` has ``instance.json``, the disk, the client key and logs.
+Its folder, which the hypervisor names, has ``instance.json``, the disk, the client key and logs.
 The record is written before QEMU is started and again with the process, so whenever we are killed the VM is
 found: by the record, or by the mark in its argument list.
 """
@@ -17,15 +17,15 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import InstanceRecord, InstanceSpec, InstanceStatus, Owner
+from claude_vm.drivers.api import InstanceRecord, InstanceSpec, InstanceStatus
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import ProcessIdentity, find_marked
-from claude_vm.drivers.qemu.arguments import SLOTS
-from claude_vm.drivers.qemu.snapshots import files_of, make_overlay, plain
-from claude_vm.drivers.qemu.spawn import end, reap, tail
-from claude_vm.drivers.qemu.store import find_generation
+from claude_vm.drivers.vm.arguments import SLOTS
+from claude_vm.drivers.vm.hypervisor import Estate
+from claude_vm.drivers.vm.snapshots import make_overlay, plain
+from claude_vm.drivers.vm.spawn import end, reap
+from claude_vm.drivers.vm.store import find_generation
 
-HOST_ADDRESS: Final = "10.0.2.2"
 _ID: Final = re.compile(r"i-[0-9a-f]{10}")
 
 
@@ -42,12 +42,7 @@ class Saved(msgspec.Struct, frozen=True):
     waiting: str = ""
 
 
-def instances_folder(owner: Owner) -> Path:
-    """Where an owner's instances are."""
-    return owner.home / "instances" / owner.supervisor_id
-
-
-def folder_of(owner: Owner, instance_id: str) -> Path:
+def folder_of(estate: Estate, instance_id: str) -> Path:
     """Where an instance is, or would be.
 
     Raises:
@@ -55,7 +50,7 @@ def folder_of(owner: Owner, instance_id: str) -> Path:
     """
     if not _ID.fullmatch(instance_id):
         raise DriverError(f"{instance_id!r} is no instance id")
-    return instances_folder(owner) / instance_id
+    return estate.hypervisor.folder(estate.owner, instance_id)
 
 
 def load(folder: Path) -> Saved | None:
@@ -72,16 +67,16 @@ def save(folder: Path, saved: Saved) -> None:
     new.rename(folder / "instance.json")
 
 
-async def clone(owner: Owner, spec: InstanceSpec) -> None:
+async def clone(estate: Estate, spec: InstanceSpec) -> None:
     """Make the folder and the disk.
 
     Raises:
         DriverError: The template is gone, the disk is full or would shrink, there are too many mounts.
     """
-    folder = folder_of(owner, spec.instance_id)
+    folder = folder_of(estate, spec.instance_id)
     if len(spec.mounts) > SLOTS:
         raise DriverError(f"{len(spec.mounts)} mounts", hint=f"this driver has {SLOTS} at most")
-    generation = find_generation(owner.home, spec.template, spec.generation)
+    generation = find_generation(estate.home, spec.template, spec.generation, estate.kind)
     own = generation.stored.record.disk_gib
     if spec.disk_gib < own:
         raise DriverError(
@@ -93,24 +88,22 @@ async def clone(owner: Owner, spec: InstanceSpec) -> None:
         folder.mkdir(mode=0o700)
         save(folder, Saved(spec))
         # Now that the folder names the generation, nobody removes it any more: was it in time?
-        find_generation(owner.home, spec.template, spec.generation)
-        await make_overlay(folder / "disk.qcow2", generation.disk, "qcow2", None)
+        find_generation(estate.home, spec.template, spec.generation, estate.kind)
+        await make_overlay(folder / estate.hypervisor.disk, generation.disk, "qcow2", None)
     except OSError as error:
         raise DriverError(f"can't make the instance's folder: {error}") from error
 
 
-async def delete(owner: Owner, instance_id: str) -> None:
+async def delete(estate: Estate, instance_id: str) -> None:
     """End the VM at once and remove everything; unknown ids are fine.
 
     Raises:
         DriverError: A process does not die, or a file can't be removed.
     """
-    folder = folder_of(owner, instance_id)
-    await end_all(owner, instance_id, load(folder))
-    files = files_of(owner, folder)
+    folder = folder_of(estate, instance_id)
+    await end_all(estate, instance_id, load(folder))
     try:
-        for path in (files.monitor, files.helper):
-            path.unlink(missing_ok=True)
+        estate.hypervisor.tidy(estate.files(folder))
         await anyio.to_thread.run_sync(_remove, folder)
     except OSError as error:
         raise DriverError(f"can't remove the instance {instance_id}: {error}") from error
@@ -122,29 +115,30 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-async def end_all(owner: Owner, instance_id: str, saved: Saved | None) -> None:
-    """End the instance's process: the recorded one, and without a sure record any that bears its mark."""
+async def end_all(estate: Estate, instance_id: str, saved: Saved | None) -> None:
+    """End the instance's processes: the recorded one, and without a sure record any that bears its mark."""
+    await estate.hypervisor.end(estate.files(folder_of(estate, instance_id)))
     if saved is not None and saved.process is not None:
         await end(saved.process)
         return
     if saved is not None and not saved.spawning:
         return
-    for identity in await anyio.to_thread.run_sync(_marked, owner, instance_id):
+    for identity in await anyio.to_thread.run_sync(_marked, estate, instance_id):
         await end(identity)
 
 
-def _marked(owner: Owner, instance_id: str | None = None) -> list[ProcessIdentity]:
-    return [identity for _, identity in marked(owner) if instance_id in {None, _}]
+def _marked(estate: Estate, instance_id: str | None = None) -> list[ProcessIdentity]:
+    return [identity for _, identity in marked(estate) if instance_id in {None, _}]
 
 
-def marked(owner: Owner) -> list[tuple[str, ProcessIdentity]]:
+def marked(estate: Estate) -> list[tuple[str, ProcessIdentity]]:
     """Return the VM processes that bear the owner's mark, with the ids of their instances."""
     found = []
-    for pid, argv in find_marked(owner.mark):
+    for pid, argv in find_marked(estate.owner.mark):
         names = [
-            word.removeprefix(f"guest={owner.mark}:")
+            word.removeprefix(f"guest={estate.owner.mark}:")
             for word in argv
-            if word.startswith(f"guest={owner.mark}:")
+            if word.startswith(f"guest={estate.owner.mark}:")
         ]
         identity = ProcessIdentity.of(pid)
         if identity is not None and names and _ID.fullmatch(names[0]):
@@ -152,53 +146,53 @@ def marked(owner: Owner) -> list[tuple[str, ProcessIdentity]]:
     return found
 
 
-def status(owner: Owner, instance_id: str) -> InstanceStatus:
+def status(estate: Estate, instance_id: str) -> InstanceStatus:
     """Tell what an instance is, by its record and its process."""
     if not _ID.fullmatch(instance_id):
         return InstanceStatus.ABSENT
-    folder = folder_of(owner, instance_id)
+    folder = folder_of(estate, instance_id)
     saved = load(folder)
     if saved is not None and saved.process is not None:
         return InstanceStatus.RUNNING if saved.process.is_alive() else InstanceStatus.STOPPED
-    if (saved is None or saved.spawning) and _marked(owner, instance_id):
+    if (saved is None or saved.spawning) and _marked(estate, instance_id):
         return InstanceStatus.RUNNING
     return InstanceStatus.STOPPED if folder.is_dir() else InstanceStatus.ABSENT
 
 
-def records(owner: Owner) -> list[InstanceRecord]:
+def records(estate: Estate) -> list[InstanceRecord]:
     """Return everything that bears the owner's mark: folders and processes."""
-    running = dict(marked(owner))
+    running = dict(marked(estate))
     names = set(running)
-    root = instances_folder(owner)
-    if root.is_dir():
-        names |= {path.name for path in root.iterdir() if _ID.fullmatch(path.name)}
+    names |= {name for name, _ in estate.hypervisor.folders(estate.owner) if _ID.fullmatch(name)}
     found = []
     for name in sorted(names):
         identity = running.get(name)
         state = InstanceStatus.STOPPED if identity is None else InstanceStatus.RUNNING
-        found.append(InstanceRecord(name, owner.supervisor_id, state, identity.pid if identity else None))
+        found.append(
+            InstanceRecord(name, estate.owner.supervisor_id, state, identity.pid if identity else None)
+        )
     return found
 
 
-async def wait_stopped(owner: Owner, instance_id: str) -> str:
+async def wait_stopped(estate: Estate, instance_id: str) -> str:
     """Return why the VM ended, once it has."""
-    folder = folder_of(owner, instance_id)
+    folder = folder_of(estate, instance_id)
     saved = load(folder)
     if saved is None:
         return "it does not exist"
     process = saved.process
     if process is None:
-        found = await anyio.to_thread.run_sync(_marked, owner, instance_id)
+        found = await anyio.to_thread.run_sync(_marked, estate, instance_id)
         if not found:
             return "it was not running"
         process = found[0]
     await process.wait()
-    return _reason(reap(process.pid), files_of(owner, folder).log)
+    return _reason(reap(process.pid), estate.files(folder).said())
 
 
-def _reason(wait_status: int | None, log: Path) -> str:
+def _reason(wait_status: int | None, told: str) -> str:
     """Say in a few words how a QEMU ended. Nobody but its parent knows its status."""
-    words = tail(log).splitlines()[-1:]
+    words = told.splitlines()[-1:]
     said = f": {words[0][:300]}" if words else ""
     if wait_status is None:
         return f"QEMU ended{said}"
@@ -208,16 +202,16 @@ def _reason(wait_status: int | None, log: Path) -> str:
     return "the guest shut down" if code == 0 else f"QEMU failed (exit status {code}){said}"
 
 
-def users(home: Path) -> list[tuple[str, tuple[str, str]]]:
+def users(estate: Estate) -> list[tuple[str, tuple[str, str]]]:
     """Return the instances of all supervisors of this home, each with its template and generation."""
     found = []
-    for path in (home / "instances").glob("*/*/instance.json"):
-        saved = load(path.parent)
+    for name, folder in estate.hypervisor.everybody(estate.home):
+        saved = load(folder)
         if saved is not None:
-            found.append((path.parent.name, (saved.spec.template, saved.spec.generation)))
+            found.append((name, (saved.spec.template, saved.spec.generation)))
     return found
 
 
-def uses(home: Path) -> set[tuple[str, str]]:
+def uses(estate: Estate) -> set[tuple[str, str]]:
     """Return the templates and generations that instances use."""
-    return {used for _, used in users(home)}
+    return {used for _, used in users(estate)}

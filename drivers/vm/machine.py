@@ -1,4 +1,4 @@
-"""One QEMU process from its start to a guest that answers: what templates and instances have in common."""
+"""One running QEMU and its guest: what templates and instances have in common."""
 
 import math
 from base64 import b64encode
@@ -14,12 +14,11 @@ import msgspec
 from claude_vm.drivers.api import Mount, Progress
 from claude_vm.drivers.errors import BootError, DriverError, GuestError
 from claude_vm.drivers.process import ProcessIdentity
-from claude_vm.drivers.qemu.arguments import Guest, Host, arguments
-from claude_vm.drivers.qemu.channel import Answer, Channel
-from claude_vm.drivers.qemu.identity import Identity
-from claude_vm.drivers.qemu.qmp import Monitor, open_monitor
-from claude_vm.drivers.qemu.slots import opened
-from claude_vm.drivers.qemu.spawn import confined, listen, spawn, tail
+from claude_vm.drivers.vm.arguments import Host
+from claude_vm.drivers.vm.channel import Answer, Channel
+from claude_vm.drivers.vm.identity import Identity
+from claude_vm.drivers.vm.qmp import Monitor, open_monitor
+from claude_vm.drivers.vm.spawn import tail
 
 T = TypeVar("T")
 
@@ -32,9 +31,6 @@ FAST_BOOT_S: Final = 60.0
 HELPER_S: Final = 30.0
 _CLOCK_ERROR_S: Final = 0.05
 _CLOCK_TRIES: Final = 4
-_MONITOR_FD: Final = 10
-_HELPER_FD: Final = 11
-_SLOTS_FD: Final = 12
 
 MOUNT_OPTIONS: Final = "trans=virtio,version=9p2000.L,cache=mmap,msize=512000,access=any"
 
@@ -59,6 +55,10 @@ class Files(msgspec.Struct, frozen=True):
     def log(self) -> Path:
         """What QEMU itself says."""
         return self.folder / "qemu.log"
+
+    def said(self) -> str:
+        """The last lines of what QEMU has said."""
+        return tail(self.log)
 
     @property
     def empty(self) -> Path:
@@ -101,8 +101,10 @@ class Machine:
         except BootError as error:
             raise NeverBootedError(error.message, detail=error.detail) from error
 
-    async def identify(self, identity: Identity, user: str) -> None:
+    async def identify(self, identity: Identity, user: str, keys: Sequence[str] = ()) -> None:
         """Give the guest its identity: random state first; SSH opens at the end of it.
+
+        `keys` may log in beside the identity's own.
 
         Raises:
             BootError: The helper does not do it.
@@ -118,7 +120,7 @@ class Machine:
                 machine_id=identity.machine_id,
                 user=user,
                 host_key=identity.host_key.private,
-                authorized_key=identity.client_key.public + "\n",
+                authorized_key="".join(f"{key}\n" for key in (identity.client_key.public, *keys)),
             ),
             HELPER_S + 1,
         )
@@ -198,42 +200,7 @@ async def while_alive(
 
 def last_words(files: Files) -> str:
     """The last lines of QEMU and of the guest's console."""
-    return "\n".join(filter(None, (tail(files.log), tail(files.serial))))
-
-
-@asynccontextmanager
-async def open_machine(
-    host: Host,
-    guest: Guest,
-    files: Files,
-    *,
-    spawned: Callable[[ProcessIdentity], None],
-    root_guest: bool,
-) -> AsyncIterator[Machine]:
-    """Start QEMU and connect to its monitor, for as long as the block lasts; the VM goes on after it.
-
-    `spawned` is told the process before anything else can fail. `guest`'s monitor and helper descriptors are
-    set here, and its slots' directories opened.
-
-    Raises:
-        MountChangedError: A slot's directory is not the one that is meant.
-        BootError: QEMU does not start.
-    """
-    files.empty.mkdir(mode=0o700, exist_ok=True)
-    for log in (files.serial, files.log):
-        log.unlink(missing_ok=True)
-    with (
-        opened(guest.slots, _SLOTS_FD) as (slots, directories),
-        listen(files.monitor) as monitor,
-        listen(files.helper) as helper,
-    ):
-        guest = msgspec.structs.replace(guest, monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots)
-        argv = confined(arguments(host, guest), root_guest=root_guest)
-        sockets = [(monitor.fileno(), _MONITOR_FD), (helper.fileno(), _HELPER_FD)]
-        process = spawn(argv, files.log, [*sockets, *directories])
-    spawned(process)
-    async with attached(process, files) as machine:
-        yield machine
+    return "\n".join(filter(None, (files.said(), tail(files.serial))))
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError
 from claude_vm.drivers.process import ProcessIdentity
-from claude_vm.drivers.qemu import confine
+from claude_vm.drivers.vm import confine
 
 
 def listen(path: Path) -> socket.socket:
@@ -36,8 +36,16 @@ def listen(path: Path) -> socket.socket:
     return server
 
 
-def spawn(argv: list[str], log: Path, given: Sequence[tuple[int, int]]) -> ProcessIdentity:
+def spawn(
+    argv: list[str],
+    log: Path,
+    given: Sequence[tuple[int, int]],
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> ProcessIdentity:
     """Start a program detached, its output in `log`; each descriptor of ours gets the number beside it there.
+
+    Without an `environment` it gets a bare one.
 
     Raises:
         ToolMissingError: The program is not there.
@@ -54,9 +62,11 @@ def spawn(argv: list[str], log: Path, given: Sequence[tuple[int, int]]) -> Proce
     actions += [(os.POSIX_SPAWN_DUP2, ours, between) for between, ours, _ in moved]
     actions += [(os.POSIX_SPAWN_DUP2, between, theirs) for between, _, theirs in moved]
     actions += [(os.POSIX_SPAWN_CLOSE, between) for between, _, _ in moved]
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C", "HOME": "/"}
+    bare = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C", "HOME": "/"}
     try:
-        pid = os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True)
+        pid = os.posix_spawn(
+            argv[0], argv, bare if environment is None else environment, file_actions=actions, setsid=True
+        )
     except OSError as error:
         raise ToolMissingError(f"{argv[0]} can't be started: {error.strerror}") from error
     identity = ProcessIdentity.of(pid)

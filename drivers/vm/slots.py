@@ -13,7 +13,7 @@ import msgspec
 
 from claude_vm.drivers.api import Mount
 from claude_vm.drivers.directories import open_directory
-from claude_vm.drivers.qemu.arguments import Slot
+from claude_vm.drivers.vm.arguments import Slot
 
 
 def slot_of(mount: Mount) -> Slot:

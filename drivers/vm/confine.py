@@ -1,10 +1,15 @@
-"""The program between us and QEMU: gives up what 9p would lend to the guest's root, then becomes QEMU.
+"""The program before QEMU: gives up what 9p would lend to the guest's root, then becomes QEMU.
 
 Run by its path, by a bare interpreter: ``confine.py OPTIONS PROGRAM ARGUMENT…``; standard library only. QEMU
 must not hold the directory that we were started in, nor make files that others may read, so it gets `cwd`
 ``/`` and umask 077. On Linux a system call filter refuses every mode with the set-user-id bit: no file in a
 mount can ever get one (a guest's ``chmod u+s`` fails there), so none has to be looked for afterwards. With
 ``drop`` as OPTIONS, for root, the capabilities that 9p could use against the host are given up for good.
+
+Who is started by somebody else than us gets from us what it needs: with ``door=PATH`` as OPTIONS it connects
+to a unix socket, where it is sent descriptors, the numbers that they shall have, and further arguments, to
+come first. So nobody on the way sees the arguments, inherits the descriptors, or can leave anything in its
+environment.
 
 Not to be confused with QEMU's own ``-sandbox``, which is set as well.
 
@@ -110,13 +115,41 @@ def _clear_inheritable(libc: ctypes.CDLL) -> None:
         libc.capset(header, struct.pack("6I", effective, permitted, 0, effective_high, permitted_high, 0))
 
 
+def receive(path: str) -> list[str]:
+    """Get descriptors and arguments from the socket; return the arguments."""
+    import json  # noqa: PLC0415 - each costs time, and they are needed here only
+    import socket  # noqa: PLC0415
+
+    with socket.socket(socket.AF_UNIX) as door:
+        door.connect(path)
+        data, descriptors, _, _ = socket.recv_fds(door, 1 << 16, 64)
+        while more := door.recv(1 << 16):
+            data += more
+        order = json.loads(data)
+        # Beyond all numbers first, so that none is overwritten before it has been moved.
+        beyond = 1 + max((*order["numbers"], *descriptors, door.fileno()))
+        for index, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, beyond + index)
+            os.close(descriptor)
+    for index, number in enumerate(order["numbers"]):
+        os.dup2(beyond + index, number)
+        os.close(beyond + index)
+    found: list[str] = order["arguments"]
+    return found
+
+
 def main(argv: list[str]) -> None:
     """Confine this process, and become the program."""
+    option, program, *rest = argv
+    environment = dict(os.environ)
+    if option.startswith("door="):
+        rest = [*receive(option.removeprefix("door=")), *rest]
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C", "HOME": "/"}
     os.umask(0o077)
     os.chdir("/")
     if sys.platform == "linux":
-        confine(drop=argv[0] == "drop")
-    os.execvp(argv[1], argv[1:])  # noqa: S606 - an argument list, and this is the point
+        confine(drop=option == "drop")
+    os.execvpe(program, [program, *rest], environment)  # noqa: S606 - an argument list, and this is the point
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""QEMU, started by us: its process is our child, and gets its sockets and directories from us."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from claude_vm.drivers.api import Owner, Problem
+from claude_vm.drivers.qemu.arguments import arguments
+from claude_vm.drivers.vm import accelerator
+from claude_vm.drivers.vm.arguments import Guest, Host
+from claude_vm.drivers.vm.hypervisor import Spawned
+from claude_vm.drivers.vm.machine import Files, Machine, attached
+from claude_vm.drivers.vm.slots import opened
+from claude_vm.drivers.vm.spawn import confined, listen, spawn
+
+_MONITOR_FD: Final = 10
+_HELPER_FD: Final = 11
+_SLOTS_FD: Final = 12
+
+
+class Qemu:
+    """Starts QEMU itself; see `claude_vm.drivers.vm.hypervisor.Hypervisor`.
+
+    ``<home>/instances/<supervisor id>/<instance id>/`` is an instance's folder.
+    """
+
+    name = "qemu"
+    disk = "disk.qcow2"
+    drive: Final[Mapping[str, str]] = {"node_name": "disk"}
+    consoles = ("serial",)
+    host_address = "10.0.2.2"
+    kernel_arguments = ""
+
+    async def find_host(self, home: Path, accelerator_name: str) -> Host:  # noqa: ARG002 - the Protocol's
+        """Ask the installed QEMU what it is.
+
+        Raises:
+            DriverError: There is none, or it does not answer as QEMU does.
+        """
+        return await accelerator.find_host(accelerator_name)
+
+    def problems(self) -> Sequence[Problem]:
+        """Return nothing: all that QEMU needs is asked for by `find_host`."""
+        return ()
+
+    def arguments(self, host: Host, guest: Guest) -> Sequence[str]:
+        """Return QEMU's argument list."""
+        return arguments(host, guest)
+
+    def folder(self, owner: Owner, instance_id: str) -> Path:
+        """Return where an instance is, or would be."""
+        return owner.home / "instances" / owner.supervisor_id / instance_id
+
+    def folders(self, owner: Owner) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of an owner's instances."""
+        root = owner.home / "instances" / owner.supervisor_id
+        return [(path.name, path) for path in root.iterdir()] if root.is_dir() else []
+
+    def everybody(self, home: Path) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of the instances of all owners of a home."""
+        return [(path.name, path) for path in (home / "instances").glob("*/*")]
+
+    def files(self, owner: Owner, folder: Path) -> Files:
+        """Return the files of a VM that is run in this folder; its sockets have short names elsewhere."""
+        name = folder.name.rpartition("-")[2]
+        return Files(folder, owner.runtime / f"{name}.m", owner.runtime / f"{name}.h")
+
+    @asynccontextmanager
+    async def launch(
+        self, host: Host, guest: Guest, files: Files, *, spawned: Spawned, root_guest: bool
+    ) -> AsyncIterator[Machine]:
+        """Start QEMU; see the Protocol.
+
+        Raises:
+            MountChangedError: A slot's directory is not the one that is meant.
+            BootError: QEMU does not start.
+        """
+        files.empty.mkdir(mode=0o700, exist_ok=True)
+        for log in (files.serial, files.log):
+            log.unlink(missing_ok=True)
+        with (
+            opened(guest.slots, _SLOTS_FD) as (slots, directories),
+            listen(files.monitor) as monitor,
+            listen(files.helper) as helper,
+        ):
+            guest = msgspec.structs.replace(guest, monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots)
+            argv = confined(arguments(host, guest), root_guest=root_guest)
+            sockets = [(monitor.fileno(), _MONITOR_FD), (helper.fileno(), _HELPER_FD)]
+            process = spawn(argv, files.log, [*sockets, *directories])
+        spawned(process)
+        async with attached(process, files) as machine:
+            yield machine
+
+    def authorized_keys(self, owner: Owner) -> Sequence[str]:  # noqa: ARG002 - the Protocol's
+        """Return nothing: nobody but the supervisor logs in."""
+        return ()
+
+    async def settle(self, machine: Machine) -> None:
+        """Do nothing: nobody else waits for the guest."""
+
+    async def end(self, files: Files) -> None:
+        """Do nothing: a VM has no other process."""
+
+    def tidy(self, files: Files) -> None:
+        """Remove the sockets.
+
+        Raises:
+            OSError: They can't be removed.
+        """
+        for path in (files.monitor, files.helper):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""What starts VMs and where it keeps them: all in which the drivers for QEMU's virtual machines differ."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from claude_vm.drivers.api import Owner, Problem
+from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.vm.arguments import Guest, Host
+from claude_vm.drivers.vm.machine import Files, Machine
+
+Spawned = Callable[[ProcessIdentity], None]
+"""Is told a VM's process before anything else can fail. Never waits."""
+
+
+class Hypervisor(Protocol):
+    """What starts VMs."""
+
+    @property
+    def name(self) -> str:
+        """The name of its driver, and of the folder of its templates' generations."""
+        ...
+
+    @property
+    def disk(self) -> str:
+        """The name of a VM's disk in its folder."""
+        ...
+
+    @property
+    def drive(self) -> Mapping[str, str]:
+        """How the monitor's ``block_resize`` calls the disk."""
+        ...
+
+    @property
+    def consoles(self) -> Sequence[str]:
+        """The ids of the devices whose output goes into files."""
+        ...
+
+    @property
+    def host_address(self) -> str:
+        """What guests call the host's loopback."""
+        ...
+
+    @property
+    def kernel_arguments(self) -> str:
+        """What is added to an image's own."""
+        ...
+
+    async def find_host(self, home: Path, accelerator: str) -> Host:
+        """Ask what is installed what it is.
+
+        Raises:
+            DriverError: Something is missing, or does not answer.
+        """
+        ...
+
+    def problems(self) -> Sequence[Problem]:
+        """Return what is missing or may not be used, as far as nothing has to be started to know it."""
+        ...
+
+    def arguments(self, host: Host, guest: Guest) -> Sequence[str]:
+        """Return what decides whether a saved state fits a VM: QEMU's argument list, as far as it is ours."""
+        ...
+
+    def folder(self, owner: Owner, instance_id: str) -> Path:
+        """Return where an instance is, or would be."""
+        ...
+
+    def folders(self, owner: Owner) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of an owner's instances."""
+        ...
+
+    def everybody(self, home: Path) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of the instances of all owners of a home."""
+        ...
+
+    def files(self, owner: Owner, folder: Path) -> Files:
+        """Return the files of a VM that is run for this folder: an instance's, or a build's."""
+        ...
+
+    def launch(
+        self, host: Host, guest: Guest, files: Files, *, spawned: Spawned, root_guest: bool
+    ) -> AbstractAsyncContextManager[Machine]:
+        """Start a VM and connect to its monitor, for as long as the block lasts; the VM goes on after it.
+
+        `guest`'s monitor and helper descriptors are set here, and its slots' directories opened.
+
+        Raises:
+            MountChangedError: A slot's directory is not the one that is meant.
+            BootError: It does not start.
+        """
+        ...
+
+    def authorized_keys(self, owner: Owner) -> Sequence[str]:
+        """Return public keys that may log in beside the supervisor's own."""
+        ...
+
+    async def settle(self, machine: Machine) -> None:
+        """Do what is left once a guest has its identity.
+
+        Raises:
+            DriverError: The guest does not do it.
+        """
+        ...
+
+    async def end(self, files: Files) -> None:
+        """End what runs beside the VM's own process, which may have ended or not.
+
+        Raises:
+            DriverError: It does not die.
+        """
+        ...
+
+    def tidy(self, files: Files) -> None:
+        """Remove what a VM that has ended leaves outside of its folder. What isn't there is fine.
+
+        Raises:
+            OSError: It can't be removed.
+        """
+        ...
+
+
+class Estate(msgspec.Struct, frozen=True):
+    """An owner's VMs and templates under one hypervisor."""
+
+    owner: Owner
+    hypervisor: Hypervisor
+
+    @property
+    def home(self) -> Path:
+        """The data folder."""
+        return self.owner.home
+
+    def files(self, folder: Path) -> Files:
+        """Return the files of a VM that is run for this folder."""
+        return self.hypervisor.files(self.owner, folder)
+
+    @property
+    def kind(self) -> str:
+        """The name of the folder in which a template has its generations for this hypervisor."""
+        return self.hypervisor.name
