@@ -1,5 +1,6 @@
 """Which driver: by name, or the best that this host has."""
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,8 +9,8 @@ from typing import Final
 from claude_vm.drivers.api import Driver, Owner
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 
-ISOLATING: Final = ("qemu",)
-"""Drivers whose guests can't hurt the host."""
+ISOLATING: Final = ("lima", "qemu")
+"""Drivers whose guests can't hurt the host, in the order in which ``auto`` takes them."""
 
 ALL: Final = (*ISOLATING, "sim")
 """All drivers. One is there even when this host can't use it: it may have left something to sweep."""
@@ -24,18 +25,17 @@ def choose(name: str) -> str:
         ToolMissingError: Nothing that ``auto`` could mean is installed.
         DriverError: There is no such driver.
     """
-    if name == "lima":
-        raise DriverError("the driver 'lima' is not available yet", hint="leave it to `auto`, or name `qemu`")
     if name not in NAMES:
         raise DriverError(f"there is no driver {name!r}", hint=f"known are: {', '.join(NAMES)}")
     if name != "auto":
         return name
     # The import is left to here because drivers are heavy, and most commands need only a name.
-    from claude_vm.drivers.qemu.accelerator import INSTALL_HINT, architecture  # noqa: PLC0415
+    from claude_vm.drivers.vm.accelerator import INSTALL_HINT, architecture  # noqa: PLC0415
 
     if shutil.which(f"qemu-system-{architecture()}") is None:
         raise ToolMissingError("no hypervisor is installed", hint=INSTALL_HINT)
-    return "qemu"
+    # Lima needs QEMU too, and refuses to be run by root.
+    return "lima" if shutil.which("limactl") is not None and os.geteuid() != 0 else "qemu"
 
 
 @asynccontextmanager
@@ -45,10 +45,16 @@ async def open_driver(name: str, owner: Owner) -> AsyncIterator[Driver]:
     Raises:
         DriverError: There is no such driver, or nothing is installed that ``auto`` could mean.
     """
-    if choose(name) == "sim":
+    chosen = choose(name)
+    if chosen == "sim":
         from claude_vm.drivers.sim.driver import open_driver as open_sim  # noqa: PLC0415
 
         async with open_sim(owner) as driver:
+            yield driver
+    elif chosen == "lima":
+        from claude_vm.drivers.lima.driver import open_driver as open_lima  # noqa: PLC0415
+
+        async with open_lima(owner) as driver:
             yield driver
     else:
         from claude_vm.drivers.qemu.driver import open_driver as open_qemu  # noqa: PLC0415

@@ -507,13 +507,21 @@ class Helper:
                 self.children.discard(pid)
 
 
+def port_name(folder: str) -> str:
+    """Return the name that the host gave to a serial port; a console has none."""
+    try:
+        return read(f"{folder}/name").strip()
+    except OSError:
+        return ""
+
+
 def find_port() -> str:
     """Return the device of the host's serial port, waiting for it."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         base = "/sys/class/virtio-ports"
         for name in os.listdir(base) if os.path.isdir(base) else []:
-            if read(f"{base}/{name}/name").strip() == PORT_NAME and os.path.exists(f"/dev/{name}"):
+            if port_name(f"{base}/{name}") == PORT_NAME and os.path.exists(f"/dev/{name}"):
                 return f"/dev/{name}"
         time.sleep(0.05)
     sys.exit(f"no serial port {PORT_NAME}")

@@ -18,7 +18,7 @@ from claude_vm.supervisor.core.policy import PoolPolicy
 
 log = structlog.get_logger()
 
-PRESTART_DRIVERS = frozenset({"qemu"} if sys.platform == "linux" else ())
+PRESTART_DRIVERS = frozenset({"lima", "qemu"} if sys.platform == "linux" else ())
 """Drivers that can start a VM's process ahead: only a RAM clone has something to wait for."""
 
 MIB_PER_GB = 1024

@@ -49,6 +49,7 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 VALUES = {
     "--driver": (
         ("auto", "what this host has"),
+        ("lima", "Lima"),
         ("qemu", "QEMU"),
         ("sim", "simulated VMs, which isolate nothing"),
     )

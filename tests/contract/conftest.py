@@ -121,6 +121,13 @@ def qemu_site():
     site.close()
 
 
+@pytest.fixture(scope="session")
+def lima_site():
+    site = Site("lima")
+    yield site
+    site.close()
+
+
 @pytest.fixture
 def new_site():
     """Make sites that no other test uses."""

@@ -1,5 +1,6 @@
 """Every driver against the contract."""
 
+import os
 import platform
 import shutil
 
@@ -23,4 +24,16 @@ async def test_simulated_guests_keep_the_contract(sim_site, project, name):
 @pytest.mark.parametrize("name", CHECKS)
 async def test_qemu_guests_keep_the_contract(qemu_site, project, name):
     async with qemu_site.case(project) as case:
+        await CHECKS[name](case)
+
+
+@pytest.mark.vm
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(
+    shutil.which("limactl") is None or os.geteuid() == 0,
+    reason="limactl is not installed on this host, or refuses to be run by root",
+)
+@pytest.mark.parametrize("name", CHECKS)
+async def test_guests_of_lima_keep_the_contract(lima_site, project, name):
+    async with lima_site.case(project) as case:
         await CHECKS[name](case)

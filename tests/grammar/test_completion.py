@@ -30,7 +30,7 @@ def test_dashes_complete_to_runtime_flags():
 
 
 def test_driver_completes_to_its_names():
-    assert complete("--driver", "") == ["auto", "qemu", "sim"]
+    assert complete("--driver", "") == ["auto", "lima", "qemu", "sim"]
     assert complete("ps", "--driver", "s") == ["sim"]
 
 

@@ -4,10 +4,16 @@ from claude_vm.drivers import registry
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 
 
-def test_auto_is_qemu_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(registry.shutil, "which", lambda name: f"/usr/bin/{name}")
+@pytest.mark.parametrize(
+    ("missing", "uid", "chosen"), [("", 1000, "lima"), ("limactl", 1000, "qemu"), ("", 0, "qemu")]
+)
+def test_auto_is_lima_where_it_can_be_used_and_else_qemu(monkeypatch, missing, uid, chosen):
+    monkeypatch.setattr(
+        registry.shutil, "which", lambda name: None if name == missing else f"/usr/bin/{name}"
+    )
+    monkeypatch.setattr(registry.os, "geteuid", lambda: uid)
 
-    assert registry.choose("auto") == "qemu"
+    assert registry.choose("auto") == chosen
 
 
 def test_auto_without_a_hypervisor_says_what_to_install_and_is_never_the_simulation(monkeypatch):

@@ -1,0 +1,1 @@
+"""VMs that Lima starts: clones of a template's memory beneath an unmodified `limactl`."""

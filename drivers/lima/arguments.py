@@ -1,0 +1,117 @@
+"""What `limactl` and the QEMU beneath it are started with: pure functions.
+
+Lima takes QEMU's program from an environment variable, with arguments that come before its own, and leaves
+out those of its own that would contradict them. Two kinds of arguments are ours: those that Lima has to see,
+because it would give others (`seen`), and those that only QEMU sees (`unseen`), which are handed over when
+QEMU starts: paths and devices, which Lima would pass on through a template language of its own.
+
+Source: Lima's `pkg/driver/qemu/qemu.go` (v2.2), `Exe` and `Cmdline`.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from claude_vm.drivers.vm.arguments import (
+    EXTRA_KERNEL_ARGUMENTS,
+    Guest,
+    Host,
+    generation_id,
+    helper,
+    machine,
+    memory,
+    monitor,
+    mounts,
+    quote,
+    sandbox,
+)
+
+NETWORK: Final = "192.168.5"
+"""The first three numbers of the network that Lima gives its guests under QEMU."""
+
+HOST_ADDRESS: Final = f"{NETWORK}.2"
+
+KERNEL_ARGUMENTS: Final = f"claude_vm.net={NETWORK}"
+
+FIRST: Final = "-name"
+"""The first word of `seen`. No other QEMU that Lima starts, to ask it something, has it as its first."""
+
+_BUS: Final = "helper-bus"
+
+
+def seen(host: Host, guest: Guest) -> list[str]:
+    """Return the arguments of QEMU that come through Lima. None has data in it that anybody could choose."""
+    return [
+        *(FIRST, f"guest={quote(guest.name)}"),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *machine(host, guest),
+    ]
+
+
+def unseen(host: Host, guest: Guest) -> list[str]:
+    """Return the arguments of QEMU that it gets from us, before those of Lima."""
+    return [
+        *sandbox(host, guest),
+        *memory(guest),
+        *generation_id(host),
+        *helper(guest, _BUS),
+        *mounts(guest),
+        *monitor(guest),
+        *(("-incoming", "defer") if guest.incoming else ()),
+    ]
+
+
+def kernel_arguments(guest: Guest) -> str:
+    """Return what goes into the file of the kernel's arguments."""
+    return f"{guest.kernel_arguments} {EXTRA_KERNEL_ARGUMENTS}"
+
+
+def start(limactl: str, name: str) -> list[str]:
+    """Return the command that starts an instance and stays as long as it runs."""
+    return [limactl, "--tty=false", "start", "--foreground", name]
+
+
+def clone(limactl: str, source: str, name: str) -> list[str]:
+    """Return the command that copies a stopped instance: at once where the file system can share blocks."""
+    return [limactl, "--tty=false", "clone", source, name]
+
+
+def create(limactl: str, name: str, document: str) -> list[str]:
+    """Return the command that makes an instance of a file, of ``-`` (stdin), or of ``template:NAME``."""
+    return [limactl, "--tty=false", "create", "--name", name, document]
+
+
+def stop(limactl: str, name: str) -> list[str]:
+    """Return the command that shuts an instance down. It may take minutes."""
+    return [limactl, "--tty=false", "stop", name]
+
+
+def delete(limactl: str, name: str) -> list[str]:
+    """Return the command that ends an instance at once and removes it."""
+    return [limactl, "--tty=false", "delete", "--force", name]
+
+
+def environment(
+    inherited: Mapping[str, str], lima_home: str, architecture: str = "", program: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the environment of a `limactl`: few of our own variables, and the `program` that is its QEMU.
+
+    Nothing that would change what it does comes from the user's own: no setting of Lima's, no ``SSH``.
+    """
+    kept = {
+        name: inherited[name] for name in ("HOME", "PATH", "USER", "LOGNAME", "TMPDIR") if name in inherited
+    }
+    found = {**kept, "LANG": "C", "LIMA_HOME": lima_home}
+    if program:
+        found[f"QEMU_SYSTEM_{architecture.upper()}"] = shlex.join(program)
+    return found
+
+
+def stand_in(interpreter: str, confine: str, qemu: str, door: str) -> str:
+    """Return the shell script that Lima starts as its QEMU.
+
+    What Lima asks QEMU about itself goes to QEMU; the VM's own start goes through
+    `claude_vm.drivers.vm.confine`, which fetches the rest of what it needs at the socket `door`.
+    """
+    words = (interpreter, "-I", "-S", confine, f"door={door}", qemu)
+    return f'#!/bin/sh\n[ "$1" = {FIRST} ] && exec {shlex.join(words)} "$@"\nexec {shlex.quote(qemu)} "$@"\n'

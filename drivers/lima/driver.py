@@ -1,0 +1,15 @@
+"""The Lima driver: VMs that `limactl` starts."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from claude_vm.drivers.api import Owner
+from claude_vm.drivers.lima.hypervisor import Lima
+from claude_vm.drivers.vm.driver import VmDriver, open_vm_driver
+
+
+@asynccontextmanager
+async def open_driver(owner: Owner) -> AsyncIterator[VmDriver]:
+    """Open the driver for an owner; leaving the block stops no VM."""
+    async with open_vm_driver(owner, Lima()) as driver:
+        yield driver

@@ -1,0 +1,113 @@
+"""Lima's folder, one of our own: a user's instances, defaults and overrides are neither read nor touched.
+
+``<home>/lima`` is the ``LIMA_HOME`` of a data folder, with one folder for each instance of all supervisors:
+``<supervisor id>.<instance id>``, and ``build.<hex>`` while a template is built. Lima puts sockets into them,
+and writes their paths into QEMU's options as they are. So a data folder whose path is too long, or has a
+character that would mean something there, has its instances in a folder of ``/var/tmp`` instead.
+
+Source: Lima's `pkg/limatype/dirnames` and `filenames` (v2.2): names, longest socket, reserved names.
+"""
+
+import fcntl
+import os
+import re
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from claude_vm.drivers.api import Owner
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.vm.identity import new_key
+
+CONFIG: Final = "_config"
+KEY: Final = "user"
+BUILD: Final = "build"
+
+_LONGEST_SOCKET: Final = "ssh.sock.1234567890123456"
+_LONGEST_NAME: Final = 24 + 1 + 12
+_PATH_MAX: Final = 104 if sys.platform == "darwin" else 108
+_HARMLESS: Final = re.compile(r"[A-Za-z0-9/._+@-]+")
+
+
+def lima_home(home: Path) -> Path:
+    """Return the ``LIMA_HOME`` of a data folder, without links, as Lima itself sees it. It need not exist."""
+    usual = os.path.realpath(home / "lima")
+    longest = len(os.fsencode(usual)) + 1 + _LONGEST_NAME + 1 + len(_LONGEST_SOCKET)
+    if longest < _PATH_MAX and _HARMLESS.fullmatch(usual):
+        return Path(usual)
+    digest = sha256(os.fsencode(os.path.realpath(home))).hexdigest()[:8]
+    return Path(f"/var/tmp/claude-vm-{os.getuid()}-{digest}")  # noqa: S108 - see `make`
+
+
+def make(home: Path) -> Path:
+    """Make the ``LIMA_HOME`` of a data folder, with the key that Lima logs in with, and return it.
+
+    Lima would make the key itself, by a program, at its first start of all: several at once would race.
+
+    Raises:
+        DriverError: It can't be made, or belongs to somebody else.
+    """
+    folder = lima_home(home)
+    config = folder / CONFIG
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise DriverError(
+                f"{folder} belongs to user {found.st_uid}, or others may write to it",
+                hint="remove it, or set CLAUDE_VM_HOME to a folder with a short path",
+            )
+        if not (config / KEY).exists():
+            _make_key(config)
+    except OSError as error:
+        raise DriverError(f"Lima's folder {folder} can't be made: {error.strerror}") from error
+    return folder
+
+
+def _make_key(config: Path) -> None:
+    """Make the key whole or not at all; of several makers the first one wins. The public half comes first."""
+    key = new_key()
+    halves = ((f"{KEY}.pub", f"{key.public} lima\n"), (KEY, key.private))
+    temporary = [config / f".{name}.{os.getpid()}" for name, _ in halves]
+    lock = config / f".{KEY}.lock"
+    locked = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        if (config / KEY).exists():
+            return
+        for path, (name, text) in zip(temporary, halves, strict=True):
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(text)
+            path.rename(config / name)
+    finally:
+        os.close(locked)
+
+
+def public_key(home: Path) -> str:
+    """Return the public key of the one that Lima logs in with.
+
+    Raises:
+        DriverError: There is none.
+    """
+    path = lima_home(home) / CONFIG / f"{KEY}.pub"
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise DriverError(f"Lima's key {path} can't be read: {error}") from error
+
+
+def instance_name(supervisor_id: str, instance_id: str) -> str:
+    """Return Lima's name of an instance."""
+    return f"{supervisor_id}.{instance_id}"
+
+
+def folder_of(owner: Owner, folder: Path) -> Path:
+    """Return Lima's folder for a VM that is run for `folder`: itself, or one for a template's build."""
+    root = lima_home(owner.home)
+    if folder.parent == root:
+        return folder
+    return root / f"{BUILD}.{folder.name.rpartition('-')[2]}"

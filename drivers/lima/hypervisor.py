@@ -1,0 +1,273 @@
+"""Lima, as what starts VMs: QEMU is a child of its host agent, and gets what it needs from us at a door.
+
+`limactl start --foreground` is our child, and becomes the host agent. What it starts as QEMU is a script of
+ours (see `arguments.stand_in`), which fetches descriptors and further arguments from us. Its connection is
+also how we know, without asking again and again, that QEMU is about to run, and which process it will be.
+"""
+
+import os
+import shutil
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from claude_vm.drivers.api import GuestFile, Owner, Problem
+from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError
+from claude_vm.drivers.lima import arguments, events, home, instance, processes
+from claude_vm.drivers.process import ProcessIdentity, run_tool
+from claude_vm.drivers.vm import accelerator, confine
+from claude_vm.drivers.vm.arguments import Guest, Host
+from claude_vm.drivers.vm.hypervisor import Spawned
+from claude_vm.drivers.vm.machine import HELPER_S, Files, Machine, attached, while_alive
+from claude_vm.drivers.vm.slots import opened
+from claude_vm.drivers.vm.spawn import end, listen, reap, spawn, tail
+
+INSTALL_HINT: Final = (
+    "install Lima: `brew install lima`, or a release from https://lima-vm.io/docs/installation/"
+)
+_ROOT_HINT: Final = "run claude-vm as a normal user, or with `--driver qemu`"
+
+_MONITOR_FD: Final = 10
+_HELPER_FD: Final = 11
+_SLOTS_FD: Final = 12
+_TOOL_S: Final = 30.0
+_DOOR_S: Final = 60.0
+_PORT_TRIES: Final = 5
+_PORT_TAKEN: Final = "Could not set up host forwarding rule"
+_BOOT_DONE: Final = ("/run/lima-boot-done", "/run/lima-ssh-ready")
+
+
+class LimaFiles(Files, frozen=True):
+    """The files of a VM that Lima runs. `folder` is Lima's."""
+
+    @property
+    def door(self) -> Path:
+        """Where QEMU fetches what it needs."""
+        return self.monitor.with_suffix(".d")
+
+    @property
+    def log(self) -> Path:
+        """What `limactl` says before it is the host agent."""
+        return self.folder / instance.LOG
+
+    def said(self) -> str:
+        """The last lines of `limactl`, its host agent and QEMU."""
+        return "\n".join(filter(None, (tail(self.log), events.said(self.folder))))
+
+
+class Lima:
+    """Starts VMs by `limactl`; see `claude_vm.drivers.vm.hypervisor.Hypervisor`."""
+
+    name = "lima"
+    disk = "disk"
+    drive: Final[Mapping[str, str]] = {"device": "boot-disk"}
+    consoles = ("char-serial", "char-serial-virtio")
+    host_address = arguments.HOST_ADDRESS
+    kernel_arguments = arguments.KERNEL_ARGUMENTS
+
+    def __init__(self) -> None:
+        self._children: dict[Path, list[int]] = {}
+
+    async def find_host(self, home_folder: Path, accelerator_name: str) -> Host:
+        """Ask the installed `limactl` and QEMU what they are.
+
+        Raises:
+            ToolMissingError: One of them is not installed.
+            DriverError: One does not answer, or may not be used.
+        """
+        for problem in self.problems():
+            raise ToolMissingError(problem.what, hint=problem.fix)
+        host = await accelerator.find_host(accelerator_name)
+        home.make(home_folder)
+        environ = arguments.environment(os.environ, str(home.lima_home(home_folder)))
+        done = await run_tool([_limactl(), "--version"], timeout_s=_TOOL_S, env=environ)
+        version = done.stdout.decode(errors="replace").strip()
+        return msgspec.structs.replace(host, build=f"{host.build} {version}")
+
+    def problems(self) -> Sequence[Problem]:
+        """Return what is missing, or why Lima would not run."""
+        found = []
+        if shutil.which("limactl") is None:
+            found.append(Problem("limactl is not installed", INSTALL_HINT))
+        if os.geteuid() == 0:
+            found.append(Problem("Lima refuses to be run by root", _ROOT_HINT))
+        return found
+
+    def arguments(self, host: Host, guest: Guest) -> Sequence[str]:
+        """Return QEMU's arguments that are ours: Lima's follow from its version, which `Host` has."""
+        return [
+            *arguments.seen(host, guest),
+            *arguments.unseen(host, guest),
+            arguments.kernel_arguments(guest),
+        ]
+
+    def folder(self, owner: Owner, instance_id: str) -> Path:
+        """Return where an instance is, or would be."""
+        return home.lima_home(owner.home) / home.instance_name(owner.supervisor_id, instance_id)
+
+    def folders(self, owner: Owner) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of an owner's instances."""
+        root = home.lima_home(owner.home)
+        found = root.glob(home.instance_name(owner.supervisor_id, "i-*"))
+        return [(path.name.rpartition(".")[2], path) for path in found]
+
+    def everybody(self, home_folder: Path) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of the instances of all owners of a home."""
+        found = home.lima_home(home_folder).glob("*.i-*")
+        return [(path.name.rpartition(".")[2], path) for path in found]
+
+    def files(self, owner: Owner, folder: Path) -> LimaFiles:
+        """Return the files of a VM; its sockets have short names elsewhere."""
+        name = folder.name.rpartition("-")[2]
+        where = home.folder_of(owner, folder)
+        return LimaFiles(where, owner.runtime / f"{name}.m", owner.runtime / f"{name}.h")
+
+    @asynccontextmanager
+    async def launch(
+        self,
+        host: Host,
+        guest: Guest,
+        files: Files,
+        *,
+        spawned: Spawned,
+        root_guest: bool,  # noqa: ARG002 - Lima has no root
+    ) -> AsyncIterator[Machine]:
+        """Start a VM by `limactl`; see the Protocol. A port that somebody took is replaced by another.
+
+        Raises:
+            MountChangedError: A slot's directory is not the one that is meant.
+            BootError: It does not start.
+        """
+        files = _ours(files)
+        files.folder.mkdir(mode=0o700, exist_ok=True)
+        files.empty.mkdir(mode=0o700, exist_ok=True)
+        async with AsyncExitStack() as stack:
+            for number in range(1, _PORT_TRIES + 1):
+                try:
+                    process = await self._start(host, guest, files)
+                    spawned(process)
+                    machine = await stack.enter_async_context(attached(process, files))
+                    break
+                except BootError as error:
+                    if number == _PORT_TRIES or _PORT_TAKEN not in error.detail:
+                        raise
+                    await self.end(files)
+            yield machine
+
+    async def _start(self, host: Host, guest: Guest, files: LimaFiles) -> ProcessIdentity:
+        """Start `limactl`, hand its QEMU what it needs, and return the process that QEMU is."""
+        script = arguments.stand_in(sys.executable, confine.__file__, host.binary, str(files.door))
+        instance.furnish(files.folder, host, guest, instance.free_port(), script)
+        program = [str(files.folder / instance.STAND_IN), *arguments.seen(host, guest)]
+        environ = arguments.environment(os.environ, str(files.folder.parent), host.architecture, program)
+        with (
+            opened(guest.slots, _SLOTS_FD) as (slots, directories),
+            listen(files.monitor) as monitor,
+            listen(files.helper) as helper,
+            listen(files.door) as door,
+        ):
+            guest = msgspec.structs.replace(guest, monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots)
+            argv = arguments.start(_limactl(), files.folder.name)
+            launcher = spawn(argv, files.log, [], environment=environ)
+            self._children.setdefault(files.folder, []).append(launcher.pid)
+            given = [(monitor.fileno(), _MONITOR_FD), (helper.fileno(), _HELPER_FD), *directories]
+            order = {"numbers": [number for _, number in given], "arguments": arguments.unseen(host, guest)}
+
+            async def hand_over() -> ProcessIdentity:
+                return await _hand_over(door, msgspec.json.encode(order), [ours for ours, _ in given])
+
+            try:
+                return await while_alive(launcher, files, "limactl start", hand_over, _DOOR_S)
+            finally:
+                files.door.unlink(missing_ok=True)
+
+    def authorized_keys(self, owner: Owner) -> Sequence[str]:
+        """Return the key by which the host agent, and `limactl shell`, log in."""
+        return (home.public_key(owner.home),)
+
+    async def settle(self, machine: Machine) -> None:
+        """Tell Lima that the guest is ready, as its own scripts in the guest would.
+
+        Raises:
+            BootError: The guest does not do it.
+        """
+        name = await anyio.to_thread.run_sync(instance.boot_name, machine.files.folder)
+        files = [GuestFile(path, f"{name}\n".encode(), 0o644, "root") for path in _BOOT_DONE]
+        await machine.step("Lima", lambda: machine.channel.put_files(files, timeout_s=HELPER_S), HELPER_S + 1)
+
+    async def end(self, files: Files) -> None:
+        """End the host agent and all that it has started, QEMU too.
+
+        Raises:
+            DriverError: A process does not die.
+        """
+        for process in await anyio.to_thread.run_sync(processes.of_instance, files.folder):
+            await end(process)
+        for pid in self._children.pop(files.folder, ()):
+            reap(pid)
+
+    def tidy(self, files: Files) -> None:
+        """Remove the sockets, and the folder of a build.
+
+        Raises:
+            OSError: They can't be removed.
+        """
+        files = _ours(files)
+        for path in (files.monitor, files.helper, files.door):
+            path.unlink(missing_ok=True)
+        if files.folder.name.startswith(f"{home.BUILD}."):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(files.folder)
+
+
+def _ours(files: Files) -> LimaFiles:
+    """Return the files, which `Lima.files` has made."""
+    return LimaFiles(files.folder, files.monitor, files.helper)
+
+
+def _limactl() -> str:
+    """Return the program.
+
+    Raises:
+        ToolMissingError: It is not installed.
+    """
+    found = shutil.which("limactl")
+    if found is None:
+        raise ToolMissingError("limactl is not installed", hint=INSTALL_HINT)
+    return found
+
+
+async def _hand_over(door: socket.socket, order: bytes, descriptors: Sequence[int]) -> ProcessIdentity:
+    """Wait for QEMU's process at the door, give it what it needs, and return it.
+
+    Raises:
+        DriverError: It ended at the door.
+    """
+    door.setblocking(False)
+    await anyio.wait_readable(door)
+    connection, _ = door.accept()
+    with connection:
+        connection.setblocking(True)
+        pid = _peer(connection)
+        identity = ProcessIdentity.of(pid)
+        try:
+            socket.send_fds(connection, [order], list(descriptors))
+        except OSError as error:
+            raise DriverError("QEMU ended before it started", detail=str(error)) from error
+    if identity is None:
+        raise DriverError("QEMU ended before it started")
+    return identity
+
+
+def _peer(connection: socket.socket) -> int:
+    """Return the process at the other end. Linux only, as the RAM clones are."""
+    pid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, 17, struct.calcsize("3i")))[0]
+    return pid
