@@ -54,18 +54,20 @@ _event = msgspec.json.Decoder(Event).decode
 _line = msgspec.json.Decoder(Line).decode
 
 
-def state(folder: Path, since: float) -> State | None:
+def state(folder: Path, since: float = 0) -> State | None:
     """Return the last state that was told after `since` (a Unix time, seconds); None when there is none."""
     found = None
     for text in _lines(folder / STATES):
         with suppress(msgspec.MsgspecError):
             event = _event(text)
             if event.time.timestamp() >= since:
-                found = event.status
+                found = msgspec.structs.replace(
+                    event.status, errors=tuple(printable(error) for error in event.status.errors)
+                )
     return found
 
 
-def phases(folder: Path, since: float) -> Iterator[tuple[float, str]]:
+def phases(folder: Path, since: float = 0) -> Iterator[tuple[float, str]]:
     """Give what the host agent did since a Unix time, each with its own, in seconds."""
     for text in _lines(folder / PHASES):
         with suppress(msgspec.MsgspecError):
@@ -84,7 +86,12 @@ def said(folder: Path) -> str:
                 found.append(_QEMU.sub("", line.msg))
             elif line.level in {"warning", "error", "fatal"}:
                 found.append(f"{line.msg}: {line.error}" if line.error else line.msg)
-    return "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in found[-20:])
+    return "\n".join(printable(line) for line in found[-20:])
+
+
+def printable(text: str) -> str:
+    """Return a text with a mark in place of each control character."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -11,6 +11,7 @@ Source: Lima's `pkg/limatype/dirnames` and `filenames` (v2.2): names, longest so
 import fcntl
 import os
 import re
+import stat
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ from claude_vm.drivers.api import Owner
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.vm.identity import new_key
 
+ELSEWHERE: Final = Path("/var/tmp")  # noqa: S108 - a folder of ours is made in it, and checked
 CONFIG: Final = "_config"
 KEY: Final = "user"
 BUILD: Final = "build"
@@ -37,7 +39,7 @@ def lima_home(home: Path) -> Path:
     if longest < _PATH_MAX and _HARMLESS.fullmatch(usual):
         return Path(usual)
     digest = sha256(os.fsencode(os.path.realpath(home))).hexdigest()[:8]
-    return Path(f"/var/tmp/claude-vm-{os.getuid()}-{digest}")  # noqa: S108 - see `make`
+    return ELSEWHERE / f"claude-vm-{os.getuid()}-{digest}"
 
 
 def make(home: Path) -> Path:
@@ -52,13 +54,13 @@ def make(home: Path) -> Path:
     config = folder / CONFIG
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
-        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise DriverError(
-                f"{folder} belongs to user {found.st_uid}, or others may write to it",
+                f"{folder} is no folder of ours, or others may write to it",
                 hint="remove it, or set CLAUDE_VM_HOME to a folder with a short path",
             )
+        config.mkdir(mode=0o700, exist_ok=True)
         if not (config / KEY).exists():
             _make_key(config)
     except OSError as error:

@@ -60,7 +60,9 @@ class LimaFiles(Files, frozen=True):
 
     def said(self) -> str:
         """The last lines of `limactl`, its host agent and QEMU."""
-        return "\n".join(filter(None, (tail(self.log), events.said(self.folder))))
+        told = events.state(self.folder)
+        errors = () if told is None else told.errors
+        return "\n".join(filter(None, (tail(self.log), events.said(self.folder), *errors)))
 
 
 class Lima:

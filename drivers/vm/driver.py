@@ -52,6 +52,9 @@ class VmDriver:
 
     async def diagnose(self) -> Sequence[Problem]:
         """Return what is missing on this host. Never raises."""
+        problems = self._estate.hypervisor.problems()
+        if problems:
+            return problems
         try:
             await self._find_host()
         except DriverError as error:

@@ -41,9 +41,7 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
     ] = None,
     driver: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="What makes VMs: auto, lima, qemu, sim.", rich_help_panel=MACHINE
-        ),
+        typer.Option(metavar="NAME", help="What makes VMs: auto, lima, qemu, sim.", rich_help_panel=MACHINE),
     ] = None,
     mount: Annotated[
         list[str] | None,

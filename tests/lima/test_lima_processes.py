@@ -1,0 +1,67 @@
+"""Which processes are those of an instance."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from claude_vm.drivers.lima.processes import of_instance
+
+NAME = "sv.i-0123456789"
+SLEEP = "import signal; signal.pause()"
+
+
+@pytest.fixture
+def folder(short):
+    folder = short / "lima" / NAME
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def begin(*argv, env=None):
+        # The first word is what a program calls itself.
+        process = subprocess.Popen(argv, executable=sys.executable, env={**os.environ, **(env or {})})
+        started.append(process)
+        while psutil.Process(process.pid).cmdline() != list(argv):
+            pass
+        return process.pid
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def pids(folder):
+    return [process.pid for process in of_instance(folder)]
+
+
+def test_all_that_lima_starts_is_found_and_the_host_agent_comes_first(folder, start):
+    ssh = start(f"ssh: {folder}/ssh.sock [mux]", "-c", SLEEP)
+    qemu = start("qemu-system-x86_64", "-c", SLEEP, f"file={folder}/disk,if=none")
+    agent = start("/usr/bin/limactl", "-c", SLEEP, "hostagent", "--pidfile", f"{folder}/ha.pid")
+    starting = start("limactl", "-c", SLEEP, "start", NAME, env={"LIMA_HOME": str(folder.parent)})
+    found = pids(folder)
+    assert set(found[:2]) == {agent, starting}
+    assert set(found[2:]) == {ssh, qemu}
+
+
+def test_others_that_bear_the_name_are_left_alone(folder, start, short):
+    start("tail", "-c", SLEEP, "-f", f"{folder}/serial.log")
+    start("limactl", "-c", SLEEP, "start", NAME, env={"LIMA_HOME": str(short / "other")})
+    start("qemu-system-x86_64", "-c", SLEEP, f"file={folder}0/disk")
+    start("qemu-system-x86_64", "-c", SLEEP, f"file={short}/other/{NAME}/disk")
+    assert pids(folder) == []
+
+
+def test_a_script_that_stands_for_limactl_is_limactl(folder, start):
+    script = shutil.which("true").replace("true", "limactl")
+    agent = start("python3", "-c", SLEEP, script, f"{folder}/ha.pid")
+    assert pids(folder) == [agent]
