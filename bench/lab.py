@@ -10,7 +10,9 @@ import anyio
 from claude_vm.bench.byhand import ByHand
 from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.guests import Guests, open_guests
-from claude_vm.bench.modes import Command, Mode, Restored, Sessions, Ssh
+from claude_vm.bench.limahand import LimaByHand
+from claude_vm.bench.limastock import make_ordinary
+from claude_vm.bench.modes import Command, Limas, Mode, Restored, Sessions, Ssh
 from claude_vm.bench.site import Site, open_folder
 from claude_vm.bench.ssh import Login
 from claude_vm.bench.stock import make_stock
@@ -41,13 +43,13 @@ class Facts:
         self.capabilities = facts
 
 
-def find_facts(cwd: Path, environ: Mapping[str, str]) -> Facts:
+def find_facts(cwd: Path, environ: Mapping[str, str], flags: Mapping[str, str]) -> Facts:
     """Find the project of a directory, its template and its driver.
 
     Raises:
         BenchError: It has no template.
     """
-    settings = load_settings(flags={}, environ=environ, home=Path.home())
+    settings = load_settings(flags=flags, environ=environ, home=Path.home())
     project = find_project(cwd)
     home = Path(paths.home())
     name = template_name(project.template_root)
@@ -117,7 +119,10 @@ class Lab:
         def make() -> Site:
             self.tell(f"a home for: {name}")
             record = self.facts.record
-            site = Site(self.folder / name, self.facts.project, settings=f"[pool]\n{pool}{_LIMITS}", env=env)
+            chosen = {"CLAUDE_VM_DRIVER": record.driver, **(env or {})}
+            site = Site(
+                self.folder / name, self.facts.project, settings=f"[pool]\n{pool}{_LIMITS}", env=chosen
+            )
             self._stack.callback(site.close)
             site.share_template(self.facts.home, record.name, record.driver, record.generation)
             return site
@@ -190,6 +195,7 @@ class Lab:
             "stock": lambda: Sessions(self.stock()),
             "ssh": lambda: Ssh(self.login()),
             "by-hand": lambda: Restored(ByHand(self.guests())),
+            "lima-by-hand": self._lima,
             "sim": lambda: Sessions(self.simulated("sim-commands")),
             "python": lambda: Command.interpreter(self.simulated("sim-commands")),
             "version": lambda: Command.ours(self.simulated("sim-commands"), "--version"),
@@ -199,16 +205,32 @@ class Lab:
             raise BenchError(f"there is no mode {name!r}", f"known are: {', '.join(makers)}")
         return self.once(f"mode {name}", makers[name])
 
+    def _lima(self) -> Mode:
+        if self.facts.record.driver != "lima":
+            raise UnavailableError("the driver is not lima", "measure with: claude-vm bench --driver lima")
+        guests = self.guests()
+        self.tell("an ordinary instance of Lima with cloud-init (an image, two boots)")
+        site = Site(self.folder / "lh", self.facts.project, settings=_LIMITS, env=_BOOT_ONLY)
+        self._stack.callback(site.close)
+        (site.home / "cache").symlink_to((self.facts.home / "cache").resolve())
+        return Limas(LimaByHand(make_ordinary(guests, site)))
+
     def _restore(self) -> Mode:
         return Sessions(self.site("restore", pool=f"size = 0\npaused = {POOL}\n"))
 
 
 @contextlib.contextmanager
-def open_lab(cwd: Path, environ: Mapping[str, str], tell: Callable[[str], None]) -> Iterator[Lab]:
+def open_lab(
+    cwd: Path,
+    environ: Mapping[str, str],
+    tell: Callable[[str], None],
+    *,
+    flags: Mapping[str, str] | None = None,
+) -> Iterator[Lab]:
     """Open a lab for the project of a directory; all that it made is gone at the end."""
     facts, why = None, ""
     try:
-        facts = find_facts(cwd, environ)
+        facts = find_facts(cwd, environ, flags or {})
     except BenchError as error:
         why = f"{error} ({error.hint})" if error.hint else str(error)
     with open_folder(Path(paths.home())) as folder, contextlib.ExitStack() as stack:

@@ -117,7 +117,8 @@ def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
 
 def _measured(request: Bench, measure: Callable[[Lab], tuple[list[Sample], list[Line]]]) -> Report:
     before = surroundings.load_now()
-    with open_lab(Path.cwd(), os.environ, _teller(quiet=request.flags.quiet)) as lab:
+    flags = {"driver.name": request.flags.driver} if request.flags.driver else {}
+    with open_lab(Path.cwd(), os.environ, _teller(quiet=request.flags.quiet), flags=flags) as lab:
         samples, lines = measure(lab)
         found = _environment(lab, before)
     return Report(

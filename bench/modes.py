@@ -9,6 +9,7 @@ import msgspec
 
 from claude_vm.bench import children, marks
 from claude_vm.bench.byhand import ByHand
+from claude_vm.bench.limahand import LimaByHand
 from claude_vm.bench.plan import Turn
 from claude_vm.bench.records import EXITED, SHOWN, Sample
 from claude_vm.bench.site import Site, program
@@ -114,6 +115,17 @@ class Restored(_Plain):
 
     def run(self, kind: str) -> children.Timing:  # noqa: ARG002 - there is one way only
         """Restore, log in."""
+        return self._by_hand.run()
+
+
+class Limas(_Plain):
+    """A session on Lima by hand: the baseline of all that the driver `lima` does."""
+
+    def __init__(self, by_hand: LimaByHand) -> None:
+        self._by_hand = by_hand
+
+    def run(self, kind: str) -> children.Timing:  # noqa: ARG002 - there is one way only
+        """Clone, start, open a shell."""
         return self._by_hand.run()
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_vm.bench.errors import BenchError, UnavailableError
+from claude_vm.drivers.process import find_marked
 from claude_vm.supervisor.wire import paths
 
 WORD_S = 300.0
@@ -65,6 +67,11 @@ class Site:
     def runtime(self) -> Path:
         """Where the sockets of this home are."""
         return Path(paths.runtime_directory(str(self.home)))
+
+    @property
+    def by_hand(self) -> Path:
+        """Where what is started by hand has its files."""
+        return self.root / "by-hand"
 
     def words(self, *words: str, timeout_s: float = WORD_S) -> subprocess.CompletedProcess[bytes]:
         """Run a command that is not measured."""
@@ -127,6 +134,10 @@ class Site:
         """End the daemon with all that it has, and remove the home."""
         with contextlib.suppress(BenchError):
             self.words("daemon", "stop", "--force", timeout_s=60)
+        # What was started by hand is known to no daemon.
+        for found in find_marked(str(self.by_hand)):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(found.pid, signal.SIGKILL)
         runtime = self.runtime
         if not runtime.is_relative_to(self.root):
             shutil.rmtree(runtime, ignore_errors=True)

@@ -17,13 +17,14 @@ import msgspec
 
 from claude_vm.bench.guests import SUPERVISOR_ID, Guests
 from claude_vm.bench.site import Site
+from claude_vm.bench.ssh import Login
 from claude_vm.drivers.vm.driver import BOOT_ONLY
 from claude_vm.drivers.vm.store import find_generation
 
 GENERATION: Final = "00000000-000000-stock"
 STOP_S: Final = 120.0
 
-_SCRIPT: Final = """\
+UNMASK: Final = """\
 set -eu
 for folder in /etc/systemd/system /etc/systemd/system-generators /etc/tmpfiles.d; do
     find "$folder" -maxdepth 1 -lname /dev/null -delete
@@ -31,8 +32,8 @@ done
 cd /usr/lib/systemd/system
 ln -sf ../systemd-udevd.service sysinit.target.wants/systemd-udevd.service
 ln -sf ../dbus.service multi-user.target.wants/dbus.service
-sync
 """
+"""Takes our masks away, as root in the guest."""
 
 
 @contextlib.contextmanager
@@ -61,22 +62,27 @@ def make_stock(guests: Guests, site: Site) -> None:
     folder = site.home / "templates" / record.name / "qemu" / GENERATION
     folder.mkdir(mode=0o700, parents=True)
     with boots_only(), guests.logged_in_at() as (login, instance_id):
-        login.run("if [ $(id -u) = 0 ]; then sh -s; else sudo -n sh -s; fi", data=_SCRIPT.encode())
-        # The end of the connection is no failure of the command's.
-        ends = login.argv("sudo -n systemctl poweroff || systemctl poweroff", terminal=False)
-        subprocess.run(ends, env=login.env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-
-        async def stopped() -> None:
-            with anyio.move_on_after(STOP_S):
-                await guests.driver.wait_stopped(instance_id)
-
-        guests.call(stopped)
+        login.run("if [ $(id -u) = 0 ]; then sh -s; else sudo -n sh -s; fi", data=UNMASK.encode())
+        power_off(guests, login, instance_id)
         disk = guests.site.home / "instances" / SUPERVISOR_ID / instance_id / "disk.qcow2"
         disk.rename(folder / "disk.qcow2")
     changed = msgspec.structs.replace(record, generation=GENERATION)
     stored = msgspec.structs.replace(source.stored, record=changed)
     (folder / "template.json").write_bytes(msgspec.json.encode(stored))
     _make_current(folder)
+
+
+def power_off(guests: Guests, login: Login, instance_id: str) -> None:
+    """Let a guest end by itself, so that its disk is whole; wait for that."""
+    # The end of the connection is no failure of the command's.
+    ends = login.argv("sync; sudo -n systemctl poweroff || systemctl poweroff", terminal=False)
+    subprocess.run(ends, env=login.env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+    async def stopped() -> None:
+        with anyio.move_on_after(STOP_S):
+            await guests.driver.wait_stopped(instance_id)
+
+    guests.call(stopped)
 
 
 def _make_current(folder: Path) -> None:

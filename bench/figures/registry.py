@@ -23,7 +23,7 @@ ALONE: Mapping[str, Callable[[Lab, int], Measured]] = {
 }
 """Figures that are measured by themselves."""
 
-ORDER = ("F1", "F2", "F3", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14", "S1")
+ORDER = ("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14", "S1")
 
 TARGETS = tuple(figure for figure in ORDER if figure.startswith("F"))
 """Those that have a target; the others are for gates."""

@@ -1,4 +1,4 @@
-"""F1, F3 and F10: what a user waits for, each mode beside its baseline in one interleaved run."""
+"""F1, F3, F4 and F10: what a user waits for, each mode beside its baseline in one interleaved run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,10 +24,11 @@ class Target(NamedTuple):
 
 TIMES_PYTHON = Target("<= 3 x python -c pass", 3.0)
 
-SLOW = frozenset({"cold", "stock"})
+SLOW = frozenset({"cold", "stock", "lima-by-hand"})
 UNITS = {
     "F1": (("warm", "prompt"), ("ssh", "prompt"), ("python", "exit")),
     "F3": (("clone", "prompt"), ("by-hand", "prompt"), ("cold", "prompt"), ("stock", "prompt")),
+    "F4": (("warm", "prompt"), ("clone", "prompt"), ("cold", "prompt"), ("lima-by-hand", "prompt")),
     "F10": (("python", "exit"), ("version", "exit"), ("ps", "exit"), ("sim", "output")),
 }
 """What each figure needs: modes, and until when each is measured."""
@@ -72,7 +73,7 @@ def waits(lab: Lab, figures: Sequence[str], rounds: int) -> tuple[list[Sample], 
 
 def lines_of(samples: Sequence[Sample], figures: Sequence[str], missing: dict[str, str]) -> list[Line]:
     """Return the lines of these figures from the samples of a run."""
-    makers = {"F1": _f1, "F3": _f3, "F10": _f10}
+    makers = {"F1": _f1, "F3": _f3, "F4": _f4, "F10": _f10}
     lines = [line for figure in figures for line in makers[figure](samples)]
     reason = "; ".join(dict.fromkeys(missing.values()))
     return [replace(line, note=reason) if line.value is None and not line.note else line for line in lines]
@@ -143,6 +144,19 @@ def _f3(samples: Sequence[Sample]) -> list[Line]:
         ratio_line("F3.stock", what, Target("<= 1/15 of a stock boot", 1 / 15), (clone, stock), note),
         ratio_line("F3.cold", what, masked, (clone, cold)),
         ratio_line("F3.hand", what, Target("<= 1.3 x by hand + ssh", 1.3), (clone, hand), note),
+    ]
+
+
+def _f4(samples: Sequence[Sample]) -> list[Line]:
+    hand = shown_ms(samples, "lima-by-hand")
+    found, note = warm_only(counted(samples, "warm", "sequential", "prompt"))
+    warm = [sample.shown_ms for sample in found if sample.ok]
+    clone = shown_ms(samples, "clone", "sequential", "prompt")
+    cold = shown_ms(samples, "cold", "sequential", "prompt")
+    return [
+        ratio_line("F4.warm", "Lima, warm", Target("<= 1/100 of by hand", 1 / 100), (warm, hand), note),
+        ratio_line("F4.clone", "Lima, RAM clone", Target("<= 1/15 of by hand", 1 / 15), (clone, hand)),
+        ratio_line("F4.cold", "Lima, cold linked clone", Target("<= 0.8 of by hand", 0.8), (cold, hand)),
     ]
 
 
