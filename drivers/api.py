@@ -127,7 +127,8 @@ class TemplateSpec(msgspec.Struct, frozen=True):
     `name` is legal for every driver (see `claude_vm.context.project`). `uid` and `gid` are those of the
     project's owner, who must own what the guest writes. `claude_binary` is a host file (a Linux program for
     the host's architecture), or None for a template without Claude Code. `ca_certificates` are PEM texts.
-    `proxies` are environment variables (``http_proxy`` …) in the guest's own terms.
+    `proxies` are environment variables (``http_proxy`` …) in the guest's own terms. `image` names another
+    image to start from than the one that is built: a path, an address with its digest, a template of Lima's.
     """
 
     name: str
@@ -141,6 +142,7 @@ class TemplateSpec(msgspec.Struct, frozen=True):
     claude_version: str | None = None
     ca_certificates: tuple[str, ...] = ()
     proxies: tuple[tuple[str, str], ...] = ()
+    image: str = ""
 
 
 class TemplateRecord(msgspec.Struct, frozen=True):

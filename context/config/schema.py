@@ -27,6 +27,7 @@ from claude_vm.context.mounts import MountSpec
 WORDS = ListOf(Text(), "strings")
 SCRIPTS = ListOf(ExistingFile(), "files that exist")
 PACKAGE = r"[a-z0-9*][a-z0-9+.*-]*(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~*-]+)?"
+IMAGE = r"https?://[^#\s]+#sha(?:256|512):[0-9a-f]+|template:[A-Za-z0-9_][A-Za-z0-9._/-]*"
 KEY_NAME = r"(?:ctrl-[a-z@\[\]\\^_]|[!-+\--~])"
 PORT = r"(?:6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
 HOST_NAME = r"(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?(?::[0-9]{1,5})?"
@@ -54,7 +55,14 @@ class Vm(Section, frozen=True):
         int, Setting(kind=Integer(1, 32), doc="Number of CPUs", variable="CLAUDE_VM_CPUS", flag="--cpus")
     ] = 4
     image: Annotated[
-        Path | None, Setting(kind=ExistingFile(), doc="Image to build the template from", in_effect=False)
+        Path | str | None,
+        Setting(
+            kind=Either(Text("https://ADDRESS#sha256:DIGEST, template:NAME", IMAGE), ExistingFile()),
+            doc=(
+                "Image to build the template from, with the driver lima; unset: one of Debian's packages, "
+                "or `template:debian-13` where that can't be built"
+            ),
+        ),
     ] = None
     workdir: Annotated[
         str | None,

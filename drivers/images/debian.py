@@ -1,4 +1,4 @@
-"""The guest image: built once from Debian's packages, then kept in a cache under the hash of its inputs.
+"""The guest image: made once, of Debian's packages or of another image, then kept under its inputs' hash.
 
 ``<cache>/images/<key>/`` has the disk (raw, sparse, one ext4 file system without partitions), the kernel, the
 initrd and ``image.json``. It appears by a rename when all of it is there, and is never changed. Beside it,
@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 import msgspec
@@ -21,7 +21,7 @@ from claude_vm.drivers.images import bootstrap
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import Architecture, ImageSpec, guest_tree, image_key, tree_archive
 
-__all__ = ["Image", "ImageSpec", "ensure_image", "images", "remove_image", "remove_leftovers"]
+__all__ = ["Image", "ImageSpec", "Source", "ensure_image", "images", "remove_image", "remove_leftovers"]
 
 _RECORD: Final = "image.json"
 _CLEAN_S: Final = 90.0
@@ -58,7 +58,31 @@ class Image(msgspec.Struct, frozen=True):
         return " ".join((f"console={_CONSOLES[self.architecture]}", *words))
 
 
-async def ensure_image(cache: Path, spec: ImageSpec, progress: Progress) -> Image:
+class Source(Protocol):
+    """What an image is made of, if not of Debian's packages alone. `identity` is part of its key."""
+
+    identity: str
+
+    async def build(self, spec: ImageSpec, archive: bytes, work: Path, progress: Progress) -> None:
+        """Make in the existing, empty folder `work` what `bootstrap.bootstrap` makes.
+
+        Raises:
+            DriverError: It can't be made.
+        """
+        ...
+
+    async def clean(self, work: Path) -> None:
+        """End and remove what a build in `work` has elsewhere, after any interruption.
+
+        Raises:
+            DriverError: Something could not be removed.
+        """
+        ...
+
+
+async def ensure_image(
+    cache: Path, spec: ImageSpec, progress: Progress, source: Source | None = None
+) -> Image:
     """Return the image of a specification, built now if the cache lacks it (some minutes, 1 GiB).
 
     Of several callers, in whatever processes, one builds and the others wait for it. A failed or cancelled
@@ -70,7 +94,7 @@ async def ensure_image(cache: Path, spec: ImageSpec, progress: Progress) -> Imag
         BadImageError: The build succeeded and its result is not usable.
     """
     tree = guest_tree()
-    key = image_key(spec, tree)
+    key = image_key(spec, tree) if source is None else image_key(spec, tree, source.identity)
     folder = cache / "images"
     if (found := _load(folder / key)) is not None:
         return found
@@ -79,19 +103,22 @@ async def ensure_image(cache: Path, spec: ImageSpec, progress: Progress) -> Imag
         if (found := _load(folder / key)) is not None:
             return found
         work = folder / f".{key}.partial"
-        await _remove_partial(work)
+        await _remove_partial(work, source)
         await anyio.Path(work).mkdir(mode=0o700)
+        build = bootstrap.bootstrap if source is None else source.build
         try:
-            await bootstrap.bootstrap(spec, tree_archive(tree), work, progress)
+            await build(spec, tree_archive(tree), work, progress)
             progress("building the guest image", "storing it")
             await bootstrap.clean(work)
+            if source is not None:
+                await source.clean(work)
             await anyio.to_thread.run_sync(_finish, work, spec, key)
             # There can only be one that `_load` refused.
             await anyio.to_thread.run_sync(shutil.rmtree, folder / key, True)
             await anyio.Path(work).rename(folder / key)
         finally:
             with anyio.move_on_after(_CLEAN_S, shield=True):
-                await _remove_partial(work)
+                await _remove_partial(work, source)
     image = _load(folder / key)
     if image is None:
         raise BadImageError(f"the image {key} vanished from {folder} while it was built")
@@ -138,8 +165,10 @@ async def remove_leftovers(cache: Path) -> Sequence[str]:
     return removed
 
 
-async def _remove_partial(work: Path) -> None:
+async def _remove_partial(work: Path, source: Source | None = None) -> None:
     """Remove a work folder and what its build left elsewhere."""
+    if source is not None:
+        await source.clean(work)
     if await anyio.Path(work).exists():
         await bootstrap.clean(work)
         await anyio.to_thread.run_sync(shutil.rmtree, work)

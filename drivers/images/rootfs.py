@@ -121,9 +121,10 @@ def guest_programs() -> str:
     return hashlib.sha256(msgspec.json.encode(data)).hexdigest()[:20]
 
 
-def image_key(spec: ImageSpec, tree: tuple[TreeFile, ...]) -> str:
-    """Return the name of the image that these inputs make: 20 hex digits."""
-    return hashlib.sha256(msgspec.json.encode((_FORMAT, spec, tree))).hexdigest()[:20]
+def image_key(spec: ImageSpec, tree: tuple[TreeFile, ...], source: str = "") -> str:
+    """Return the name of the image that these inputs make: 20 hex digits. `source` names another image."""
+    inputs = (_FORMAT, spec, tree, *([source] if source else []))
+    return hashlib.sha256(msgspec.json.encode(inputs)).hexdigest()[:20]
 
 
 def tree_archive(tree: tuple[TreeFile, ...]) -> bytes:

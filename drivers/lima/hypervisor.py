@@ -7,8 +7,6 @@ also how we know, without asking again and again, that QEMU is about to run, and
 
 import os
 import shutil
-import socket
-import struct
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -20,8 +18,11 @@ import anyio.to_thread
 import msgspec
 
 from claude_vm.drivers.api import GuestFile, Owner, Problem
-from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError
+from claude_vm.drivers.errors import BootError, ToolMissingError
+from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.lima import arguments, events, home, instance, processes
+from claude_vm.drivers.lima.door import Order, hand_over
+from claude_vm.drivers.lima.importing import DEFAULT, Import
 from claude_vm.drivers.process import ProcessIdentity, run_tool
 from claude_vm.drivers.vm import accelerator, confine
 from claude_vm.drivers.vm.arguments import Guest, Host
@@ -93,6 +94,21 @@ class Lima:
         done = await run_tool([_limactl(), "--version"], timeout_s=_TOOL_S, env=environ)
         version = done.stdout.decode(errors="replace").strip()
         return msgspec.structs.replace(host, build=f"{host.build} {version}")
+
+    def image_source(self, home_folder: Path, accelerator_name: str, image: str) -> Source | None:
+        """Return the import of an image; None where none is asked for and one can be built.
+
+        Raises:
+            DriverError: There is no such image.
+        """
+        if not image and shutil.which("mmdebstrap") is not None:
+            return None
+        program: list[str] = []
+        if accelerator_name == "tcg":
+            # Lima would take KVM as soon as there is a device for it.
+            program = [f"qemu-system-{accelerator.architecture()}", "-machine", "q35,vmport=off"]
+            program += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
+        return Import(image or DEFAULT, _limactl(), home.make(home_folder), program=program)
 
     def problems(self) -> Sequence[Problem]:
         """Return what is missing, or why Lima would not run."""
@@ -181,13 +197,12 @@ class Lima:
             launcher = spawn(argv, files.log, [], environment=environ)
             self._children.setdefault(files.folder, []).append(launcher.pid)
             given = [(monitor.fileno(), _MONITOR_FD), (helper.fileno(), _HELPER_FD), *directories]
-            order = {"numbers": [number for _, number in given], "arguments": arguments.unseen(host, guest)}
-
-            async def hand_over() -> ProcessIdentity:
-                return await _hand_over(door, msgspec.json.encode(order), [ours for ours, _ in given])
-
+            order = Order(tuple(number for _, number in given), tuple(arguments.unseen(host, guest)))
+            descriptors = [ours for ours, _ in given]
             try:
-                return await while_alive(launcher, files, "limactl start", hand_over, _DOOR_S)
+                return await while_alive(
+                    launcher, files, "limactl start", lambda: hand_over(door, order, descriptors), _DOOR_S
+                )
             finally:
                 files.door.unlink(missing_ok=True)
 
@@ -245,31 +260,3 @@ def _limactl() -> str:
     if found is None:
         raise ToolMissingError("limactl is not installed", hint=INSTALL_HINT)
     return found
-
-
-async def _hand_over(door: socket.socket, order: bytes, descriptors: Sequence[int]) -> ProcessIdentity:
-    """Wait for QEMU's process at the door, give it what it needs, and return it.
-
-    Raises:
-        DriverError: It ended at the door.
-    """
-    door.setblocking(False)
-    await anyio.wait_readable(door)
-    connection, _ = door.accept()
-    with connection:
-        connection.setblocking(True)
-        pid = _peer(connection)
-        identity = ProcessIdentity.of(pid)
-        try:
-            socket.send_fds(connection, [order], list(descriptors))
-        except OSError as error:
-            raise DriverError("QEMU ended before it started", detail=str(error)) from error
-    if identity is None:
-        raise DriverError("QEMU ended before it started")
-    return identity
-
-
-def _peer(connection: socket.socket) -> int:
-    """Return the process at the other end. Linux only, as the RAM clones are."""
-    pid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, 17, struct.calcsize("3i")))[0]
-    return pid

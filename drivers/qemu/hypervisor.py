@@ -8,6 +8,8 @@ from typing import Final
 import msgspec
 
 from claude_vm.drivers.api import Owner, Problem
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.qemu.arguments import arguments
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.arguments import Guest, Host
@@ -41,6 +43,19 @@ class Qemu:
             DriverError: There is none, or it does not answer as QEMU does.
         """
         return await accelerator.find_host(accelerator_name)
+
+    def image_source(self, home: Path, accelerator_name: str, image: str) -> Source | None:  # noqa: ARG002
+        """Return None: the image is built here.
+
+        Raises:
+            DriverError: Another one is wanted.
+        """
+        if image:
+            raise DriverError(
+                "the driver qemu can't start from another image",
+                hint="use the driver lima, or leave [vm] image unset",
+            )
+        return None
 
     def problems(self) -> Sequence[Problem]:
         """Return nothing: all that QEMU needs is asked for by `find_host`."""

@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from claude_vm.drivers.api import Owner, Problem
+from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.vm.arguments import Guest, Host
 from claude_vm.drivers.vm.machine import Files, Machine
@@ -54,6 +55,14 @@ class Hypervisor(Protocol):
 
         Raises:
             DriverError: Something is missing, or does not answer.
+        """
+        ...
+
+    def image_source(self, home: Path, accelerator: str, image: str) -> Source | None:
+        """Return what a template's image is made of; None for Debian's packages. `image` is what was asked.
+
+        Raises:
+            DriverError: It can't be made of that.
         """
         ...
 

@@ -105,7 +105,8 @@ def _check_space(folder: Path, spec: TemplateSpec, image: Image) -> None:
 async def _image(host: Host, estate: Estate, spec: TemplateSpec, progress: Progress) -> Image:
     architecture = _ARCHITECTURES[host.architecture]
     wanted = msgspec.convert({"uid": spec.uid, "gid": spec.gid, "architecture": architecture}, type=ImageSpec)
-    return await ensure_image(estate.home / "cache", wanted, progress)
+    source = estate.hypervisor.image_source(estate.home, host.accelerator, spec.image)
+    return await ensure_image(estate.home / "cache", wanted, progress, source)
 
 
 def _stored(estate: Estate, spec: TemplateSpec, image: Image, generation: str) -> Stored:

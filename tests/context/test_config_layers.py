@@ -379,3 +379,8 @@ def test_every_key_names_a_field_and_every_alias_a_key():
         assert value == entry.default
         assert entry.setting.doc
     assert set(ALIASES.values()) <= set(settings_table())
+
+
+@pytest.mark.parametrize("image", ["template:debian-13", "https://example.org/a.qcow2#sha256:0123"])
+def test_image_may_be_a_name_of_limas_or_an_address_with_its_digest(load, image):
+    assert load(f"[vm]\nimage = '{image}'").vm.image == image

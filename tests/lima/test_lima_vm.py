@@ -199,7 +199,7 @@ async def test_a_limactl_that_is_killed_while_it_starts_is_an_error_and_leaves_n
             process.kill()
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(hypervisor, "_hand_over", hand_over)
+    monkeypatch.setattr(hypervisor, "hand_over", hand_over)
     async with site.cloned(driver) as name:
         with pytest.raises(BootError, match="limactl start"):
             await driver.start(name, silent)
@@ -213,7 +213,7 @@ async def test_a_supervisor_that_dies_at_the_door_leaves_what_the_next_one_delet
     async def hand_over(*_):
         raise DiedError
 
-    monkeypatch.setattr(hypervisor, "_hand_over", hand_over)
+    monkeypatch.setattr(hypervisor, "hand_over", hand_over)
     async with site.cloned(driver) as name:
         with pytest.raises(BaseExceptionGroup):
             await driver.start(name, silent)

@@ -99,6 +99,7 @@ async def _build(
             cpus=settings.vm.cpus,
             memory_mib=settings.vm.memory * MIB_PER_GB,
             disk_gib=settings.vm.disk,
+            image=str(settings.vm.image or ""),
             uid=uid,
             gid=gid,
             claude_binary=claude.binary if claude else None,

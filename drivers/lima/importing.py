@@ -1,0 +1,230 @@
+"""A guest image out of somebody else's: an image with cloud-init, or one of Lima's templates, becomes ours.
+
+Lima boots it once, as it is, with a second disk. Its guest installs what ours needs, copies itself to the
+second disk, and becomes there, in a changed root, what `claude_vm.drivers.images` builds elsewhere: the same
+tree of files, the same `customize`. So all that comes after is the same, and the host needs neither
+mmdebstrap nor root.
+
+The instance has a name of its own in our ``LIMA_HOME``, and is gone at the end, however that comes. What a
+killed import left, the next one of the same image removes.
+
+Source: Lima's `templates/default.yaml`: ``base``, ``images``, ``additionalDisks`` (v2.2).
+"""
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from claude_vm.drivers.api import Progress
+from claude_vm.drivers.errors import BadImageError, DriverError
+from claude_vm.drivers.images.bootstrap import DISK, INITRD, KERNEL, LOCALES, TERMINFO
+from claude_vm.drivers.images.rootfs import ImageSpec
+from claude_vm.drivers.lima import arguments, processes
+from claude_vm.drivers.process import run_tool
+from claude_vm.drivers.vm.spawn import end
+
+DEFAULT: Final = "template:debian-13"
+"""What is imported where no image is named and none can be built."""
+
+_USER: Final = "importer"
+_UID: Final = 59999
+_CPUS: Final = 2
+_MEMORY_MIB: Final = 2048
+_START_S: Final = 1800.0
+_INSTALL_S: Final = 1800.0
+_COMMAND_S: Final = 300.0
+_TEMPLATE: Final = re.compile(r"template:[A-Za-z0-9_][A-Za-z0-9._/-]*")
+_ADDRESS: Final = re.compile(r"(https?://[^#\s]+)#(sha(?:256|512):[0-9a-f]+)")
+_LIMA_ARCHITECTURES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
+
+_CONVERT: Final = """\
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+apt-get -q update
+apt-get -q install -y --no-install-recommends $PACKAGES
+disk=/dev/vdb
+mke2fs -q -F -t ext4 -L root -m 1 -J size=16 -E lazy_itable_init=1,lazy_journal_init=1 $disk
+mkdir -p /mnt/target
+mount $disk /mnt/target
+tar -C / --one-file-system --exclude=./mnt/* --exclude=./tmp/* --exclude=./var/tmp/* --exclude=./var/lib/cloud
+\\
+    --exclude=./var/cache/apt/archives/*.deb --exclude=./var/lib/apt/lists/* --exclude=./boot/efi/* -cf - . |
+    tar -C /mnt/target -xpf -
+cd /mnt/target
+mkdir -p dev proc sys run tmp mnt boot/efi
+# One kernel: the one that has 9p.
+rm -rf lib/modules/*cloud* boot/*cloud*
+rm -f etc/fstab
+for tree in dev proc sys; do mount --bind /$tree $tree; done
+tar -C /mnt/target -xpf /tmp/tree.tar
+chroot . userdel -r $IMPORTER 2>/dev/null || true
+rm -f etc/sudoers.d/90-cloud-init-users
+chroot . apt-get -q purge -y cloud-init netplan.io ifupdown 2>/dev/null || true
+chroot . env GUEST_USER="$GUEST_USER" GUEST_HOME="$GUEST_HOME" GUEST_UID="$GUEST_UID" GUEST_GID="$GUEST_GID"
+\\
+    sh /usr/lib/claude-vm/image/customize
+for tree in dev proc sys; do umount $tree; done
+mkdir -p /tmp/results
+cp boot/claude-vm-* /tmp/results/
+chmod 0644 /tmp/results/*
+cd /
+umount /mnt/target
+sync
+"""
+
+
+def check(source: str) -> str:
+    """Return an image's name if it is one: a path, an address with its digest, or a template of Lima's.
+
+    Raises:
+        DriverError: It is none.
+    """
+    if _TEMPLATE.fullmatch(source) or _ADDRESS.fullmatch(source):
+        return source
+    if Path(source).is_absolute():
+        if not Path(source).is_file():
+            raise DriverError(f"the image {source} is not there", hint="see [vm] image")
+        return source
+    raise DriverError(
+        f"{source!r} is no image",
+        hint="[vm] image is a path, https://ADDRESS#sha256:DIGEST, or template:NAME",
+    )
+
+
+def identity(source: str) -> str:
+    """Return what tells a source from another one, also from a changed file of the same name."""
+    if not Path(source).is_absolute():
+        return source
+    status = Path(source).stat()
+    return f"{source} {status.st_size} {status.st_mtime_ns}"
+
+
+def document(source: str, spec: ImageSpec, disk: str, *, boot: Mapping[str, Any] | None = None) -> bytes:
+    """Return ``lima.yaml`` of the import. `boot` is for an image without a boot loader: kernel, initrd."""
+    architecture = _LIMA_ARCHITECTURES[spec.architecture]
+    said: dict[str, Any] = {
+        "vmType": "qemu",
+        "arch": architecture,
+        "cpus": _CPUS,
+        "memory": f"{_MEMORY_MIB}MiB",
+        "disk": "10GiB",
+        "mounts": [],
+        "plain": True,
+        "containerd": {"system": False, "user": False},
+        "hostResolver": {"enabled": False},
+        "firmware": {"legacyBIOS": architecture == "x86_64"},
+        "video": {"display": "none"},
+        "ssh": {"localPort": 0, "loadDotSSHPubKeys": False, "forwardAgent": False},
+        "user": {"name": _USER, "uid": _UID, "home": f"/home/{_USER}", "shell": "/bin/bash", "comment": ""},
+        "additionalDisks": [{"name": disk, "format": False}],
+    }
+    found = _ADDRESS.fullmatch(source)
+    if _TEMPLATE.fullmatch(source):
+        said["base"] = source
+    elif found is not None:
+        said["images"] = [{"location": found[1], "digest": found[2], "arch": architecture}]
+    else:
+        said["images"] = [{"location": source, "arch": architecture, **(boot or {})}]
+    return msgspec.json.format(msgspec.json.encode(said)) + b"\n"
+
+
+class Import:
+    """One import: an image's source for `claude_vm.drivers.images.debian.ensure_image`.
+
+    `program` is what Lima shall use as QEMU, if it may not choose itself.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        limactl: str,
+        lima_home: Path,
+        *,
+        program: Sequence[str] = (),
+        boot: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.identity = identity(check(source))
+        self._source = source
+        self._limactl = limactl
+        self._home = lima_home
+        self._program = program
+        self._boot = boot
+
+    async def build(self, spec: ImageSpec, archive: bytes, work: Path, progress: Progress) -> None:
+        """Make disk, kernel, initrd and lists in the existing, empty folder `work`.
+
+        Raises:
+            DriverError: With the last lines of the tool that failed.
+        """
+        name = self._name(work)
+        told = work / "lima.yaml"
+        told.write_bytes(document(self._source, spec, name, boot=self._boot))
+        progress("importing an image", self._source)
+        size = f"{spec.disk_gib}GiB"
+        await self._run(spec, "disk", "create", name, "--format", "raw", "--size", size, timeout_s=_COMMAND_S)
+        await self._run(spec, "create", "--name", name, str(told), timeout_s=_START_S)
+        progress("importing an image", "booting it")
+        await self._run(spec, "start", name, timeout_s=_START_S)
+        progress("importing an image", "installing packages and copying")
+        await self._convert(spec, name, archive, work)
+        await self._run(spec, "stop", name, timeout_s=_COMMAND_S)
+        disk = self._home / "_disks" / name / "datadisk"
+        await anyio.to_thread.run_sync(shutil.move, disk, work / DISK)
+        told.unlink()
+
+    async def clean(self, work: Path) -> None:
+        """End and remove what an import in `work` has, or had when it was killed.
+
+        Raises:
+            DriverError: Something could not be removed.
+        """
+        name = self._name(work)
+        folder = self._home / name
+        for process in await anyio.to_thread.run_sync(processes.of_instance, folder):
+            await end(process)
+        for rest in (folder, self._home / "_disks" / name):
+            if await anyio.Path(rest).exists():
+                try:
+                    await anyio.to_thread.run_sync(shutil.rmtree, rest)
+                except OSError as error:
+                    raise DriverError(f"{rest} can't be removed: {error.strerror}") from error
+
+    def _name(self, work: Path) -> str:
+        return f"import.{re.sub('[^0-9a-f]', '', work.name)[:10]}"
+
+    async def _convert(self, spec: ImageSpec, name: str, archive: bytes, work: Path) -> None:
+        shell = ("shell", "--workdir", "/", name)
+        await self._run(spec, *shell, "tee", "/tmp/tree.tar", data=archive, timeout_s=_COMMAND_S)  # noqa: S108
+        kernel = f"linux-image-{spec.architecture}"
+        values = {
+            "PACKAGES": " ".join((*spec.packages, kernel)),
+            "IMPORTER": _USER,
+            "GUEST_USER": spec.user,
+            "GUEST_HOME": spec.home,
+            "GUEST_UID": str(spec.uid),
+            "GUEST_GID": str(spec.gid),
+        }
+        script = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items()) + _CONVERT
+        await self._run(spec, *shell, "sudo", "sh", "-s", data=script.encode(), timeout_s=_INSTALL_S)
+        for file in (KERNEL, INITRD, TERMINFO, LOCALES):
+            copied = f"{name}:/tmp/results/claude-vm-{file}"
+            await self._run(spec, "copy", copied, str(work / file), timeout_s=_COMMAND_S)
+            if not (work / file).is_file():
+                raise BadImageError(f"the import of {self._source} made no {file}")
+
+    async def _run(self, spec: ImageSpec, *words: str, timeout_s: float, data: bytes | None = None) -> None:
+        inherited = dict(os.environ)
+        architecture = _LIMA_ARCHITECTURES[spec.architecture]
+        environ = arguments.environment(inherited, str(self._home), architecture, self._program)
+        # The image and its packages come over the network.
+        environ |= {key: value for key, value in inherited.items() if key.lower().endswith("_proxy")}
+        argv = [self._limactl, "--tty=false", *words]
+        await run_tool(argv, timeout_s=timeout_s, env=environ, input=data)
