@@ -8,7 +8,7 @@ from pathlib import Path
 from claude_vm.bench import children
 from claude_vm.bench.errors import BenchError
 from claude_vm.bench.limastock import TEMPLATE, Ordinary
-from claude_vm.drivers.lima import arguments
+from claude_vm.drivers.lima import arguments, events
 
 
 class LimaByHand:
@@ -27,6 +27,7 @@ class LimaByHand:
             instants["cloned"] = time.monotonic() - begun
             self._ordinary.do("limactl", "--tty=false", "start", name)
             instants["started"] = time.monotonic() - begun
+            instants |= self._phases(name, begun)
             shell = children.run(
                 ["limactl", "shell", "--workdir", "/", name],
                 env=self._ordinary.env,
@@ -41,3 +42,9 @@ class LimaByHand:
         finally:
             with contextlib.suppress(BenchError):
                 self._ordinary.do(*arguments.delete("limactl", name))
+
+    def _phases(self, name: str, begun: float) -> dict[str, float]:
+        """Return when Lima began with what it says it did. It tells whole seconds only."""
+        offset = time.time() - time.monotonic() + begun
+        found = events.phases(self._ordinary.lima_home / name)
+        return {text.partition(":")[0][:60]: at - offset for at, text in found if at >= offset}

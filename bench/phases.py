@@ -34,7 +34,20 @@ PHASE_OF: Mapping[str, str] = {
 """The phase that begins with each instant. Others are phases by their own name."""
 
 ORDER = (
-    *("cli", "claim", "queue", "clone", "restore", "boot", "identity", "mounts", "banner", "connect"),
+    *(
+        "cli",
+        "claim",
+        "queue",
+        "clone",
+        "restore",
+        "boot",
+        "limactl",
+        "qemu",
+        "identity",
+        "mounts",
+        "banner",
+        "connect",
+    ),
     *("prime", "files", "first output", "relay", "session", "destroy", "goodbye"),
 )
 """Phases in the order in which a session passes them."""

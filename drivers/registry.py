@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -34,8 +35,9 @@ def choose(name: str) -> str:
 
     if shutil.which(f"qemu-system-{architecture()}") is None:
         raise ToolMissingError("no hypervisor is installed", hint=INSTALL_HINT)
-    # Lima needs QEMU too, and refuses to be run by root.
-    return "lima" if shutil.which("limactl") is not None and os.geteuid() != 0 else "qemu"
+    # Lima needs QEMU too, and refuses to be run by root. On macOS nobody has tried it yet.
+    usable = sys.platform == "linux" and os.geteuid() != 0
+    return "lima" if usable and shutil.which("limactl") is not None else "qemu"
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import GuestFile, Owner, Problem
+from claude_vm.drivers.api import GuestFile, Owner, Problem, Progress
 from claude_vm.drivers.errors import BootError, ToolMissingError
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.lima import arguments, events, home, instance, processes
@@ -113,6 +113,8 @@ class Lima:
     def problems(self) -> Sequence[Problem]:
         """Return what is missing, or why Lima would not run."""
         found = []
+        if sys.platform != "linux":
+            found.append(Problem("the driver lima runs on Linux only, so far", "use the driver qemu"))
         if shutil.which("limactl") is None:
             found.append(Problem("limactl is not installed", INSTALL_HINT))
         if os.geteuid() == 0:
@@ -156,6 +158,7 @@ class Lima:
         files: Files,
         *,
         spawned: Spawned,
+        progress: Progress,
         root_guest: bool,  # noqa: ARG002 - Lima has no root
     ) -> AsyncIterator[Machine]:
         """Start a VM by `limactl`; see the Protocol. A port that somebody took is replaced by another.
@@ -170,8 +173,10 @@ class Lima:
         async with AsyncExitStack() as stack:
             for number in range(1, _PORT_TRIES + 1):
                 try:
+                    progress("starting limactl", "")
                     process = await self._start(host, guest, files)
                     spawned(process)
+                    progress("starting QEMU", "")
                     machine = await stack.enter_async_context(attached(process, files))
                     break
                 except BootError as error:
@@ -226,8 +231,10 @@ class Lima:
         Raises:
             DriverError: A process does not die.
         """
-        for process in await anyio.to_thread.run_sync(processes.of_instance, files.folder):
-            await end(process)
+        # What is being started while somebody looks is found by the next look.
+        while found := await anyio.to_thread.run_sync(processes.of_instance, files.folder):
+            for process in found:
+                await end(process)
         for pid in self._children.pop(files.folder, ()):
             reap(pid)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from claude_vm.drivers.api import Owner, Problem
+from claude_vm.drivers.api import Owner, Problem, Progress
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.qemu.arguments import arguments
@@ -85,7 +85,14 @@ class Qemu:
 
     @asynccontextmanager
     async def launch(
-        self, host: Host, guest: Guest, files: Files, *, spawned: Spawned, root_guest: bool
+        self,
+        host: Host,
+        guest: Guest,
+        files: Files,
+        *,
+        spawned: Spawned,
+        progress: Progress,  # noqa: ARG002 - QEMU's start is one phase
+        root_guest: bool,
     ) -> AsyncIterator[Machine]:
         """Start QEMU; see the Protocol.
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from claude_vm.drivers.api import Owner, Problem
+from claude_vm.drivers.api import Owner, Problem, Progress
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.vm.arguments import Guest, Host
@@ -91,7 +91,14 @@ class Hypervisor(Protocol):
         ...
 
     def launch(
-        self, host: Host, guest: Guest, files: Files, *, spawned: Spawned, root_guest: bool
+        self,
+        host: Host,
+        guest: Guest,
+        files: Files,
+        *,
+        spawned: Spawned,
+        progress: Progress,
+        root_guest: bool,
     ) -> AbstractAsyncContextManager[Machine]:
         """Start a VM and connect to its monitor, for as long as the block lasts; the VM goes on after it.
 

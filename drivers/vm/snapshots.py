@@ -167,7 +167,7 @@ async def take(
     async def boot(stack: AsyncExitStack) -> Machine:
         await _end(hypervisor, files, started)
         machine = await stack.enter_async_context(
-            hypervisor.launch(host, guest, files, spawned=started.append, root_guest=True)
+            hypervisor.launch(host, guest, files, spawned=started.append, progress=progress, root_guest=True)
         )
         await machine.wait_for_helper(boot_limit_s(host))
         return machine

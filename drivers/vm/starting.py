@@ -49,9 +49,7 @@ async def prestart(host: Host, estate: Estate, instance_id: str) -> None:
     spec = saved.spec
     folder = folder_of(estate, instance_id)
     generation = find_generation(estate.home, spec.template, spec.generation, estate.kind)
-    snapshot = await ensure_snapshot(
-        host, estate, generation, spec.cpus, spec.memory_mib, progress=lambda *_: None
-    )
+    snapshot = await ensure_snapshot(host, estate, generation, spec.cpus, spec.memory_mib, progress=_silent)
 
     def spawned(process: ProcessIdentity) -> None:
         save(folder, Saved(spec, process=process, waiting=snapshot.key))
@@ -60,7 +58,7 @@ async def prestart(host: Host, estate: Estate, instance_id: str) -> None:
     files = estate.files(folder)
     # Its greeting on the monitor tells that it has opened all that it was given.
     async with estate.hypervisor.launch(
-        host, guest, files, spawned=spawned, root_guest=generation.stored.uid == 0
+        host, guest, files, spawned=spawned, progress=_silent, root_guest=generation.stored.uid == 0
     ) as machine:
         status = await machine.step("start", lambda: machine.monitor.execute("query-status"), HELPER_S)
         if status["status"] != "inmigrate":
@@ -110,6 +108,10 @@ async def start(
     return await _start(host, estate, saved, generation, None, progress=progress)
 
 
+def _silent(_phase: str, _detail: str) -> None:
+    """Take progress that nobody wants."""
+
+
 def _known(estate: Estate, instance_id: str) -> Saved:
     saved = load(folder_of(estate, instance_id))
     if saved is None:
@@ -151,6 +153,7 @@ async def _start(
         guest,
         estate.files(folder),
         spawned=spawned,
+        progress=progress,
         root_guest=generation.stored.uid == 0,
     ) as machine:
         if snapshot is None:

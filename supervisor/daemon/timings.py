@@ -10,6 +10,8 @@ from typing import Final
 DRIVER_MARKS: Final = {
     "restoring": "restore",
     "booting": "boot",
+    "starting limactl": "limactl",
+    "starting QEMU": "qemu",
     "identity": "identity",
     "mounts": "mounts",
     "SSH": "banner",

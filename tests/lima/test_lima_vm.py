@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import tempfile
-from contextlib import asynccontextmanager
+import time
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -18,7 +19,7 @@ import anyio.to_thread
 import pytest
 
 from claude_vm.drivers.api import InstanceSpec, InstanceStatus, Mount, Owner, TemplateSpec
-from claude_vm.drivers.errors import BootError
+from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.lima import events, hypervisor, instance
 from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.lima.home import lima_home
@@ -282,3 +283,29 @@ async def test_a_data_folder_that_lima_could_not_use_has_its_instances_elsewhere
         assert [path.name for path in elsewhere.iterdir()] == ["_config"]
     finally:
         shutil.rmtree(elsewhere, ignore_errors=True)
+
+
+@pytest.mark.parametrize("victim", ["limactl", "qemu"])
+async def test_whatever_is_killed_at_whatever_moment_of_a_start_nothing_is_left(site, driver, victim):
+    begun = time.monotonic()
+    async with site.cloned(driver) as name:
+        await driver.start(name, silent)
+        took = time.monotonic() - begun
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        async with site.cloned(driver) as name:
+            with anyio.move_on_after(took * share + 1):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(start_or_fail, driver, name)
+                    # The moments are no condition that anything else depends on.
+                    await anyio.sleep(took * share)
+                    for process in of_instance(site.folder(name)):
+                        with suppress(OSError):
+                            program = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[0]
+                            if victim in program:
+                                process.kill()
+        site.expect_nothing_left()
+
+
+async def start_or_fail(driver, name):
+    with suppress(DriverError):
+        await driver.start(name, silent)
