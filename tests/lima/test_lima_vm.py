@@ -5,11 +5,13 @@ Runs against the `limactl` that comes first on ``PATH``, whichever that is.
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import textwrap
 import time
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -309,3 +311,22 @@ async def test_whatever_is_killed_at_whatever_moment_of_a_start_nothing_is_left(
 async def start_or_fail(driver, name):
     with suppress(DriverError):
         await driver.start(name, silent)
+
+
+async def test_a_flood_on_a_console_does_not_fill_the_hosts_disk(site, driver):
+    flood = """
+        import contextlib
+        for path in ("/dev/ttyS0", "/dev/hvc0"):
+            with contextlib.suppress(FileNotFoundError), open(path, "w") as console:
+                for number in range(2000):
+                    console.write("x" * 99 + "\\n")
+                print(path)
+        """
+    async with site.cloned(driver) as name:
+        access = await driver.start(name, silent)
+        logs = [path for path in site.folder(name).iterdir() if path.name in events.CONSOLES]
+        assert logs
+        before = {path: path.stat().st_size for path in logs}
+        command = f"sudo -n python3 -c {shlex.quote(textwrap.dedent(flood))}"
+        assert (await say(access, command)).split()
+        assert {path: path.stat().st_size for path in logs} == before
