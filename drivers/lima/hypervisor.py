@@ -79,6 +79,10 @@ class Lima:
     def __init__(self) -> None:
         self._children: dict[Path, list[int]] = {}
 
+    def mark(self, owner: Owner) -> str:
+        """Return the owner's mark with our name: the driver `qemu` must not take these VMs for its own."""
+        return f"{owner.mark}:{self.name}"
+
     async def find_host(self, home_folder: Path, accelerator_name: str) -> Host:
         """Ask the installed `limactl` and QEMU what they are.
 

@@ -36,6 +36,10 @@ class Qemu:
     host_address = "10.0.2.2"
     kernel_arguments = ""
 
+    def mark(self, owner: Owner) -> str:
+        """Return the owner's mark."""
+        return owner.mark
+
     async def find_host(self, home: Path, accelerator_name: str) -> Host:  # noqa: ARG002 - the Protocol's
         """Ask the installed QEMU what it is.
 

@@ -50,6 +50,10 @@ class Hypervisor(Protocol):
         """What is added to an image's own."""
         ...
 
+    def mark(self, owner: Owner) -> str:
+        """Return what the name of each VM of an owner begins with, under this hypervisor and no other."""
+        ...
+
     async def find_host(self, home: Path, accelerator: str) -> Host:
         """Ask what is installed what it is.
 
@@ -149,6 +153,11 @@ class Estate(msgspec.Struct, frozen=True):
     def home(self) -> Path:
         """The data folder."""
         return self.owner.home
+
+    @property
+    def mark(self) -> str:
+        """What the name of each of these VMs begins with."""
+        return self.hypervisor.mark(self.owner)
 
     def files(self, folder: Path) -> Files:
         """Return the files of a VM that is run for this folder."""

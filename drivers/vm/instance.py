@@ -134,11 +134,11 @@ def _marked(estate: Estate, instance_id: str | None = None) -> list[ProcessIdent
 def marked(estate: Estate) -> list[tuple[str, ProcessIdentity]]:
     """Return the VM processes that bear the owner's mark, with the ids of their instances."""
     found = []
-    for pid, argv in find_marked(estate.owner.mark):
+    for pid, argv in find_marked(estate.mark):
         names = [
-            word.removeprefix(f"guest={estate.owner.mark}:")
+            word.removeprefix(f"guest={estate.mark}:")
             for word in argv
-            if word.startswith(f"guest={estate.owner.mark}:")
+            if word.startswith(f"guest={estate.mark}:")
         ]
         identity = ProcessIdentity.of(pid)
         if identity is not None and names and _ID.fullmatch(names[0]):

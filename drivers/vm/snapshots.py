@@ -145,7 +145,7 @@ async def take(
     hypervisor = estate.hypervisor
     files = estate.files(building)
     guest = Guest(
-        name=f"{estate.owner.mark}:build:{building.name}",
+        name=f"{estate.mark}:build:{building.name}",
         cpus=cpus,
         memory_mib=memory_mib,
         disk=str(building / "disk.qcow2"),

@@ -256,7 +256,7 @@ def _guest(
     # QEMU's user is who owns what the guest writes. Only root can choose.
     run_as = (stored.uid, stored.gid) if os.geteuid() == 0 and stored.uid != 0 else None
     return Guest(
-        name=f"{estate.owner.mark}:{spec.instance_id}",
+        name=f"{estate.mark}:{spec.instance_id}",
         cpus=spec.cpus,
         memory_mib=spec.memory_mib,
         disk=str(disk),

@@ -27,6 +27,7 @@ from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.lima.home import lima_home
 from claude_vm.drivers.lima.processes import of_instance
 from claude_vm.drivers.process import ProcessIdentity, find_marked
+from claude_vm.drivers.qemu.driver import open_driver as open_qemu
 from claude_vm.supervisor.ssh.link import connect
 
 pytestmark = [
@@ -148,6 +149,16 @@ async def test_an_instance_is_one_of_limas_and_lima_can_use_it(site, driver):
         assert (row["name"], row["status"]) == (folder.name, "Running")
         done = await anyio.to_thread.run_sync(site.limactl, "shell", "--workdir", "/", folder.name, "whoami")
         assert (done.returncode, done.stdout.decode().strip()) == (0, access.user), done
+
+
+async def test_another_driver_of_the_same_supervisor_sees_nothing_of_it(site, driver):
+    async with site.cloned(driver) as name:
+        await driver.start(name, silent)
+        async with open_qemu(site.owner) as other:
+            assert await other.list_instances() == []
+            assert await other.poll(name) is InstanceStatus.ABSENT
+            await other.delete(name)
+        assert await driver.poll(name) is InstanceStatus.RUNNING
 
 
 async def test_four_start_at_the_same_time(site, driver):
