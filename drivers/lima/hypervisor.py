@@ -20,9 +20,8 @@ import msgspec
 from claude_vm.drivers.api import GuestFile, Owner, Problem, Progress
 from claude_vm.drivers.errors import BootError, ToolMissingError
 from claude_vm.drivers.images.debian import Source
-from claude_vm.drivers.lima import arguments, events, home, instance, processes
+from claude_vm.drivers.lima import arguments, events, home, importing, instance, processes
 from claude_vm.drivers.lima.door import Order, hand_over
-from claude_vm.drivers.lima.importing import DEFAULT, Import
 from claude_vm.drivers.process import ProcessIdentity, run_tool
 from claude_vm.drivers.vm import accelerator, confine
 from claude_vm.drivers.vm.arguments import Guest, Host
@@ -112,7 +111,9 @@ class Lima:
             # Lima would take KVM as soon as there is a device for it.
             program = [f"qemu-system-{accelerator.architecture()}", "-machine", "q35,vmport=off"]
             program += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
-        return Import(image or DEFAULT, _limactl(), home.make(home_folder), program=program)
+        return importing.Import(
+            image or importing.DEFAULT, _limactl(), home.make(home_folder), program=program
+        )
 
     def problems(self) -> Sequence[Problem]:
         """Return what is missing, or why Lima would not run."""
@@ -241,6 +242,14 @@ class Lima:
                 await end(process)
         for pid in self._children.pop(files.folder, ()):
             reap(pid)
+
+    async def sweep(self, home_folder: Path) -> Sequence[str]:
+        """Remove the instances of killed imports; return their names.
+
+        Raises:
+            DriverError: One can't be removed.
+        """
+        return await importing.sweep(home.lima_home(home_folder), home_folder / "cache")
 
     def tidy(self, files: Files) -> None:
         """Remove the sockets, and the folder of a build.

@@ -16,6 +16,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ import msgspec
 from claude_vm.drivers.api import Progress
 from claude_vm.drivers.errors import BadImageError, DriverError
 from claude_vm.drivers.images.bootstrap import DISK, INITRD, KERNEL, LOCALES, TERMINFO
+from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import ImageSpec
 from claude_vm.drivers.lima import arguments, processes
 from claude_vm.drivers.process import run_tool
@@ -34,6 +36,9 @@ from claude_vm.drivers.vm.spawn import end
 DEFAULT: Final = "template:debian-13"
 """What is imported where no image is named and none can be built."""
 
+_PREFIX: Final = "import."
+_KEY_LENGTH: Final = 10
+_DISKS: Final = "_disks"
 _USER: Final = "importer"
 _UID: Final = 59999
 _CPUS: Final = 2
@@ -41,6 +46,7 @@ _MEMORY_MIB: Final = 2048
 _START_S: Final = 1800.0
 _INSTALL_S: Final = 1800.0
 _COMMAND_S: Final = 300.0
+_LOCK_S: Final = 0.1
 _TEMPLATE: Final = re.compile(r"template:[A-Za-z0-9_][A-Za-z0-9._/-]*")
 _ADDRESS: Final = re.compile(r"(https?://[^#\s]+)#(sha(?:256|512):[0-9a-f]+)")
 _LIMA_ARCHITECTURES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -176,7 +182,7 @@ class Import:
         progress("importing an image", "installing packages and copying")
         await self._convert(spec, name, archive, work)
         await self._run(spec, "stop", name, timeout_s=_COMMAND_S)
-        disk = self._home / "_disks" / name / "datadisk"
+        disk = self._home / _DISKS / name / "datadisk"
         await anyio.to_thread.run_sync(shutil.move, disk, work / DISK)
         told.unlink()
 
@@ -186,19 +192,11 @@ class Import:
         Raises:
             DriverError: Something could not be removed.
         """
-        name = self._name(work)
-        folder = self._home / name
-        for process in await anyio.to_thread.run_sync(processes.of_instance, folder):
-            await end(process)
-        for rest in (folder, self._home / "_disks" / name):
-            if await anyio.Path(rest).exists():
-                try:
-                    await anyio.to_thread.run_sync(shutil.rmtree, rest)
-                except OSError as error:
-                    raise DriverError(f"{rest} can't be removed: {error.strerror}") from error
+        await _remove(self._home, self._name(work))
 
     def _name(self, work: Path) -> str:
-        return f"import.{re.sub('[^0-9a-f]', '', work.name)[:10]}"
+        """Return Lima's name of an import: the beginning of its image's key, with which `work` begins."""
+        return f"{_PREFIX}{work.name.lstrip('.')[:_KEY_LENGTH]}"
 
     async def _convert(self, spec: ImageSpec, name: str, archive: bytes, work: Path) -> None:
         shell = ("shell", "--workdir", "/", name)
@@ -228,3 +226,38 @@ class Import:
         environ |= {key: value for key, value in inherited.items() if key.lower().endswith("_proxy")}
         argv = [self._limactl, "--tty=false", *words]
         await run_tool(argv, timeout_s=timeout_s, env=environ, input=data)
+
+
+async def sweep(lima_home: Path, cache: Path) -> list[str]:
+    """Remove what killed imports have left, and nothing of one that goes on; return their names.
+
+    Raises:
+        DriverError: Something could not be removed.
+    """
+    found = {path.name for folder in (lima_home, lima_home / _DISKS) for path in folder.glob(f"{_PREFIX}*")}
+    removed = []
+    for name in sorted(found):
+        # Whoever makes an image holds its lock.
+        locks = list((cache / "images").glob(f".{name.removeprefix(_PREFIX)}*.lock"))
+        with anyio.move_on_after(_LOCK_S):
+            async with AsyncExitStack() as stack:
+                for lock in locks:
+                    await stack.enter_async_context(hold(lock))
+                with anyio.CancelScope(shield=True):
+                    await _remove(lima_home, name)
+                removed.append(name)
+    return removed
+
+
+async def _remove(lima_home: Path, name: str) -> None:
+    """End an import's instance, and remove it with its disk."""
+    folder = lima_home / name
+    while found := await anyio.to_thread.run_sync(processes.of_instance, folder):
+        for process in found:
+            await end(process)
+    for rest in (folder, lima_home / _DISKS / name):
+        if await anyio.Path(rest).exists():
+            try:
+                await anyio.to_thread.run_sync(shutil.rmtree, rest)
+            except OSError as error:
+                raise DriverError(f"{rest} can't be removed: {error.strerror}") from error

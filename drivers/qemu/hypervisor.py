@@ -130,6 +130,10 @@ class Qemu:
     async def end(self, files: Files) -> None:
         """Do nothing: a VM has no other process."""
 
+    async def sweep(self, home: Path) -> Sequence[str]:  # noqa: ARG002 - the Protocol's
+        """Return nothing: images are made without a VM."""
+        return ()
+
     def tidy(self, files: Files) -> None:
         """Remove the sockets.
 

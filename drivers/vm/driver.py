@@ -265,7 +265,7 @@ class VmDriver:
         return True
 
     async def _remove_dead_builds(self) -> list[str]:
-        removed = []
+        removed = [f"interrupted {name}" for name in await self._estate.hypervisor.sweep(self._home)]
         for folder in await anyio.to_thread.run_sync(store.dead_builds, self._home, self.name):
             await end_build(self._estate, folder)
             with suppress(FileNotFoundError):

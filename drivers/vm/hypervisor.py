@@ -134,6 +134,14 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def sweep(self, home: Path) -> Sequence[str]:
+        """Remove what killed makers of images have left in a home, beside the images' own folder; return it.
+
+        Raises:
+            DriverError: It can't be removed.
+        """
+        ...
+
     def tidy(self, files: Files) -> None:
         """Remove what a VM that has ended leaves outside of its folder. What isn't there is fine.
 

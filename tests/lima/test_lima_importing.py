@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import ImageSpec, guest_tree, image_key
 from claude_vm.drivers.lima import importing
 from claude_vm.drivers.lima.hypervisor import Lima
@@ -160,3 +161,20 @@ def test_without_a_way_to_build_an_image_one_of_limas_templates_is_taken(short, 
     asked = Lima().image_source(short / "home", "kvm", str(Path(__file__)))
     assert asked is not None
     assert asked.identity.startswith(__file__)
+
+
+@pytest.mark.anyio
+async def test_what_a_killed_import_has_left_goes_and_one_that_goes_on_stays(short):
+    home, cache = short / "lima", short / "cache"
+    for name in ("import.0123456789", "import.aaaaaaaaaa", "sv.i-0123456789"):
+        (home / name).mkdir(parents=True)
+        (home / "_disks" / name).mkdir(parents=True)
+    (cache / "images").mkdir(parents=True)
+    (cache / "images" / ".aaaaaaaaaa0123456789.lock").touch()
+    async with hold(cache / "images" / ".01234567890123456789.lock"):
+        assert await importing.sweep(home, cache) == ["import.aaaaaaaaaa"]
+    left = {"import.0123456789", "sv.i-0123456789"}
+    assert {path.name for path in home.iterdir()} == {*left, "_disks"}
+    assert {path.name for path in (home / "_disks").iterdir()} == left
+    assert await importing.sweep(home, cache) == ["import.0123456789"]
+    assert await importing.sweep(short / "nowhere", cache) == []
