@@ -18,7 +18,7 @@ import anyio.to_thread
 import msgspec
 
 from claude_vm.drivers.api import GuestFile, Owner, Problem, Progress
-from claude_vm.drivers.errors import BootError, ToolMissingError
+from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.lima import arguments, events, home, importing, instance, processes
 from claude_vm.drivers.lima.door import Order, hand_over
@@ -89,8 +89,9 @@ class Lima:
             ToolMissingError: One of them is not installed.
             DriverError: One does not answer, or may not be used.
         """
+        _limactl()
         for problem in self.problems():
-            raise ToolMissingError(problem.what, hint=problem.fix)
+            raise DriverError(problem.what, hint=problem.fix)
         host = await accelerator.find_host(accelerator_name)
         home.make(home_folder)
         environ = arguments.environment(os.environ, str(home.lima_home(home_folder)))

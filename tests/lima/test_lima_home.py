@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from claude_vm.drivers.api import Owner
-from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.lima import home
+from claude_vm.drivers.errors import DriverError, ToolMissingError
+from claude_vm.drivers.lima import home, hypervisor
+from claude_vm.drivers.lima.driver import open_driver
 
 LONGEST = "i-0123456789"
 
@@ -87,3 +88,22 @@ def test_a_build_has_a_folder_of_its_own_and_an_instance_its_own(short):
     root = home.lima_home(owner.home)
     assert home.folder_of(owner, root / "sv.i-0123456789") == root / "sv.i-0123456789"
     assert home.folder_of(owner, Path("/t/.building-0123abcd")) == root / "build.0123abcd"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("uid", "error", "hint"),
+    [(1000, ToolMissingError, "brew install lima"), (0, DriverError, "as a normal user")],
+)
+async def test_what_keeps_lima_from_running_is_told_with_what_to_do(short, monkeypatch, uid, error, hint):
+    installed = error is DriverError
+    monkeypatch.setattr(hypervisor.shutil, "which", lambda name: f"/b/{name}" if installed else None)
+    monkeypatch.setattr(hypervisor.os, "geteuid", lambda: uid)
+    with pytest.raises(error) as caught:
+        await hypervisor.Lima().find_host(short / "home", "tcg")
+    assert type(caught.value) is error
+    assert hint in caught.value.hint
+    async with open_driver(Owner(short / "home", "sv", short)) as driver:
+        problems = await driver.diagnose()
+    assert [problem.fix for problem in problems if hint in problem.fix] == [problems[0].fix]
+    assert all(problem.fatal for problem in problems)
