@@ -1,8 +1,9 @@
 """The processes of a VM that Lima runs: found by the name of its instance, ended in the right order.
 
 Beside QEMU these are `limactl` (which becomes the host agent), and what the host agent starts: ``ssh``, of
-which one stays. All of them have the instance's name, or a path with it, among their arguments, and the name
-is never used twice. Lima's own way to end them goes by files with process ids, which may be another's by now.
+which one stays. They have the instance's name, or a path with it, among their arguments, and the name is
+never used twice; what is short-lived has not, but is in the session that we made for the host agent. Lima's
+own way to end them goes by files with process ids, which may be another's by now.
 """
 
 import os
@@ -22,8 +23,21 @@ def of_instance(folder: Path) -> list[ProcessIdentity]:
     """Return the processes of the instance in a folder of Lima's: those that start others come first."""
     found = [marked for marked in find_marked(folder.name) if _is_ours(marked, folder)]
     found.sort(key=lambda marked: _program(marked.argv) != "limactl")
-    identities = [ProcessIdentity.of(marked.pid) for marked in found]
+    pids = [marked.pid for marked in found]
+    # One that somebody has started in his terminal leads no session, so nothing else of his is taken along.
+    leaders = {marked.pid for marked in found if _program(marked.argv) == "limactl"}
+    if leaders:
+        pids += [pid for pid in psutil.pids() if pid not in pids and _session(pid) in leaders]
+    identities = [ProcessIdentity.of(pid) for pid in pids]
     return [identity for identity in identities if identity is not None]
+
+
+def _session(pid: int) -> int:
+    """Return the session of a process, 0 when it is gone or not ours to look at."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
 
 
 def _program(argv: Sequence[str]) -> str:

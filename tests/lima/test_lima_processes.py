@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -25,9 +26,10 @@ def folder(short):
 def start():
     started = []
 
-    def begin(*argv, env=None):
+    def begin(*argv, env=None, **options):
         # The first word is what a program calls itself.
-        process = subprocess.Popen(argv, executable=sys.executable, env={**os.environ, **(env or {})})
+        environ = {**os.environ, **(env or {})}
+        process = subprocess.Popen(argv, executable=sys.executable, env=environ, **options)
         started.append(process)
         while psutil.Process(process.pid).cmdline() != list(argv):
             pass
@@ -65,3 +67,28 @@ def test_a_script_that_stands_for_limactl_is_limactl(folder, start):
     script = shutil.which("true").replace("true", "limactl")
     agent = start("python3", "-c", SLEEP, script, f"{folder}/ha.pid")
     assert pids(folder) == [agent]
+
+
+BEGINS_ANOTHER = (
+    "import signal, subprocess, sys; "
+    "subprocess.Popen(['ssh', '-c', sys.argv[1]], executable=sys.argv[2]); signal.pause()"
+)
+
+
+def test_what_a_host_agent_of_ours_has_begun_is_found_without_the_name(folder, start):
+    def children(pid):
+        while not (found := psutil.Process(pid).children()) or found[0].cmdline()[:1] != ["ssh"]:
+            pass
+        return [child.pid for child in found]
+
+    words = ("-c", BEGINS_ANOTHER, SLEEP, sys.executable, "hostagent", f"{folder}/ha.pid")
+    agent = start("limactl", *words, start_new_session=True)
+    (ours,) = children(agent)
+    # In the session of somebody's terminal, others are his own.
+    other = start("limactl", *words)
+    (theirs,) = children(other)
+    try:
+        assert set(pids(folder)) == {agent, other, ours}
+    finally:
+        for pid in (ours, theirs):
+            os.kill(pid, signal.SIGKILL)
