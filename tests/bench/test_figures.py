@@ -46,6 +46,22 @@ def test_the_clients_own_part_is_shown_beside_a_ratio(sample):
     assert "guest 3.0 ms" in lines["F1.p50"].note
 
 
+def test_limas_sessions_are_held_against_the_same_steps_by_hand(sample):
+    samples = [
+        sample("warm", 300.0, source="warm"),
+        sample("warm", 9000.0, source="made"),
+        sample("clone", 2500.0),
+        sample("cold", 20_000.0),
+        sample("lima-by-hand", 36_000.0),
+    ]
+    lines = by_key(waits.lines_of(samples, ["F4"], {}))
+    assert verdicts(lines.values()) == {"F4.warm": "ok", "F4.clone": "miss", "F4.cold": "ok"}
+    assert lines["F4.warm"].value == pytest.approx(1 / 120)
+    assert "1 of 2 claims were not warm" in lines["F4.warm"].note
+    (missing,) = {line.note for line in waits.lines_of([], ["F4"], {"lima-by-hand": "no limactl"})}
+    assert missing == "no limactl"
+
+
 def test_clones_are_held_against_the_stock_boot_and_the_restore_by_hand(sample):
     samples = [
         sample("clone", 100.0),
