@@ -5,12 +5,15 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
 import psutil
 
 from claude_vm.drivers.api import Owner
+
+INSTANCE = re.compile(r"\bi-[0-9a-f]{10}\b")
 
 
 class LeakCheck:
@@ -41,8 +44,17 @@ class LeakCheck:
                 continue
             if self._daemon_may_run and "claude_vm.supervisor.daemon" in text:
                 continue
-            found.append(f"process {process.pid}: {text[:200]}")
+            found.append(f"process {process.pid}{self._instance(process, text)}: {text[:200]}")
         return found
+
+    @staticmethod
+    def _instance(process, text) -> str:
+        """Say of which instance a process is, by its own words or those of who has started it."""
+        with contextlib.suppress(psutil.Error):
+            for words in (text, *(" ".join(parent.cmdline()) for parent in process.parents())):
+                if (named := INSTANCE.search(words)) is not None:
+                    return f" of {named[0]}"
+        return ""
 
     def _home_files(self) -> set[Path]:
         return set(self.home.rglob("*")) if self.home.exists() else set()
