@@ -60,9 +60,9 @@ disk=/dev/vdb
 mke2fs -q -F -t ext4 -L root -m 1 -J size=16 -E lazy_itable_init=1,lazy_journal_init=1 $disk
 mkdir -p /mnt/target
 mount $disk /mnt/target
-tar -C / --one-file-system --exclude=./mnt/* --exclude=./tmp/* --exclude=./var/tmp/* --exclude=./var/lib/cloud
-\\
-    --exclude=./var/cache/apt/archives/*.deb --exclude=./var/lib/apt/lists/* --exclude=./boot/efi/* -cf - . |
+tar -C / --one-file-system --exclude=./mnt/* --exclude=./tmp/* --exclude=./var/tmp/* \\
+    --exclude=./var/lib/cloud --exclude=./var/cache/apt/archives/*.deb --exclude=./var/lib/apt/lists/* \\
+    --exclude=./boot/efi/* -cf - . |
     tar -C /mnt/target -xpf -
 cd /mnt/target
 mkdir -p dev proc sys run tmp mnt boot/efi
@@ -71,12 +71,13 @@ rm -rf lib/modules/*cloud* boot/*cloud*
 rm -f etc/fstab
 for tree in dev proc sys; do mount --bind /$tree $tree; done
 tar -C /mnt/target -xpf /tmp/tree.tar
-chroot . userdel -r $IMPORTER 2>/dev/null || true
+for user in $IMPORTER $GUEST_USER; do
+    [ $user = root ] || chroot . userdel -r $user 2>/dev/null || true
+done
 rm -f etc/sudoers.d/90-cloud-init-users
 chroot . apt-get -q purge -y cloud-init netplan.io ifupdown 2>/dev/null || true
-chroot . env GUEST_USER="$GUEST_USER" GUEST_HOME="$GUEST_HOME" GUEST_UID="$GUEST_UID" GUEST_GID="$GUEST_GID"
-\\
-    sh /usr/lib/claude-vm/image/customize
+export GUEST_USER GUEST_HOME GUEST_UID GUEST_GID
+chroot . sh /usr/lib/claude-vm/image/customize
 for tree in dev proc sys; do umount $tree; done
 mkdir -p /tmp/results
 cp boot/claude-vm-* /tmp/results/
