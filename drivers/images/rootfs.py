@@ -54,7 +54,7 @@ _FROM_GUEST: Final = (
     ("__main__.py", "usr/lib/claude-vm/__main__.py", 0o644),
     *(
         (f"holder/{name}.py", f"usr/lib/claude-vm/holder/{name}.py", 0o644)
-        for name in ("__init__", "connection", "frames", "holding", "loop", "output", "shell")
+        for name in ("__init__", "connection", "frames", "holding", "listening", "loop", "output", "shell")
     ),
     ("session", "usr/lib/claude-vm/session", 0o755),
     ("session.rc", "usr/lib/claude-vm/session.rc", 0o644),

@@ -16,6 +16,7 @@ import psutil
 
 from claude_vm.drivers.api import Access, GuestFile
 from claude_vm.drivers.guest.holder import Holder
+from claude_vm.drivers.guest.holder.listening import TABLES
 from claude_vm.drivers.process import ProcessIdentity, kill_group
 from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.drivers.sim.session import GuestSession
@@ -157,13 +158,17 @@ class Guest:
         }
 
     def _make_holder(self) -> Holder:
-        """What holds the sessions of a real guest, with the paths of this one."""
+        """What holds the sessions of a real guest, with the paths of this one.
+
+        This host's own sockets are nobody's business: what the guest listens at stands in files of its own.
+        """
         at_home = ("/usr/bin/env", "-C", str(self.home), "/bin/bash")
         return Holder(
             self._holders.loop,
             terminal_argv=(*at_home, "--rcfile", str(_LAUNCHER.with_name("session.rc")), "-i"),
             pipes_argv=(*at_home, "-l", str(_LAUNCHER)),
             environment=self.environment(),
+            tables=[str(self.path(table)) for table in TABLES],
         )
 
     async def hold(self, reader: "asyncssh.SSHReader[bytes]", writer: "asyncssh.SSHWriter[bytes]") -> None:
@@ -251,6 +256,9 @@ class _Server(asyncssh.SSHServer):
 
     def unix_connection_requested(self, dest_path: str) -> Any:
         return self._guest.hold if dest_path == _HOLDER else False
+
+    def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:  # noqa: ARG002
+        return dest_host in {"127.0.0.1", "::1"}  # its ports are this host's
 
     async def unix_server_requested(self, listen_path: str) -> Any:
         path = self._guest.path(listen_path)

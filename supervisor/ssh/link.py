@@ -30,6 +30,12 @@ KEEPALIVE_S = 15.0
 
 KEEPALIVE_COUNT = 4
 
+SMALL_WINDOW = 16 * 1024
+"""Bytes that the guest may send ahead where it has little to say."""
+
+PORT_WINDOW = 256 * 1024
+"""Bytes that the guest may send ahead on one connection to a published port. There may be many of them."""
+
 CLOSE_S = 2.0
 """How long closing may wait for the other side before the connection is cut."""
 
@@ -132,6 +138,43 @@ class Link:
             if self._connection.is_closed():
                 raise self._lost() from error
             raise ChannelRefusedError("the guest opens no stream", detail=str(error)) from error
+
+    async def open_dialogue(self) -> "tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]]":
+        """Connect to the guest's holder for what needs no more than a small window.
+
+        Raises:
+            ChannelRefusedError: Nobody listens there, or the guest opens no more channels.
+            LinkLostError: The connection is gone.
+        """
+        try:
+            return await self._connection.open_unix_connection(
+                self._holder, encoding=None, window=SMALL_WINDOW, max_pktsize=SMALL_WINDOW
+            )
+        except (asyncssh.Error, OSError) as error:
+            if self._connection.is_closed():
+                raise self._lost() from error
+            raise ChannelRefusedError("the guest opens no stream", detail=str(error)) from error
+
+    async def open_tcp(self, port: int) -> "tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]]":
+        """Connect to a TCP port of the guest, at whichever address of its loopback somebody listens.
+
+        A cancelled call may leave a channel, which ends with the connection.
+
+        Raises:
+            ChannelRefusedError: Nobody listens there, or the guest opens no more channels.
+            LinkLostError: The connection is gone.
+        """
+        refusal = ""
+        for address in ("127.0.0.1", "::1"):
+            try:
+                return await self._connection.open_connection(
+                    address, port, encoding=None, window=PORT_WINDOW, max_pktsize=MAX_PACKET
+                )
+            except (asyncssh.Error, OSError) as error:
+                if self._connection.is_closed():
+                    raise self._lost() from error
+                refusal = refusal or str(error)
+        raise ChannelRefusedError(f"nobody listens at {port} in the guest", detail=refusal)
 
     async def listen_for_agent(self, path: str, open_agent: OpenAgent) -> AgentListener:
         """Let the guest reach an agent at a unix socket there, until the listener is closed.

@@ -15,6 +15,7 @@ Frames, both ways: a letter, the length of the rest (4 bytes, big endian), the r
     P  {"kind": "pty" or "pipes", "term": text}   connect to a primed shell; made when there is none
     T  {"session": id, "out": n, "err": n}        connect to a session, from these offsets (null: all)
     L                                             list the sessions
+    N                                             tell what this guest listens at, now and at each change
     S  {"session": id, "size": [4 numbers]}       become this session (rows, columns, width, height)
     I  bytes                                      for its input, at most `INPUT_WINDOW` ahead of C
     E                                             its input ends
@@ -30,6 +31,7 @@ From the holder:
     C  8 bytes           so much of the input was passed on, in all
     X  4 bytes           the exit status (128+n for signal n); output may still come
     L  JSON              the sessions
+    N  JSON              TCP ports that are listened at, on all addresses or the loopback
     !  text              refused; the connection ends
 
 One connection is for one shell; a newer one to the same session takes its place.

@@ -1,6 +1,7 @@
 """The supervisor's connections to the holder."""
 
 import json
+import os
 import selectors
 import socket
 import struct
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import frames
 from .frames import RefusedError, encode
+from .listening import EVERY_S, listening_ports
 
 if TYPE_CHECKING:
     from .holding import Holder
@@ -31,6 +33,7 @@ class Connection:
         self._waiting = bytearray()
         self._ends = False
         self._closed = False
+        self._ports: list[int] | None = None
         stream.setblocking(False)
         self._watch()
 
@@ -50,6 +53,7 @@ class Connection:
             return
         self._closed = True
         self.holder.loop.watch(self._stream.fileno(), 0, self._serve)
+        self.holder.loop.repeat(self, 0, None)
         self._stream.close()
         self.holder.connections.discard(self)
         shell, self.shell = self.shell, None
@@ -113,12 +117,23 @@ class Connection:
     def _take(self, letter: bytes, payload: bytes) -> None:
         if letter == b"L":
             self.send(encode(b"L", json.dumps(self.holder.listing()).encode()))
+        elif letter == b"N":
+            if not any(os.path.exists(table) for table in self.holder.tables):
+                raise RefusedError("it is not known what is listened at")
+            self.holder.loop.repeat(self, EVERY_S, self._tell_ports)
         elif letter in b"PT" and self.shell is None:
             self._connect(letter, json.loads(payload))
         elif self.shell is None:
             raise RefusedError("no shell is connected")
         else:
             self._command(self.shell, letter, payload)
+
+    def _tell_ports(self) -> None:
+        """Tell what is listened at, if it is not what was told before, and the stream takes it."""
+        ports = listening_ports(self.holder.tables)
+        if ports != self._ports and self.takes:
+            self._ports = ports
+            self.send(encode(b"N", json.dumps(ports).encode()))
 
     def _connect(self, letter: bytes, request: dict[str, Any]) -> None:
         if letter == b"P":

@@ -11,6 +11,7 @@ from typing import Any
 
 from .connection import Connection
 from .frames import RefusedError
+from .listening import TABLES
 from .loop import Loop
 from .shell import Shell
 
@@ -29,7 +30,7 @@ class Holder:
     """All shells of one guest.
 
     `terminal_argv` and `pipes_argv` are the commands of the two kinds of shells, absolute; `environment` is
-    what every shell is given.
+    what every shell is given. `tables` are the files in which the system lists its TCP sockets.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class Holder:
         terminal_argv: Sequence[str],
         pipes_argv: Sequence[str],
         environment: Mapping[str, str],
+        tables: Sequence[str] = TABLES,
     ) -> None:
         self.loop = loop
+        self.tables = tables
         self.terminal_argv = terminal_argv
         self.pipes_argv = pipes_argv
         self.environment = dict(environment)

@@ -2,6 +2,7 @@
 
 import selectors
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._calls: deque[Callable[[], None]] = deque()
         self._timers: dict[object, Callable[[], None]] = {}
+        self._repeated: dict[object, tuple[float, float, Callable[[], None]]] = {}
         reader, self._waker = socket.socketpair()
         for end in (reader, self._waker):
             end.setblocking(False)
@@ -43,6 +45,12 @@ class Loop:
         else:
             self._timers[key] = check
 
+    def repeat(self, key: object, interval_s: float, check: Callable[[], None] | None) -> None:
+        """Call `check` once each interval, beginning soon, until None takes its place."""
+        self._repeated.pop(key, None)
+        if check is not None:
+            self._repeated[key] = (time.monotonic(), interval_s, check)
+
     def call(self, function: Callable[[], None]) -> None:
         """Call `function` in the loop's thread, soon."""
         self._calls.append(function)
@@ -57,13 +65,24 @@ class Loop:
 
     def turn(self) -> None:
         """Wait once, and serve what is ready."""
-        for key, ready in self._selector.select(_EXIT_POLL_S if self._timers else None):
+        for key, ready in self._selector.select(self._patience()):
             # An earlier handler of this round may have closed it, and another may have its number now.
             if self._selector.get_map().get(key.fd) == key:
                 handler: Handler = key.data
                 handler(ready)
         for check in list(self._timers.values()):
             check()
+        for owner, (due, interval_s, check) in list(self._repeated.items()) if self._repeated else ():
+            if time.monotonic() >= due:
+                self._repeated[owner] = (time.monotonic() + interval_s, interval_s, check)
+                check()
+
+    def _patience(self) -> float | None:
+        """Return for how many seconds there is nothing to do but to wait; None: for ever."""
+        if not self._repeated:
+            return _EXIT_POLL_S if self._timers else None
+        least = max(0.0, min(due for due, _, _ in self._repeated.values()) - time.monotonic())
+        return min(least, _EXIT_POLL_S) if self._timers else least
 
     def close(self) -> None:
         """Give the loop's own descriptors back."""
