@@ -1,17 +1,30 @@
-"""`claude-vm doctor`: what this host has and lacks."""
+"""`claude-vm doctor`: what this host has and lacks for each driver, and which driver `auto` takes."""
+
+from collections.abc import Sequence
 
 import msgspec
 
 from claude_vm.context.config.problems import ConfigError
 from claude_vm.drivers import registry
+from claude_vm.drivers.api import Problem
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.prerequisites import lima
+from claude_vm.drivers.prerequisites.programs import hypervisor, template_tools, this_host
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.policy import MIB_PER_GB, budget_problem, host_memory_mib, pool_policy
 from claude_vm.supervisor.grammar.requests import Doctor
 
+ORDER = ("lima", "qemu", "sim")
+"""All drivers that there are or will be, in the order in which `auto` looks at them; it never takes `sim`."""
+
 
 class DriverReport(msgspec.Struct, frozen=True):
-    """One driver, as ``doctor --json`` prints it. `problems`: pairs of what is wrong and what fixes it."""
+    """One driver, as ``doctor --json`` prints it.
+
+    `installed`: its programs are there; `usable`: nothing keeps it from running sessions. `problems`: pairs
+    of what is wrong and what fixes it. `version` is that of its program, "" where it is not known. `isolates`
+    is false for the simulation. `auto`: it is what `auto` takes, for the reason `auto_reason`.
+    """
 
     driver: str
     usable: bool
@@ -19,19 +32,51 @@ class DriverReport(msgspec.Struct, frozen=True):
     accelerator_reason: str
     ram_clones: bool
     problems: list[tuple[str, str]]
+    installed: bool = False
+    isolates: bool = True
+    version: str = ""
+    auto: bool = False
+    auto_reason: str = ""
 
 
 async def doctor(command: Command, request: Doctor) -> int:
-    """Report on every driver; 0 when one can run sessions in isolation."""
-    reports = [await _report(command, name) for name in registry.ISOLATING]
+    """Report on every driver; 0 when `auto` finds one that can run sessions in isolation."""
+    reports = _chosen([await _report(command, name) for name in ORDER])
     pool = _pool_problems(command)
-    reports = [msgspec.structs.replace(r, problems=[*r.problems, *pool]) for r in reports]
+    reports = [
+        msgspec.structs.replace(r, problems=[*r.problems, *(pool if r.isolates else [])]) for r in reports
+    ]
     if request.json:
         await command.out_json(reports)
     else:
+        taken = next((r for r in reports if r.auto), None)
+        await command.out(
+            f"auto: {taken.driver} ({taken.auto_reason})"
+            if taken is not None
+            else "auto: no driver is usable; each line beneath says what is missing"
+        )
         for report in reports:
             await command.out(_text(report))
-    return 0 if any(r.usable for r in reports) else 1
+    return 0 if any(r.usable and r.isolates for r in reports) else 1
+
+
+def _chosen(reports: Sequence[DriverReport]) -> list[DriverReport]:
+    """Mark the one that `auto` takes, with the reason."""
+    try:
+        taken = registry.choose("auto")
+    except DriverError:
+        return list(reports)
+    before: list[str] = []
+    found: list[DriverReport] = []
+    for report in reports:
+        if report.driver == taken:
+            why = "; ".join([*before, "it is usable" if report.usable else "it is installed"])
+            found.append(msgspec.structs.replace(report, auto=True, auto_reason=why))
+        else:
+            found.append(report)
+            state = "is not usable" if report.installed else "is not installed"
+            before += [f"{report.driver} {state}"] if not report.usable and report.isolates else []
+    return found
 
 
 def _pool_problems(command: Command) -> list[tuple[str, str]]:
@@ -46,22 +91,79 @@ def _pool_problems(command: Command) -> list[tuple[str, str]]:
 
 
 async def _report(command: Command, name: str) -> DriverReport:
+    """Return what is known of a driver, whatever is wrong with it."""
+    host = this_host()
+    found: list[Problem] = []
+    version = ""
+    installed = True
+    if name == "lima":
+        facts = await lima.inspect(host, home=command.host.home / "lima")
+        found += facts.problems
+        version, installed = facts.version, bool(facts.path)
+    elif name == "qemu":
+        found += hypervisor(host) + template_tools(host)
+        installed = host.which(f"qemu-system-{host.machine}") is not None
+    if name not in registry.ALL:
+        found.append(Problem("this version has no driver for it yet", "use another driver"))
+    if any(problem.fatal for problem in found):
+        return _failed(name, found, installed=installed, version=version)
+    return await _driver_report(command, name, found, installed=installed, version=version)
+
+
+async def _driver_report(
+    command: Command, name: str, found: list[Problem], *, installed: bool, version: str
+) -> DriverReport:
+    """Return what the driver itself says, beside what was found."""
     try:
         driver = await command.host.drivers.get(name)
-        problems = await driver.diagnose()
-        fatal = any(p.fatal for p in problems)
-        found = [(p.what, p.fix) for p in problems]
-        if fatal:
-            return DriverReport(name, False, "none", "not usable", False, found)
+        said = await driver.diagnose()
+        told = {problem.what for problem in said}
+        problems = [*said, *(problem for problem in found if problem.what not in told)]
+        if any(problem.fatal for problem in problems):
+            return _failed(name, problems, installed=installed, version=version)
         facts = await driver.capabilities()
     except DriverError as error:
-        return DriverReport(name, False, "none", "not usable", False, [(str(error), error.hint)])
-    return DriverReport(name, True, facts.accelerator, facts.accelerator_reason, facts.ram_clones, found)
+        return _failed(name, [Problem(str(error), error.hint), *found], installed=installed, version=version)
+    return DriverReport(
+        driver=name,
+        usable=True,
+        accelerator=facts.accelerator,
+        accelerator_reason=facts.accelerator_reason,
+        ram_clones=facts.ram_clones,
+        problems=_pairs(problems),
+        installed=installed,
+        isolates=facts.isolates,
+        version=version,
+    )
+
+
+def _failed(
+    name: str, problems: Sequence[Problem], *, installed: bool = False, version: str = ""
+) -> DriverReport:
+    return DriverReport(
+        name,
+        usable=False,
+        accelerator="none",
+        accelerator_reason="not usable",
+        ram_clones=False,
+        problems=_pairs(problems),
+        installed=installed,
+        isolates=name != "sim",
+        version=version,
+    )
+
+
+def _pairs(problems: Sequence[Problem]) -> list[tuple[str, str]]:
+    return [(problem.what, problem.fix) for problem in problems]
 
 
 def _text(report: DriverReport) -> str:
-    state = "usable" if report.usable else "not usable"
-    lines = [f"{report.driver}: {state}; accelerator {report.accelerator} ({report.accelerator_reason})"]
+    state = "usable" if report.usable else "not usable" if report.installed else "not installed"
+    if report.usable and not report.isolates:
+        state = "for tests only"
+    lines = [report.driver + (f" {report.version}" if report.version else "") + f": {state}"]
+    if report.usable and report.isolates:
+        lines[0] += f"; accelerator {report.accelerator} ({report.accelerator_reason})"
     for what, fix in report.problems:
         lines.append(f"  - {what}")
         if fix:

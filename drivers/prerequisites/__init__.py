@@ -1,0 +1,1 @@
+"""What a host must have for each driver, and the commands that bring it: for `claude-vm doctor` and hints."""

@@ -1,0 +1,107 @@
+"""What a host must have for Lima: `limactl` of a version that we know, and a user whom it does not refuse."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from claude_vm.drivers.api import Problem
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools
+from claude_vm.drivers.process import run_tool
+
+OLDEST: Final = (2, 0)
+"""The oldest version whose files and arguments are those that the driver knows."""
+
+LONGEST_SOCKET: Final = "ssh.sock.1234567890123456"
+"""The longest name of a socket in an instance's folder. Source: Lima, `pkg/limatype/filenames`."""
+
+LONGEST_NAME: Final = 24 + 1 + 12
+"""Characters of an instance's name: a supervisor's id, a dot, an instance's id."""
+
+_ANSWER_S: Final = 20.0
+
+
+class LimaFacts(msgspec.Struct, frozen=True):
+    """What was found. `path` is that of `limactl`, "" when there is none; `version` as it says it, or ""."""
+
+    path: str
+    version: str
+    problems: tuple[Problem, ...]
+
+
+async def inspect(host: Host, *, limactl: str = "limactl", home: Path | None = None) -> LimaFacts:
+    """Look for Lima, and ask it for its version. `home` is the ``LIMA_HOME`` that would be used.
+
+    Takes up to `_ANSWER_S` seconds, where `limactl` hangs.
+
+    Raises:
+        Nothing: what is wrong is a problem.
+    """
+    problems: list[Problem] = []
+    version = ""
+    path = host.which(limactl)
+    if path is None:
+        problems.append(Problem("limactl is not installed", install_hint(host)))
+    else:
+        version, problem = await _version(host, path)
+        problems += [problem] if problem is not None else []
+    if host.uid == 0:
+        problems.append(
+            Problem("limactl refuses to run as root", "run claude-vm as a normal user, or use --driver qemu")
+        )
+    if host.system != "darwin":  # where Lima has the system's own hypervisor, and images of its own
+        problems += hypervisor(host)
+        problems += template_tools(host)
+    if home is not None and (flaw := home_flaw(host, home)) is not None:
+        problems.append(flaw)
+    return LimaFacts(path or "", version, tuple(problems))
+
+
+def install_hint(host: Host) -> str:
+    """Return how Lima is installed. No distribution's own packages have it."""
+    if host.system == "darwin" or host.which("brew") is not None:
+        return "brew install lima"
+    return (
+        "unpack a release of Lima into /usr/local (https://lima-vm.io/docs/installation/),"
+        " or with Homebrew: brew install lima"
+    )
+
+
+def parse_version(text: str) -> tuple[int, ...] | None:
+    """Return the numbers of ``limactl version 2.2.0-5-gabcdef``, or None for what is none."""
+    found = re.search(r"\bversion v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", text)
+    return None if found is None else tuple(int(part) for part in found.groups() if part is not None)
+
+
+def home_flaw(host: Host, home: Path) -> Problem | None:
+    """Return what is wrong with a ``LIMA_HOME``: the sockets in it would have paths that are too long."""
+    limit = 104 if host.system == "darwin" else 108
+    longest = len(bytes(home)) + 1 + LONGEST_NAME + 1 + len(LONGEST_SOCKET)
+    if longest < limit:
+        return None
+    return Problem(
+        f"the path {home} is too long for Lima's sockets by {longest - limit + 1} bytes",
+        "set CLAUDE_VM_HOME to a folder with a shorter path",
+    )
+
+
+async def _version(host: Host, path: str) -> tuple[str, Problem | None]:
+    try:
+        # Where it lies is our choice: a user's own Lima may be anywhere, and is not looked at.
+        done = await run_tool([path, "--version"], timeout_s=_ANSWER_S)
+    except DriverError as error:
+        return "", Problem(f"{path} does not work: {error}", f"reinstall it: {install_hint(host)}")
+    text = done.stdout.decode(errors="replace").strip()[:200]
+    numbers = parse_version(text)
+    if numbers is None:
+        return "", Problem(
+            f"{path} does not say its version: {text!r}", f"reinstall it: {install_hint(host)}"
+        )
+    shown = ".".join(str(number) for number in numbers)
+    if numbers < OLDEST:
+        oldest = ".".join(str(number) for number in OLDEST)
+        upgrade = install_hint(host).replace("brew install", "brew upgrade")
+        return shown, Problem(f"{path} is version {shown}; {oldest} or newer is needed", upgrade)
+    return shown, None

@@ -1,0 +1,112 @@
+"""Programs that drivers need, and the packages that have them."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from claude_vm.drivers.api import Problem
+
+Which = Callable[[str], str | None]
+"""Finds a program, as `shutil.which`."""
+
+PATH_MORE: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+"""Folders in which some of them are, and which are not in every user's path."""
+
+QEMU_PACKAGES: Final = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
+KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+class Program(msgspec.Struct, frozen=True):
+    """A program and the packages of apt and Homebrew that bring it; "" where there is none."""
+
+    name: str
+    apt: str
+    brew: str = ""
+
+
+class Host(msgspec.Struct, frozen=True):
+    """What is asked of a host. `system` is as `sys.platform`, `machine` in QEMU's words, `uid` effective."""
+
+    system: str
+    machine: str
+    uid: int
+    which: Which
+    exists: Callable[[str], bool] = os.path.exists
+
+    @property
+    def has_apt(self) -> bool:
+        """Whether it is Debian, Ubuntu or the like."""
+        return self.system == "linux" and self.which("apt-get") is not None
+
+
+def this_host() -> Host:
+    """Return the host that this runs on."""
+    machine = platform.machine().lower()
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    path = f"{os.environ.get('PATH', os.defpath)}:{PATH_MORE}"
+    return Host(sys.platform, machine, os.geteuid(), lambda name: shutil.which(name, path=path))
+
+
+def install(host: Host, programs: Sequence[Program], *, more: Sequence[str] = ()) -> str:
+    """Return the command that installs programs, and packages besides; words where there is no command."""
+    if host.has_apt:
+        packages = [program.apt for program in programs if program.apt] + [*more]
+        sudo = "" if host.uid == 0 else "sudo "
+        return f"{sudo}apt-get install {' '.join(dict.fromkeys(packages))}" if packages else ""
+    if host.system == "darwin":
+        packages = [program.brew for program in programs if program.brew]
+        return f"brew install {' '.join(dict.fromkeys(packages))}" if packages else ""
+    names = ", ".join([*(program.name for program in programs), *more])
+    return f"install with this system's package manager: {names}"
+
+
+def missing(host: Host, programs: Sequence[Program]) -> list[Program]:
+    """Return those that this host has not."""
+    return [program for program in programs if host.which(program.name) is None]
+
+
+def hypervisor(host: Host) -> list[Problem]:
+    """Return what lacks to run QEMU."""
+    package = QEMU_PACKAGES.get(host.machine, "qemu-system")
+    programs = (
+        Program(f"qemu-system-{host.machine}", package, "qemu"),
+        Program("qemu-img", "qemu-utils", "qemu"),
+    )
+    lacking = missing(host, programs)
+    if not lacking:
+        return []
+    names = " and ".join(program.name for program in lacking)
+    verb = "is" if len(lacking) == 1 else "are"
+    return [Problem(f"{names} {verb} not installed", install(host, lacking))]
+
+
+def template_tools(host: Host) -> list[Problem]:
+    """Return what lacks to build a guest's image. Sessions of a template that exists run without."""
+    if host.system == "darwin":
+        return [
+            Problem(
+                "guest images are built by mmdebstrap, which macOS has not",
+                "build the template on a Linux host; macOS is untested",
+                fatal=False,
+            )
+        ]
+    programs = [Program("mmdebstrap", "mmdebstrap"), Program("mke2fs", "e2fsprogs")]
+    if host.uid != 0:
+        programs += [Program("newuidmap", "uidmap"), Program("newgidmap", "uidmap")]
+    lacking = missing(host, programs)
+    keyring = [] if host.exists(KEYRING) else ["debian-archive-keyring"]
+    if not lacking and not keyring:
+        return []
+    names = ", ".join([*(program.name for program in lacking), *keyring])
+    return [
+        Problem(
+            f"`claude-vm setup` can't build a template without: {names}",
+            install(host, lacking, more=keyring),
+            fatal=False,
+        )
+    ]
