@@ -10,6 +10,7 @@ from claude_vm.context.config.schema import EXCLUSIVE, Sections, settings_table
 from claude_vm.context.config.setting import Layer
 from claude_vm.context.config.sources import Source, Value, read_file, read_flags, read_variables
 from claude_vm.context.mounts import MountSpec
+from claude_vm.context.ports import PortSpec
 
 GLOBAL_FILE = ".claude-vm.toml"
 """Name of the global file in the user's home. A project's file will have the same name."""
@@ -49,15 +50,30 @@ class Settings(Sections, frozen=True, kw_only=True):
         return self.mounts
 
     @property
+    def published(self) -> tuple[PortSpec | str, ...]:
+        """The ports to publish, with who asked for each, and the words that stand for others."""
+        where = self.where("network.publish")
+        return (
+            tuple(
+                msgspec.structs.replace(item, source=where) if isinstance(item, PortSpec) else item
+                for item in self.network.publish
+            )
+            + self.ports
+        )
+
+    @property
     def without_effect(self) -> tuple[str, ...]:
         """Dotted keys that somebody set and that this version only checks."""
         return tuple(key for key in self.layers if not settings_table()[key].setting.in_effect)
 
 
-def load_settings(*, flags: Mapping[str, str], environ: Mapping[str, str], home: Path) -> Settings:
+def load_settings(
+    *, flags: Mapping[str, str | Sequence[str]], environ: Mapping[str, str], home: Path
+) -> Settings:
     """Return the settings of a command.
 
-    `flags` has the text of each given flag by dotted key (``vm.disk``). Read are: ``.claude-vm.toml`` in
+    `flags` has the text of each given flag by dotted key (``vm.disk``), or the texts of one that may be
+    repeated. Read are: ``.claude-vm.toml`` in
     `home`, then the environment, then the flags. A project's own files are not: see `Layer`.
 
     Raises:
@@ -117,7 +133,8 @@ def merge(sources: Sequence[Source]) -> Settings:
 def _joined(before: object, found: Value) -> tuple[object, ...]:
     items = list(before) if isinstance(before, tuple) else [before]
     for item in found.value if isinstance(found.value, tuple) else (found.value,):
-        named = msgspec.structs.replace(item, source=found.where) if isinstance(item, MountSpec) else item
+        has_source = isinstance(item, MountSpec | PortSpec)
+        named = msgspec.structs.replace(item, source=found.where) if has_source else item
         if named not in items:
             items.append(named)
     return tuple(items)

@@ -21,15 +21,16 @@ from claude_vm.context.config.kinds import (
     Text,
 )
 from claude_vm.context.config.mount_tables import MountTables
+from claude_vm.context.config.port_kinds import Ports, PortTables
 from claude_vm.context.config.setting import HOST_FILES, Setting
 from claude_vm.context.mounts import MountSpec
+from claude_vm.context.ports import PortSpec
 
 WORDS = ListOf(Text(), "strings")
 SCRIPTS = ListOf(ExistingFile(), "files that exist")
 PACKAGE = r"[a-z0-9*][a-z0-9+.*-]*(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~*-]+)?"
 IMAGE = r"https?://[^#\s]+#sha(?:256|512):[0-9a-f]+|template:[A-Za-z0-9_][A-Za-z0-9._/-]*"
 KEY_NAME = r"(?:ctrl-[a-z@\[\]\\^_]|[!-+\--~])"
-PORT = r"(?:6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
 HOST_NAME = r"(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?(?::[0-9]{1,5})?"
 SHARE = ("CLAUDE.md", "settings.json", "file-suggestion.sh", "statusline.sh", "skills", "commands")
 
@@ -312,14 +313,11 @@ class Network(Section, frozen=True):
         str, Setting(kind=Choice("host", "none"), doc="Certificates that the guest trusts besides its own")
     ] = "host"
     publish: Annotated[
-        str | tuple[str, ...],
+        tuple[PortSpec | str, ...],
         Setting(
-            kind=Either(
-                Choice("auto"),
-                ListOf(Text("a port as [HOST:]GUEST", rf"(?:{PORT}:)?{PORT}"), 'ports as "[HOST:]GUEST"'),
-            ),
-            doc="Guest ports that the host's loopback gets",
-            in_effect=False,
+            kind=Ports(),
+            doc="Ports of the guest that the host's loopback gets; `auto`: those that it listens at",
+            flag="--publish",
         ),
     ] = ()
 
@@ -355,6 +353,10 @@ class Sections(msgspec.Struct, frozen=True, kw_only=True):
         tuple[MountSpec, ...],
         Setting(kind=MountTables(), doc="More host directories for each session", adds_up=True),
     ] = ()
+    ports: Annotated[
+        tuple[PortSpec, ...],
+        Setting(kind=PortTables(), doc="More such ports, whatever `network.publish` says", adds_up=True),
+    ] = ()
     defaults: Defaults = Defaults()
     context: Context = Context()
     pool: Pool = Pool()
@@ -371,7 +373,7 @@ ALIASES = {"vm.driver": "driver.name"}
 EXCLUSIVE = (("context.instructions", "context.instructions_file"),)
 """Settings of which one counts: of the nearest layer that sets any, the first that it sets (feature C6)."""
 
-LATER = frozenset({"phase", "ports"})
+LATER = frozenset({"phase"})
 """Top-level keys that a later version will have."""
 
 

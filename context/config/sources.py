@@ -6,7 +6,7 @@ Whatever is wrong becomes a `Problem`; a value that is wrong is left out, so tha
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -83,8 +83,8 @@ def read_variables(environ: Mapping[str, str], home: Path, problems: list[Proble
     return Source(Layer.ENVIRONMENT, dict(_texts(given, "environment", home, problems)))
 
 
-def read_flags(flags: Mapping[str, str], home: Path, problems: list[Problem]) -> Source:
-    """Return what flags set, given by dotted key.
+def read_flags(flags: Mapping[str, str | Sequence[str]], home: Path, problems: list[Problem]) -> Source:
+    """Return what flags set, given by dotted key; texts of a repeated flag are read as a list.
 
     Raises:
         KeyError: A key is no setting with a flag: a mistake of the caller.
@@ -97,18 +97,21 @@ def read_flags(flags: Mapping[str, str], home: Path, problems: list[Problem]) ->
 
 
 def _texts(
-    given: Iterable[tuple[str, Entry, str]], where: str, home: Path, problems: list[Problem]
+    given: Iterable[tuple[str, Entry, str | Sequence[str]]], where: str, home: Path, problems: list[Problem]
 ) -> Iterator[tuple[str, Value]]:
     place = Place(folder=home, home=home)
     for name, entry, text in given:
+        kind = entry.setting.kind
         try:
-            yield entry.key, Value(entry.setting.kind.from_text(text, place), name)
+            value = kind.from_text(text, place) if isinstance(text, str) else kind.read([*text], place)
+            yield entry.key, Value(value, name)
         except BadValueError as error:
+            wrong = text if error.item is None else text[error.item]
             problems.append(
                 Problem(
                     where=where,
                     key=name,
-                    value=shown(text),
+                    value=shown(wrong),
                     message=error.message,
                     valid=entry.setting.kind.valid,
                     near=error.near,
@@ -166,7 +169,7 @@ def _flat(file: _File, content: Mapping[str, object]) -> Iterator[tuple[str, Key
         elif name in settings_table():
             yield name, (name,), value
         else:
-            near = get_close_matches(name, [*sections, "mounts"], n=1)
+            near = get_close_matches(name, [*sections, "mounts", "ports"], n=1)
             what = "is no section" if isinstance(value, dict) else "is no key"
             file.report((name,), what, key=name, near=near[0] if near else "")
 

@@ -75,4 +75,5 @@ def _row(session: Session) -> JournaledSession:
         label=plan.label,
         pty=plan.pty is not None,
         created_at=session.created_at,
+        publish=tuple(plan.publish.words),
     )

@@ -5,12 +5,14 @@ Nobody sees what they write. They are listed, they can be stopped, and what must
 
 import sqlite3
 import time
+from functools import partial
 from pathlib import Path
 
 import anyio
 import structlog
 
 from claude_vm.context import setuid, worktree_locks
+from claude_vm.context.ports import parse_publish
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.journal import Journal
@@ -44,6 +46,7 @@ def found_session(row: JournaledSession, key: PoolKey) -> Session:
         label=row.label,
         launch=None,
         pty=UNKNOWN_TERMINAL if row.pty else None,
+        publish=parse_publish(row.publish),
     )
     session = Session(row.session_id, plan, client=None, created_at=row.created_at)
     session.tell("resume", "resumed")
@@ -79,8 +82,13 @@ async def follow(link: Link, session_id: str) -> int:
 async def attend(session: Session, journal: Journal, supervisor_id: str) -> None:
     """Wait for the end of a session without a client, and do what its client's command would have done."""
     begun = time.time()
+    for port, problem in session.ports.reserve():
+        log.warning("port-not-published-again", session=session.session_id, port=port, problem=problem)
     try:
-        await session.ended.wait()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(session.ports.serve, _tell_nobody, hint=False))
+            await session.ended.wait()
+            tasks.cancel_scope.cancel()
     finally:
         # also when the supervisor ends at the same moment
         if session.ended.is_set():
@@ -89,6 +97,10 @@ async def attend(session: Session, journal: Journal, supervisor_id: str) -> None
                     await _clean_up(session, journal, supervisor_id, begun)
                 except Exception:  # a bug around one session must not end the others
                     log.exception("clean-up-failed", session=session.session_id)
+
+
+def _tell_nobody(text: str, level: str) -> None:
+    """Tell nobody: the log has it."""
 
 
 async def _clean_up(session: Session, journal: Journal, supervisor_id: str, begun: float) -> None:

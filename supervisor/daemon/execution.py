@@ -122,7 +122,7 @@ class Execution:
                     at=anyio.current_time(), instance_id=name, session_id=session_id, status=status
                 )
             case fx.Resume(session_id=session_id):
-                status = await self._resume(instance, session_id)
+                status = await self._resume(instance, self._sessions[session_id])
                 return ev.RunDone(
                     at=anyio.current_time(), instance_id=name, session_id=session_id, status=status
                 )
@@ -160,18 +160,23 @@ class Execution:
                 lambda: self._started(instance, session.session_id),
             )
 
-    async def _resume(self, instance: Instance, session_id: str) -> int:
+    async def _resume(self, instance: Instance, session: Session) -> int:
         if instance.access is None:
             raise DriverError("nobody knows how to reach the instance")
         delay_s = VM_DEATH_S
         while True:
             try:
                 instance.link = await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
-                return await detached.follow(instance.link, session_id)
+                session.ports.connect(instance.link)
+                return await detached.follow(instance.link, session.session_id)
             except SshError as error:
                 # The VM lives, or its watcher would have had this cancelled; so does what runs in it. A guest
                 # that has no such session any more says that by another error.
-                log.warning("session-out-of-reach", session=session_id, error=str(error), seconds=delay_s)
+                log.warning(
+                    "session-out-of-reach", session=session.session_id, error=str(error), seconds=delay_s
+                )
+            finally:
+                session.ports.disconnect()
             link, instance.link = instance.link, None
             if link is not None:
                 await link.aclose()

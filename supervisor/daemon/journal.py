@@ -35,7 +35,7 @@ from claude_vm.supervisor.daemon.records import (
     to_text,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 WARM = "warm"
 """The state of an instance that is connected and has not run anything. Else its state is its last effect."""
@@ -74,6 +74,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     label TEXT NOT NULL,
     pty INTEGER NOT NULL,
     created_at REAL NOT NULL,
+    publish TEXT NOT NULL DEFAULT '',
     started INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS sessions_of ON sessions (instance_id);
@@ -88,7 +89,7 @@ KEPT_ROWS = 10_000
 """Ended effects that are kept, for whoever asks what happened."""
 
 
-_SessionRow = tuple[str, str, str, str, int, float]
+_SessionRow = tuple[str, str, str, str, int, float, str]
 _InstanceRow = tuple[str, str, str, str, float, str | None, str | None]
 
 _HOSTS_ERRORS: Final = frozenset(
@@ -177,7 +178,8 @@ class Journal:
             if session is not None:
                 self._connection.execute(
                     "INSERT OR REPLACE INTO sessions"  # it may have had another instance before
-                    " (session_id, instance_id, project, label, pty, created_at) VALUES (?,?,?,?,?,?)",
+                    " (session_id, instance_id, project, label, pty, created_at, publish)"
+                    " VALUES (?,?,?,?,?,?,?)",
                     (
                         session.session_id,
                         instance_id,
@@ -185,6 +187,7 @@ class Journal:
                         storable(session.label),
                         session.pty,
                         session.created_at,
+                        " ".join(session.publish),
                     ),
                 )
         return cursor.lastrowid or 0
@@ -220,11 +223,14 @@ class Journal:
         """Return the instances of a former supervisor that were not deleted."""
         sessions: dict[str, JournaledSession] = {}
         for row in self._connection.execute(
-            "SELECT instance_id, session_id, project, label, pty, created_at FROM sessions WHERE started"
+            "SELECT instance_id, session_id, project, label, pty, created_at, publish"
+            " FROM sessions WHERE started"
         ):
             with contextlib.suppress(msgspec.ValidationError):
-                instance_id, session_id, project, label, pty, created_at = msgspec.convert(row, _SessionRow)
-                sessions[instance_id] = JournaledSession(session_id, project, label, bool(pty), created_at)
+                instance_id, name, project, label, pty, at, publish = msgspec.convert(row, _SessionRow)
+                sessions[instance_id] = JournaledSession(
+                    name, project, label, bool(pty), at, tuple(publish.split())
+                )
         found: list[LeftInstance] = []
         for row in self._connection.execute(
             "SELECT instance_id, driver, state, boot_id, made_at, key, access FROM instances"

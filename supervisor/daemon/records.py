@@ -16,7 +16,7 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 class JournaledSession(msgspec.Struct, frozen=True):
     """What must be known of a session to list it, and to end it, without its client.
 
-    `created_at` is a Unix time in seconds.
+    `created_at` is a Unix time in seconds; `publish` are the ports, as ``[HOST:]GUEST`` or ``auto``.
     """
 
     session_id: str
@@ -24,6 +24,7 @@ class JournaledSession(msgspec.Struct, frozen=True):
     label: str
     pty: bool
     created_at: float
+    publish: tuple[str, ...] = ()
 
 
 class LeftInstance(msgspec.Struct, frozen=True):

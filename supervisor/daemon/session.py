@@ -7,9 +7,11 @@ import anyio
 import anyio.abc
 import msgspec
 
+from claude_vm.context.ports import Publish
 from claude_vm.drivers.api import Driver, GuestFile
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.daemon.ports import Ports
 from claude_vm.supervisor.daemon.relay import relay
 from claude_vm.supervisor.daemon.timings import Marks
 from claude_vm.supervisor.ssh.agent import AgentListener, OpenAgent
@@ -43,6 +45,7 @@ class SessionPlan(msgspec.Struct, frozen=True):
     files: tuple[GuestFile, ...] = ()
     pty: Pty | None = None
     forward_agent: bool = False
+    publish: Publish = Publish()
 
 
 class EndedSession(msgspec.Struct, frozen=True):
@@ -76,6 +79,7 @@ class Session:
         self.created_at = time.time() if created_at is None else created_at
         self.phase = "queued"
         self.source = ""
+        self.ports = Ports(plan.publish)
         self.ended = anyio.Event()
         self.outcome: EndSession | None = None
         self._marks = Marks()
@@ -162,6 +166,7 @@ class Session:
         try:
             await driver.put_files(instance_id, (*plan.files, file))
             self.mark("start")
+            self.ports.connect(link)
             process = await shells.start(self.session_id, pty=self._current_pty())
             self._process = process
             started()
@@ -173,6 +178,7 @@ class Session:
                 next_signal=self._next_signal,
             )
         finally:
+            self.ports.disconnect()
             if listener is not None:
                 listener.close()
             if process is not None:

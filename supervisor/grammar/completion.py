@@ -52,7 +52,11 @@ VALUES = {
         ("lima", "Lima"),
         ("qemu", "QEMU"),
         ("sim", "simulated VMs, which isolate nothing"),
-    )
+    ),
+    "--publish": (
+        ("auto", "the ports that the guest listens at"),
+        ("none", "no port, whatever the configuration says"),
+    ),
 }
 """Values of our flags that can be listed."""
 

@@ -15,6 +15,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     cpus: str | None = None
     driver: str | None = None
     mounts: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
     env_files: tuple[str, ...] = ()
     inherit_env: tuple[str, ...] = ()

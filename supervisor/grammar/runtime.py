@@ -51,6 +51,14 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
             rich_help_panel=FILES,
         ),
     ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Give the host's loopback a port of the guest: [HOST:]GUEST; or `auto`. May be repeated.",
+            rich_help_panel=WAYS,
+        ),
+    ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,6 +125,7 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
         cpus=cpus,
         driver=driver,
         mounts=tuple(mount or ()),
+        publish=tuple(publish or ()),
         env=tuple(env or ()),
         env_files=tuple(env_file or ()),
         inherit_env=tuple(inherit_env or ()),

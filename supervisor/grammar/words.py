@@ -21,6 +21,7 @@ RUNTIME_FLAGS: Mapping[str, bool] = {
     "--cpus": True,
     "--driver": True,
     "--mount": True,
+    "--publish": True,
     "--env": True,
     "--env-file": True,
     "--inherit-env": True,
@@ -43,7 +44,7 @@ COMMANDS = frozenset(
     }
 )
 
-LATER_FLAGS = frozenset({"--worktree", "--publish", "--runtime-script", "--detach", "--no-conversations"})
+LATER_FLAGS = frozenset({"--worktree", "--runtime-script", "--detach", "--no-conversations"})
 
 LATER_COMMANDS = frozenset({"logs", "attach", "batch", "trust", "worktree", "config", "update"})
 

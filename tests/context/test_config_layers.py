@@ -12,6 +12,7 @@ from claude_vm.context.config.schema import ALIASES, Sections, settings_table
 from claude_vm.context.config.setting import Layer
 from claude_vm.context.config.sources import Source, Value, read_file
 from claude_vm.context.mounts import MountSpec
+from claude_vm.context.ports import PortSpec
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_values_have_their_types_and_units(load, home):
     )
     assert settings.pool.idle_timeout == 5400
     assert settings.runtime.scripts == (home / "s.sh", home / "dir/t.sh")
-    assert settings.network.publish == ("3000", "8080:80")
+    assert settings.network.publish == (PortSpec(3000, 3000), PortSpec(80, 8080))
     assert settings.batch.parallel == 3
     assert settings.mount_specs == (
         MountSpec("~/data", source="~/.claude-vm.toml:13"),
@@ -267,8 +268,8 @@ def test_one_report_has_every_problem_of_every_layer(problems):
         ("[claude]\nshare = ['/etc']", "item 1 is not of this form"),
         ("[network]\nmode = 'offline'", "is not available yet; nothing would enforce it"),
         ("[git]\nmode = 'protect'", "is not available yet; nothing would enforce it"),
-        ("[network]\npublish = ['70000']", "item 1 is not of this form"),
-        ("[network]\npublish = 'all'", "is a string, not an array"),
+        ("[network]\npublish = ['70000']", "has a number that is no port (1-65535)"),
+        ("[network]\npublish = 'all'", "is not one of these words"),
         ("[network]\nallow = ['a b']", "item 1 is not of this form"),
         ("[packages]\nsystem = ['a; rm']", "item 1 is not of this form"),
         ("mounts = 3", "is an integer, not an array"),

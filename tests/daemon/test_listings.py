@@ -148,6 +148,7 @@ async def test_ps_all_json_has_stable_keys_with_how_the_vm_came_and_the_marks():
         "status": 7,
         "attached": False,
         "marks": [{"name": "requested", "at": 1.5}, {"name": "deleted", "at": 2.5}],
+        "ports": [],
     }
     assert new.keys() == old.keys()
     assert (new["state"], new["source"], new["status"], new["attached"]) == ("queued", "", None, True)

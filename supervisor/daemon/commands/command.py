@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,11 +77,12 @@ class Command:
         Raises:
             ConfigError: With every problem of every layer.
         """
-        flags = {
+        flags: dict[str, str | Sequence[str] | None] = {
             "vm.disk": self.flags.disk,
             "vm.memory": self.flags.memory,
             "vm.cpus": self.flags.cpus,
             "driver.name": self.flags.driver,
+            "network.publish": self.flags.publish or None,
         }
         return load_settings(
             flags={k: v for k, v in flags.items() if v is not None},

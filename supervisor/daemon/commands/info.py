@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from claude_vm.context.mounts import plan_mounts
+from claude_vm.context.ports import plan_ports
 from claude_vm.context.project import template_name
 from claude_vm.drivers.api import TemplateRecord
 from claude_vm.supervisor.daemon.commands.command import Command
@@ -20,7 +21,8 @@ from claude_vm.supervisor.wire.escape import escape_line
 class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What ``info --json`` prints. `status`: ``running``, ``stopped``, ``not created`` or ``stale``.
 
-    `ready` is the number of VMs that are ready for a session here, with these settings and flags.
+    `ready` is the number of VMs that are ready for a session here, with these settings and flags; `publish`
+    are the ports that it would publish, as ``[HOST:]GUEST``, or ``auto``.
     """
 
     project: str
@@ -42,6 +44,7 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
     last_used_at: float | None
     sessions: list[str]
     ready: int
+    publish: list[str]
 
 
 async def info(command: Command, request: Info) -> int:
@@ -86,6 +89,7 @@ async def info(command: Command, request: Info) -> int:
         last_used_at=template.last_used_at or None if template else None,
         sessions=sessions,
         ready=ready.warm if ready else 0,
+        publish=plan_ports(settings.published).words,
     )
     if request.json:
         await command.out_json(shown)
@@ -118,6 +122,7 @@ def _text(shown: ProjectInfo) -> str:
         ("Scripts", ", ".join(shown.scripts) or "none"),
         ("Sessions", ", ".join(shown.sessions) or "none"),
         ("Ready VMs", str(shown.ready)),
+        ("Ports", ", ".join(shown.publish) or "none"),
         *(("Mount", mount) for mount in shown.mounts),
     ]
     return "\n".join(f"{name + ':':<14}{escape_line(value)}" for name, value in lines)

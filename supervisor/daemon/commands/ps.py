@@ -7,6 +7,7 @@ import msgspec
 from claude_vm.supervisor.core.views import SessionView
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.table import ago, table
+from claude_vm.supervisor.daemon.ports import PublishedPort
 from claude_vm.supervisor.daemon.session import EndedSession, Session
 from claude_vm.supervisor.grammar.requests import Ps
 
@@ -28,6 +29,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     it is settled, else null. `attached` is false for a session that goes on without a client. `marks` says
     when it came to what: requested, queued, claimed, clone, restore, identity, mounts, banner, connect,
     prime, files, start, first-output, ended, deleted, as far as they occurred.
+    `ports` are the published ones, while it lasts.
     """
 
     session: str
@@ -44,6 +46,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None
     attached: bool
     marks: list[Mark]
+    ports: list[PublishedPort]
 
 
 async def ps(command: Command, request: Ps) -> int:
@@ -58,9 +61,14 @@ async def ps(command: Command, request: Ps) -> int:
         return 0
     now = time.time()
     lines = [
-        (r.session, _state(r), r.source or "-", ago(now - r.created_at), r.project, r.command) for r in found
+        (r.session, _state(r), r.source or "-", ago(now - r.created_at), _ports(r), r.project, r.command)
+        for r in found
     ]
-    await command.out(table(("SESSION", "STATE", "VM", "AGE", "PROJECT", "COMMAND"), lines))
+    head = ("SESSION", "STATE", "VM", "AGE", "PORTS", "PROJECT", "COMMAND")
+    if not any(r.ports for r in found):  # most have none
+        await command.out(table((*head[:4], *head[5:]), [(*line[:4], *line[5:]) for line in lines]))
+    else:
+        await command.out(table(head, lines))
     return 0
 
 
@@ -84,7 +92,17 @@ def _row(session: Session | EndedSession, view: SessionView | None) -> SessionRo
         status=settled,
         attached=isinstance(session, Session) and session.client is not None,
         marks=[Mark(name, at) for name, at in session.marks],
+        ports=session.ports.listed if isinstance(session, Session) else [],
     )
+
+
+def _ports(row: SessionRow) -> str:
+    """Return the ports for people: where each leads, and by a mark which are not open."""
+    shown = [
+        (str(p.host) if p.host == p.guest else f"{p.host}:{p.guest}") + ("!" if p.problem else "")
+        for p in row.ports
+    ]
+    return ",".join(shown) or "-"
 
 
 def _state(row: SessionRow) -> str:

@@ -14,6 +14,7 @@ from claude_vm.context.claude_command import claude_argv
 from claude_vm.context.claude_home import home_files, session_environment
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.environment import resolve_environment
+from claude_vm.context.ports import HIGHEST, plan_ports
 from claude_vm.context.project import Project
 from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, TemplateRecord
@@ -82,12 +83,14 @@ async def _session(
     mode, argv = launch(settings)
     plan = await _plan(command, driver, settings, project, template, mode=mode, argv=argv, label=label)
     session = Session(fresh_session_id(), plan, command.client)
-    await driver.touch_template(template.name)
     begun = time.time()
     try:
+        _reserve_ports(command, session)
+        await driver.touch_template(template.name)
         await _lock_worktrees(command, session, project)
         status = await _attend(command, session)
     finally:
+        session.ports.close()
         with anyio.CancelScope(shield=True):
             await _unlock_worktrees(command, session, project)
             command.host.dispatcher.forget(session)
@@ -151,7 +154,29 @@ async def _plan(
         files=files,
         pty=pty,
         forward_agent=command.flags.forward_ssh_agent,
+        publish=plan_ports(settings.published),
     )
+
+
+def _reserve_ports(command: Command, session: Session) -> None:
+    """Take the ports of this host that were asked for, before anything else is begun.
+
+    Raises:
+        CommandError: Somebody has one of them.
+    """
+    problems = session.ports.reserve()
+    if not problems:
+        return
+    sessions = command.host.dispatcher.sessions.values()
+    lines: list[str] = []
+    for port, problem in problems:
+        owner = next((s.session_id for s in sessions if s.ports.has(port)), "")
+        why = f"the session {owner} has it" if owner else problem
+        lines.append(f"port {port} of this host can't be had: {why}")
+    taken = problems[0][0]
+    guest = next(p.guest for p in session.plan.publish.ports if p.host == taken)
+    other = taken + 1 if taken < HIGHEST else taken - 1
+    raise CommandError("port-taken", "\n".join(lines), hint=f"choose another one: --publish {other}:{guest}")
 
 
 async def _attend(command: Command, session: Session) -> int:
@@ -174,6 +199,7 @@ async def _attend(command: Command, session: Session) -> int:
         for task in (stop_when_gone, stop_on_signal):
             tasks.start_soon(task)
         tasks.start_soon(_tell_phases, command, session, before)
+        tasks.start_soon(_serve_ports, command, session)
         dispatcher.request(session)
         await session.ended.wait()
         tasks.cancel_scope.cancel()
@@ -186,6 +212,14 @@ async def _attend(command: Command, session: Session) -> int:
             text += f"\n  {step}"
         await client.note(text, "error")
     return outcome.status
+
+
+async def _serve_ports(command: Command, session: Session) -> None:
+    def tell(text: str, level: Level) -> None:
+        if level == "error" or command.flags.verbose or (level == "info" and not command.flags.quiet):
+            command.client.note_nowait(text, level)
+
+    await session.ports.serve(tell, hint=not command.flags.quiet)
 
 
 async def _tell_phases(command: Command, session: Session, before: Sequence[PoolView]) -> None:

@@ -1,0 +1,69 @@
+"""The kinds of ``[network] publish`` and ``[[ports]]``: ports of the guest that the host's loopback gets."""
+
+from claude_vm.context.config.kinds import BadValueError, FromToml, Place, type_name
+from claude_vm.context.errors import ContextError
+from claude_vm.context.ports import AUTO, NONE, PortSpec, parse_port, refusal
+
+KEYS = ("guest", "host")
+
+
+class Ports(FromToml):
+    """Ports as ``[HOST:]GUEST``, and perhaps ``auto``; or one of the words alone."""
+
+    valid = 'auto, none, or a list of ports as "[HOST:]GUEST" (and perhaps auto)'
+
+    def read(self, value: object, place: Place) -> tuple[PortSpec | str, ...]:  # noqa: ARG002 - see Integer
+        """Return the ports, and the word `AUTO` if it is there."""
+        if isinstance(value, str):
+            if value not in {AUTO, NONE}:
+                raise BadValueError("is not one of these words; ports stand in a list")
+            return (AUTO,) if value == AUTO else ()
+        if not isinstance(value, list | tuple):
+            raise BadValueError(f"is {type_name(value)}, not an array")
+        found: list[PortSpec | str] = []
+        for index, item in enumerate(value):
+            if item == NONE and len(value) == 1:
+                return ()
+            found.append(AUTO if item == AUTO else _port(item, index))
+        return tuple(found)
+
+
+class PortTables(FromToml):
+    """Ports, each a table with the guest's and perhaps the host's number."""
+
+    valid = "tables with guest, and perhaps host, each a number of a port"
+
+    def read(self, value: object, place: Place) -> tuple[PortSpec, ...]:  # noqa: ARG002 - see Integer
+        """Return the ports."""
+        if not isinstance(value, list):
+            raise BadValueError(f"is {type_name(value)}, not an array")
+        found: list[PortSpec] = []
+        for index, item in enumerate(value):
+            problem = _flaw(item)
+            if problem:
+                raise BadValueError(f"port {index + 1} {problem}", item=index)
+            guest = item["guest"]
+            found.append(PortSpec(guest, item.get("host", guest), source="ports"))
+        return tuple(found)
+
+
+def _port(item: object, index: int) -> PortSpec:
+    if not isinstance(item, str):
+        raise BadValueError(f"item {index + 1} is {type_name(item)}, not a string", item=index)
+    try:
+        return parse_port(item)
+    except ContextError as error:
+        raise BadValueError(error.message, item=index) from error
+
+
+def _flaw(item: object) -> str:
+    """Return what is wrong with a table of ``[[ports]]``; "" for nothing."""
+    if not isinstance(item, dict):
+        return f"is {type_name(item)}, not a table"
+    unknown = [key for key in item if key not in KEYS]
+    if unknown:
+        return f"has an unknown key {unknown[0]!r} (it has {', '.join(KEYS)})"
+    guest, host = item.get("guest"), item.get("host", item.get("guest"))
+    if type(guest) is not int or type(host) is not int:
+        return "has no guest, a port's number, or a host that is none"
+    return refusal(guest, host)
