@@ -158,6 +158,9 @@ class Ports:
             async with anyio.create_task_group() as tasks:
                 for forward in self._forwards.values():
                     tasks.start_soon(self._accept, forward, tasks)
+                    self._say(
+                        f"localhost:{forward.host} leads to the guest's port {forward.guest}", "verbose"
+                    )
                 if self.wanted.auto:
                     tasks.start_soon(self._follow, tasks)
                 elif hint and not self.wanted.ports:
