@@ -157,10 +157,12 @@ class Ports:
         try:
             async with anyio.create_task_group() as tasks:
                 for forward in self._forwards.values():
-                    tasks.start_soon(self._accept, forward, tasks)
-                    self._say(
-                        f"localhost:{forward.host} leads to the guest's port {forward.guest}", "verbose"
-                    )
+                    if not forward.problem:
+                        tasks.start_soon(self._accept, forward, tasks)
+                        way = f"localhost:{forward.host} leads to the guest's port {forward.guest}"
+                        self._say(way, "verbose")
+                if self.wanted.ports:  # also those that are not open are listed as long as the session lasts
+                    tasks.start_soon(anyio.sleep_forever)
                 if self.wanted.auto:
                     tasks.start_soon(self._follow, tasks)
                 elif hint and not self.wanted.ports:

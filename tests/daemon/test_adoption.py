@@ -1,5 +1,6 @@
 """What a supervisor does with what its dead predecessor left: VMs in memory, which outlive it."""
 
+import socket
 import sqlite3
 import time
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 from claude_vm_tests_memory import in_virtual_time, key, settled
 
+from claude_vm.context.ports import PortSpec, Publish
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
 from claude_vm.supervisor.core.keys import MountKey
@@ -161,6 +163,32 @@ def test_a_running_session_goes_on_and_is_found(world):
             assert world.cloud.vms == {}
 
     in_virtual_time(main)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_the_ports_of_a_session_that_goes_on_are_opened_again_or_told(world, taken):
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        port = somebody.getsockname()[1]
+        if not taken:
+            somebody.close()
+
+        async def main():
+            async with world.supervisor() as first:
+                first.session("a1", publish=Publish((PortSpec(80, port),)))
+                await settled()
+            async with world.supervisor() as second:
+                await settled()
+                (session,) = second.dispatcher.sessions.values()
+                assert session.plan.publish.words == [f"{port}:80"]
+                ((host, guest, problem),) = ((p.host, p.guest, p.problem) for p in session.ports.listed)
+                assert (host, guest, session.ports.has(port)) == (port, 80, not taken)
+                assert problem == ("Address already in use" if taken else "")
+                (vm,) = world.cloud.vms.values()
+                vm.end_session("a1", 0)
+                await settled()
+                assert session.ports.listed == []
+
+        in_virtual_time(main)
 
 
 @pytest.mark.parametrize(("terminals", "ended"), [(set(), ["a1"]), ({"a1"}, [])])
