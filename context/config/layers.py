@@ -51,7 +51,12 @@ class Settings(Sections, frozen=True, kw_only=True):
 
     @property
     def published(self) -> tuple[PortSpec | str, ...]:
-        """The ports to publish, with who asked for each, and the words that stand for others."""
+        """The ports to publish, with who asked for each, and the words that stand for others.
+
+        A flag that says ``none`` means those of the files, too.
+        """
+        if self.origin("network.publish") == "flag" and not self.network.publish:
+            return ()
         where = self.where("network.publish")
         return (
             tuple(

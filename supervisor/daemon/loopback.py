@@ -2,6 +2,11 @@
 
 import errno
 import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+import anyio.abc
 
 from claude_vm.context.ports import LOWEST
 
@@ -12,6 +17,10 @@ BACKLOG = 128
 TRIES = 8
 """How often a free port is looked for that is free on both addresses."""
 
+ROOM_S = 0.1
+"""Pause, in seconds, when there is no room for one more connection."""
+
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 
 
@@ -43,6 +52,28 @@ def listen_anywhere() -> list[socket.socket]:
             if error.errno != errno.EADDRINUSE or attempt == TRIES - 1:
                 raise
     raise AssertionError  # pragma: no cover - the last attempt returns or raises
+
+
+async def serve(
+    listener: socket.socket,
+    handler: Callable[[socket.socket], Coroutine[Any, Any, None]],
+    tasks: anyio.abc.TaskGroup,
+) -> None:
+    """Give each connection, which does not block, to a task of the group that calls `handler`. Never ends.
+
+    The handler closes it.
+    """
+    while True:
+        await anyio.wait_readable(listener)
+        try:
+            client, _ = listener.accept()
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                await anyio.sleep(ROOM_S)  # it stays in the queue
+            continue  # else it has gone again
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tasks.start_soon(handler, client)
 
 
 def _listen(

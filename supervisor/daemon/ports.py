@@ -6,8 +6,9 @@ goes on.
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -66,7 +67,7 @@ class _Forward:
         self._served = False
 
     async def accept(
-        self, handler: Callable[[anyio.abc.SocketStream], object], tasks: anyio.abc.TaskGroup
+        self, handler: Callable[[socket.socket], Coroutine[Any, Any, None]], tasks: anyio.abc.TaskGroup
     ) -> None:
         """Give each connection to a task of the group, until `close`."""
         self._served = True
@@ -74,8 +75,7 @@ class _Forward:
             with self._scope:
                 async with anyio.create_task_group() as loops:
                     for each in self._sockets:
-                        listener = await anyio.abc.SocketListener.from_socket(each)
-                        loops.start_soon(listener.serve, handler, tasks)
+                        loops.start_soon(loopback.serve, each, handler, tasks)
         finally:
             self._close()
 
@@ -173,7 +173,7 @@ class Ports:
             self.close()
 
     async def _accept(self, forward: _Forward, tasks: anyio.abc.TaskGroup) -> None:
-        async def handler(client: anyio.abc.SocketStream) -> None:
+        async def handler(client: socket.socket) -> None:
             await self._carry(client, forward.guest)
 
         try:
@@ -182,7 +182,7 @@ class Ports:
             log.exception("port-not-served", port=forward.host)
             forward.problem = str(error) or type(error).__name__
 
-    async def _carry(self, client: anyio.abc.SocketStream, port: int) -> None:
+    async def _carry(self, client: socket.socket, port: int) -> None:
         self._connections += 1
         try:
             await carry(self._link if self._connections <= MOST_CONNECTIONS else None, client, port)

@@ -2,8 +2,12 @@
 
 The library's own forwarding keeps without bound what a client sends before the guest has answered, knows no
 limit to connections, and ends a refused one like one that was served. So only its channels are used: nothing
-is read from a client before there is somebody to pass it on to, what is on the way is bounded by a window,
-and whoever can't be served is reset, as by a host where nobody listens.
+is read from a client before there is somebody to pass it on to, what is on the way is bounded in both
+directions, and whoever can't be served is reset, as by a host where nobody listens. So a transfer does not
+hold up the session's terminal, which shares the connection, for long.
+
+The clients' sockets are used as they are: anyio's streams read ahead without bound until their reader has
+had to wait once.
 """
 
 import contextlib
@@ -11,7 +15,7 @@ import socket
 import struct
 
 import anyio
-import anyio.abc
+import anyio.lowlevel
 import asyncssh
 
 from claude_vm.supervisor.ssh.errors import SshError
@@ -24,11 +28,11 @@ CHUNK = 64 * 1024
 """Bytes a step."""
 
 
-async def carry(link: Link | None, client: anyio.abc.SocketStream, port: int) -> None:
+async def carry(link: Link | None, client: socket.socket, port: int) -> None:
     """Carry one client's connection to a guest's port until both directions have ended; close it.
 
-    Each direction ends by itself. Without a link, or where the guest does not listen, the client is reset.
-    Cancelled: both sides are cut off.
+    `client` does not block. Each direction ends by itself. Without a link, or where the guest does not
+    listen, the client is reset. Cancelled: both sides are cut off.
     """
     served = False
     try:
@@ -36,7 +40,7 @@ async def carry(link: Link | None, client: anyio.abc.SocketStream, port: int) ->
             with anyio.fail_after(OPEN_S):
                 reader, writer = await link.open_tcp(port)
             try:
-                await _exchange(client, reader, writer)
+                await _exchange(link, client, reader, writer)
                 served = True
             finally:
                 # What was not taken by now never will be.
@@ -46,48 +50,70 @@ async def carry(link: Link | None, client: anyio.abc.SocketStream, port: int) ->
     finally:
         if not served:
             _reset(client)
-        with anyio.CancelScope(shield=True):
-            await client.aclose()
+        client.close()
 
 
 async def _exchange(
-    client: anyio.abc.SocketStream,
+    link: Link,
+    client: socket.socket,
     reader: "asyncssh.SSHReader[bytes]",
     writer: "asyncssh.SSHWriter[bytes]",
 ) -> None:
-    """Carry both directions to their ends. Raises an `SshError` when either side breaks off."""
+    """Carry both directions to their ends.
+
+    Raises:
+        SshError: Either side breaks off.
+    """
     broken: list[Exception] = []
 
     async with anyio.create_task_group() as directions:
 
         async def upwards() -> None:
             try:
-                while True:
-                    data = await client.receive(CHUNK)
+                while data := await _receive(client):
+                    await link.until_it_takes()
                     writer.write(data)
                     await writer.drain()
-            except anyio.EndOfStream:
                 writer.write_eof()
-            except (anyio.BrokenResourceError, OSError, asyncssh.Error) as error:
+            except (OSError, asyncssh.Error) as error:
                 broken.append(error)
                 directions.cancel_scope.cancel()
 
         directions.start_soon(upwards)
         try:
             while data := await reader.read(CHUNK):
-                await client.send(data)
-            await client.send_eof()
+                await _send(client, data)
+            client.shutdown(socket.SHUT_WR)
             # The guest closes its side when both directions have ended, or when it takes no more.
             await writer.channel.wait_closed()
-        except (anyio.BrokenResourceError, OSError, asyncssh.Error) as error:
+        except (OSError, asyncssh.Error) as error:
             broken.append(error)
         directions.cancel_scope.cancel()
     if broken:
         raise SshError("the connection was broken off", detail=str(broken[0]))
 
 
-def _reset(client: anyio.abc.SocketStream) -> None:
+async def _receive(client: socket.socket) -> bytes:
+    """Return what there is, empty at the end. Others get their turn each time."""
+    await anyio.lowlevel.checkpoint()
+    while True:
+        try:
+            return client.recv(CHUNK)
+        except BlockingIOError:
+            await anyio.wait_readable(client)
+
+
+async def _send(client: socket.socket, data: bytes) -> None:
+    await anyio.lowlevel.checkpoint()
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[client.send(rest) :]
+        except BlockingIOError:
+            await anyio.wait_writable(client)
+
+
+def _reset(client: socket.socket) -> None:
     """Let the client see a reset, not an end, when its connection is closed."""
     with contextlib.suppress(OSError):
-        raw = client.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - Django's is another one
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,5 +1,6 @@
 """One SSH connection to one guest. Nothing of this host's own SSH configuration or agent has a part in it."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -80,6 +81,11 @@ class Link:
     def __init__(self, connection: asyncssh.SSHClientConnection, owner: _Owner, holder: str) -> None:
         self._connection = connection
         self._owner = owner
+        self._takes = asyncio.Event()
+        self._takes.set()
+        # The library ignores what its transport says here, so what is written waits in memory, however much.
+        connection.pause_writing = self._takes.clear  # type: ignore[method-assign]
+        connection.resume_writing = self._takes.set  # type: ignore[method-assign]
         self._holder = holder
 
     async def open_process(
@@ -175,6 +181,15 @@ class Link:
                     raise self._lost() from error
                 refusal = refusal or str(error)
         raise ChannelRefusedError(f"nobody listens at {port} in the guest", detail=refusal)
+
+    async def until_it_takes(self) -> None:
+        """Wait until the connection has passed on most of what was written.
+
+        Whoever sends much waits here before each piece. A channel's window bounds nothing: the guest sets it.
+        On a connection that is lost this may wait for ever.
+        """
+        while not self._takes.is_set():
+            await self._takes.wait()
 
     async def listen_for_agent(self, path: str, open_agent: OpenAgent) -> AgentListener:
         """Let the guest reach an agent at a unix socket there, until the listener is closed.

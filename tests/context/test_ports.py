@@ -104,7 +104,7 @@ def test_the_nearest_layer_says_what_is_published_and_tables_add_to_it(load):
     assert planned(load(text)) == ["8080:80", "4000", "auto"]
     assert planned(load(text, "3000")) == ["3000", "8080:80", "4000"]
     assert planned(load(text, "3000", "auto")) == ["3000", "8080:80", "4000", "auto"]
-    assert planned(load(text, "none")) == ["8080:80", "4000"]
+    assert planned(load(text, "none")) == []
     assert planned(load('[network]\npublish = ["3000", "auto"]\n')) == ["3000", "auto"]
     assert planned(load('[network]\npublish = "none"\n')) == []
 

@@ -163,6 +163,17 @@ def test_ports_of_the_users_file_are_published_and_shown(ready, server):
     assert ask(host) == b"HELLO"
 
 
+def test_a_port_of_the_users_file_that_somebody_has_is_told_with_its_place_and_can_be_left_out(ready, server):
+    before = (ready.home / ".claude-vm.toml").read_text()
+    (ready.home / ".claude-vm.toml").write_text(f"{before}[[ports]]\nguest = {server.port}\n")
+    done = ready.run("shell", "true")
+    assert done.returncode == 125
+    assert (
+        f"~/.claude-vm.toml:{before.count(chr(10)) + 1} asks for it; --publish none".encode() in done.stderr
+    )
+    assert ready.run("--publish", "none", "shell", "exit 7").returncode == 7
+
+
 def test_a_projects_file_publishes_nothing(ready, server):
     host = free_port()
     (ready.project / ".claude-vm.toml").write_text(f"[[ports]]\nguest = {server.port}\nhost = {host}\n")

@@ -7,10 +7,14 @@ import socket
 import struct
 
 import anyio
+import asyncssh
 import pytest
 
+from claude_vm.drivers.api import Access
+from claude_vm.supervisor.daemon import loopback
 from claude_vm.supervisor.ssh import forward as module
 from claude_vm.supervisor.ssh.forward import carry
+from claude_vm.supervisor.ssh.link import open_link
 
 pytestmark = pytest.mark.anyio
 
@@ -23,15 +27,22 @@ async def serve_until_cancelled(listener, handler):
         await listener.serve(handler)
 
 
+async def publish_until_cancelled(link, listener, guest, tasks):
+    with listener:
+        await loopback.serve(listener, lambda client: carry(link, client, guest), tasks)
+
+
 @pytest.fixture
 async def published(link):
     """Publish a port of the guest; return a way to connect to it."""
     async with anyio.create_task_group() as tasks:
 
         async def publish(guest, *, through=link):
-            listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-            tasks.start_soon(serve_until_cancelled, listener, lambda client: carry(through, client, guest))
-            port = listener.extra(anyio.abc.SocketAttribute.local_port)
+            (listener, *others) = loopback.listen_anywhere()
+            for other in others:
+                other.close()
+            tasks.start_soon(publish_until_cancelled, through, listener, guest, tasks)
+            port = listener.getsockname()[1]
             return lambda: anyio.connect_tcp("127.0.0.1", port)
 
         yield publish
@@ -159,6 +170,47 @@ async def test_a_client_that_does_not_read_stops_the_guests_writer(published, se
     assert sent < 32 * 1024 * 1024
 
 
+class Greedy(asyncssh.SSHServer):
+    """A guest that allows a client to send a gigabyte, and then reads nothing."""
+
+    def connection_made(self, conn):
+        self.connection = conn
+
+    def begin_auth(self, username):
+        return False
+
+    def connection_requested(self, *_):
+        channel = self.connection.create_tcp_channel(encoding=None, window=1 << 30)
+        self.connection._transport.pause_reading()
+        return channel, asyncssh.SSHTCPSession()
+
+
+@pytest.mark.parametrize("server", ["sim"], indirect=True)
+async def test_a_guest_that_allows_much_and_takes_nothing_fills_no_memory(tmp_path, published):
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(tmp_path / "key")
+    greedy = Greedy()
+    async with asyncssh.listen(
+        "127.0.0.1", 0, server_factory=lambda: greedy, server_host_keys=[key]
+    ) as guest:
+        access = Access(
+            "127.0.0.1", guest.get_port(), "u", "/", key.export_public_key().decode(), tmp_path / "key", ""
+        )
+        async with open_link(access, timeout_s=20) as link:
+            connect = await published(3000, through=link)
+            async with await connect() as client:
+                sent, takes = 0, True
+                while takes and sent < 3 * LARGE:  # what the host's own buffers take
+                    with anyio.move_on_after(1) as patience:
+                        await client.send(PIECE)
+                        sent += len(PIECE)
+                    takes = not patience.cancelled_caught
+                assert not takes
+                assert link._connection._transport.get_write_buffer_size() < 1024 * 1024
+        greedy.connection.abort()
+        await greedy.connection.wait_closed()
+
+
 async def test_many_connections_at_once_are_not_mixed_up(published, serve):
     connect = await published(await serve(echo))
     answers = {}
@@ -196,6 +248,24 @@ async def test_a_guest_that_does_not_answer_is_given_up(published, link, monkeyp
     monkeypatch.setattr(module, "OPEN_S", 0.05)
     connect = await published(3000)
     assert await refused(connect) == errno.ECONNRESET
+
+
+async def test_what_a_client_sends_before_the_guest_answers_stays_with_the_client(
+    published, link, monkeypatch
+):
+    async def never(_port):
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(link, "open_tcp", never)
+    connect = await published(3000)
+    async with await connect() as client:
+        sent, takes = 0, True
+        while takes and sent < 3 * LARGE:  # what the host's own buffers take
+            with anyio.move_on_after(1) as patience:
+                await client.send(PIECE)
+                sent += len(PIECE)
+            takes = not patience.cancelled_caught
+        assert not takes
 
 
 async def test_a_client_that_resets_is_gone_for_the_guests_server_too(published, serve):

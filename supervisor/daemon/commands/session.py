@@ -173,10 +173,12 @@ def _reserve_ports(command: Command, session: Session) -> None:
         owner = next((s.session_id for s in sessions if s.ports.has(port)), "")
         why = f"the session {owner} has it" if owner else problem
         lines.append(f"port {port} of this host can't be had: {why}")
-    taken = problems[0][0]
-    guest = next(p.guest for p in session.plan.publish.ports if p.host == taken)
-    other = taken + 1 if taken < HIGHEST else taken - 1
-    raise CommandError("port-taken", "\n".join(lines), hint=f"choose another one: --publish {other}:{guest}")
+    asked = next(p for p in session.plan.publish.ports if p.host == problems[0][0])
+    other = asked.host + 1 if asked.host < HIGHEST else asked.host - 1
+    hint = f"choose another one: --publish {other}:{asked.guest}"
+    if asked.source != "--publish":
+        hint = f"{asked.source} asks for it; --publish none leaves all of them out"
+    raise CommandError("port-taken", "\n".join(lines), hint=hint)
 
 
 async def _attend(command: Command, session: Session) -> int:
