@@ -96,9 +96,14 @@ def ask(port, text=b"hello\n", address="127.0.0.1"):
         return type(error).__name__
 
 
-def listening():
-    """Return where anything on this host listens for TCP."""
-    return {c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+def listening(claude_vm):
+    """Return where the daemon and its VMs listen for TCP."""
+    found = set()
+    for pid in (claude_vm.daemon_pid(), *claude_vm.vm_pids()):
+        for connection in psutil.Process(pid).net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                found.add(tuple(connection.laddr))
+    return found
 
 
 def ports(claude_vm):
@@ -117,7 +122,7 @@ def test_the_host_reaches_a_published_port_and_only_as_long_as_the_session_lasts
     )
     assert ask(host) == b"HELLO"
     assert ask(low) == b"HELLO"
-    addresses = {address for address, port in listening() if port in {host, low}}
+    addresses = {address for address, port in listening(claude_vm) if port in {host, low}}
     assert addresses <= {"127.0.0.1", "::1"}
     if "::1" in addresses:
         assert ask(host, address="::1") == b"HELLO"
@@ -126,10 +131,9 @@ def test_the_host_reaches_a_published_port_and_only_as_long_as_the_session_lasts
 
 
 def test_what_a_guest_listens_at_is_not_on_the_host_unless_published(claude_vm):
-    before = listening()
     started = serving(claude_vm, "0.0.0.0@8000", "127.0.0.1@8001")
     assert ask(8000) == ask(8001) == "ConnectionRefusedError"
-    new = listening() - before
+    new = listening(claude_vm)
     # The VM's SSH, on the loopback and under a port of our choice; anything else would be the guest's doing.
     assert {address for address, _ in new} == {"127.0.0.1"}
     assert len(new) == 1
