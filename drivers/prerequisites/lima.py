@@ -84,6 +84,7 @@ def home_flaw(host: Host, home: Path) -> Problem | None:
     return Problem(
         f"the path {home} is too long for Lima's sockets by {longest - limit + 1} bytes",
         "set CLAUDE_VM_HOME to a folder with a shorter path",
+        fatal=False,  # the driver has a way round it
     )
 
 
