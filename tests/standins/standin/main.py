@@ -1,0 +1,161 @@
+"""The command line: which words mean what, and what happens when something fails."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from . import VERSION, agent, cloning, creation, ending, listing, sshkeys, starting
+from .commandline import COMMANDS, Words, parse
+from .errors import LimaError, NotFoundError, ToolError
+from .instance import STOPPED, inspect
+from .log import LOG, configure, quoted
+
+
+def main() -> NoReturn:
+    """Run the command that this process was started with, and end with its status."""
+    if os.geteuid() == 0:
+        sys.stderr.write("limactl: must not run as the root user\n")
+        sys.exit(1)
+    program = Path(sys.argv[0]).absolute()
+    try:
+        _run(sys.argv[1:], program)
+    except ToolError as error:
+        sys.exit(error.status)
+    except (LimaError, OSError) as error:
+        LOG.fatal(str(error))
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _run(given: list[str], program: Path) -> None:
+    words = parse(given)
+    if words.has("--version") or words.has("-v"):
+        sys.stdout.write(f"limactl version {VERSION}\n")
+        return
+    if words.command in ("", "help") or words.has("--help") or words.has("-h"):
+        sys.stdout.write("A stand-in for limactl. It has: " + " ".join(sorted(COMMANDS)) + "\n")
+        return
+    level = words.get("--log-level") or ("debug" if words.has("--debug") else "info")
+    form = words.get("--log-format") or "text"
+    if form not in ("text", "json"):
+        raise LimaError(f"unsupported log-format: {quoted(form)}")
+    configure(sys.stderr, as_json=form == "json", level=level)
+    if words.has("--yes") and words.has("--tty"):
+        raise LimaError("cannot use both --tty and --yes flags at the same time")
+    _RUN[words.command](words, program)
+
+
+def _terminal(words: Words) -> bool:
+    return not words.has("--yes") and words.flag("--tty", default=sys.stdout.isatty())
+
+
+def _create(words: Words, program: Path) -> None:
+    found = creation.load_or_create(
+        words.only(),
+        words.get("--name"),
+        create_only=True,
+        terminal=_terminal(words),
+        prefix=program.parent.parent,
+    )
+    if found.errors:
+        raise LimaError(f"errors inspecting instance: [{' '.join(found.errors)}]")
+    creation.prepare(found, program.parent.parent)
+    LOG.info(f"Run `limactl start {found.name}` to start the instance.")
+
+
+def _start(words: Words, program: Path) -> None:
+    found = creation.load_or_create(
+        words.only(),
+        words.get("--name"),
+        create_only=False,
+        terminal=_terminal(words),
+        prefix=program.parent.parent,
+    )
+    timeout_s = words.duration("--timeout", default_s=600.0)
+    starting.start(found, foreground=words.flag("--foreground"), timeout_s=timeout_s, program=program)
+
+
+def _stop(words: Words, _program: Path) -> None:
+    ending.stop(words.only() or "default", force=words.flag("--force"))
+
+
+def _delete(words: Words, _program: Path) -> None:
+    ending.delete(words.rest, force=words.flag("--force"))
+
+
+def _list(words: Words, _program: Path) -> None:
+    form = words.get("--format") or "table"
+    as_json = words.flag("--json") or form == "json"
+    listing.list_instances(words.rest, as_json=as_json, quiet=words.flag("--quiet"))
+
+
+def _clone(words: Words, program: Path) -> None:
+    found = cloning.clone(*words.rest, rename=words.command == "rename")
+    if words.flag("--start"):
+        starting.start(found, foreground=False, timeout_s=600.0, program=program)
+
+
+def _protect(words: Words, _program: Path) -> None:
+    cloning.protect(words.rest)
+
+
+def _unprotect(words: Words, _program: Path) -> None:
+    cloning.unprotect(words.rest)
+
+
+def _info(_words: Words, program: Path) -> None:
+    listing.print_info(program.parent.parent)
+
+
+def _hostagent(words: Words, _program: Path) -> None:
+    agent.run(words.rest[0], Path(words.get("--pidfile")), Path(words.get("--socket")))
+
+
+def _shell(words: Words, _program: Path) -> None:
+    if not words.rest:
+        raise LimaError("requires instance name as first argument")
+    name, *command = words.rest
+    if command[:1] == ["--"]:
+        command = command[1:]
+    try:
+        found = inspect(name)
+    except NotFoundError:
+        raise LimaError(
+            f"instance {quoted(name)} does not exist, run `limactl create {name}` to create a new instance"
+        ) from None
+    if found.errors:
+        LOG.error(f"Instance {quoted(name)} has configuration errors", error="\n".join(found.errors))
+    settings = found.settings()
+    if found.status == STOPPED:
+        raise LimaError(
+            f"instance {quoted(name)} is stopped, run `limactl start {name}` to start the instance"
+        )
+    script = sshkeys.shell_command(settings, command, words.get("--workdir"), words.get("--shell"))
+    arguments = sshkeys.arguments(sshkeys.options(found))
+    if sys.stdout.isatty():
+        arguments.append("-t")
+    if "COLORTERM" in os.environ:
+        arguments += ["-o", "SendEnv=COLORTERM"]
+    arguments += ["-o", "LogLevel=ERROR", "-p", str(found.ssh_port), sshkeys.ADDRESS, "--", script]
+    status = subprocess.run([shutil.which("ssh") or "ssh", *arguments], check=False).returncode
+    if status:
+        raise ToolError(status if status > 0 else 255)
+
+
+_RUN = {
+    "create": _create,
+    "start": _start,
+    "stop": _stop,
+    "delete": _delete,
+    "list": _list,
+    "shell": _shell,
+    "clone": _clone,
+    "rename": _clone,
+    "protect": _protect,
+    "unprotect": _unprotect,
+    "info": _info,
+    "hostagent": _hostagent,
+}
