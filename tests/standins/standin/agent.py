@@ -36,6 +36,7 @@ def run(name: str, pid_file: Path, socket_path: Path) -> None:
         )
     pid_file.write_text(f"{os.getpid()}\n", encoding="utf-8")
     configure(sys.stderr, as_json=True, level="debug")
+    LOG.debug('Using internal driver "qemu"')
     try:
         agent = _Agent(inspect(name))
         server = _listen(socket_path, agent.ssh_port)

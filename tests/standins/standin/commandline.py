@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from . import MISSING
 from .errors import LimaError
-from .log import quoted
+from .log import LOG, quoted
 
 
 class Command(NamedTuple):
@@ -165,7 +165,8 @@ def _option(word: str, left: list[str], command: Command | None) -> tuple[str, s
     if key in switches:
         return key, _truth(key, value) if equals else "true"
     if key not in values:
-        raise LimaError(f"unknown flag: {key} ({MISSING}, or limactl hasn't either)")
+        LOG.warning(f"{MISSING}, or limactl hasn't either: {key}")
+        raise LimaError(f"unknown flag: {key}")
     if equals:
         return key, value
     if not left:
@@ -195,7 +196,7 @@ def _check_count(name: str, command: Command, rest: list[str]) -> None:
         problem = f"accepts at most {command.most} arg(s), received {len(rest)}"
     if problem is not None:
         path = f"limactl {name}"
+        usage = command.usage if "[flags]" in command.usage else f"{command.usage} [flags]"
         raise LimaError(
-            f"{quoted(path)} {problem}.\nSee `{path} --help`.\n\n"
-            f"Usage:  limactl {command.usage}\n\n{command.short}"
+            f"{quoted(path)} {problem}.\nSee `{path} --help`.\n\nUsage:  limactl {usage}\n\n{command.short}"
         )

@@ -129,7 +129,8 @@ def _create(name: str, data: bytes) -> Instance:
         raise LimaError(f"instance {quoted(name)} already exists ({quoted(folder)})")
     path = folder / "lima.yaml"
     validation.check(document.load(data, path))
-    folder.mkdir(mode=0o700, parents=True)
+    names.home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700)
     try:
         path.write_bytes(data)
         version = folder / "lima-version"

@@ -45,7 +45,7 @@ def _account() -> pwd.struct_passwd:
     return pwd.getpwuid(os.getuid())
 
 
-# Paths in the document, with what is built in. The order is that of the real one's output.
+# Paths in the document, with what is built in.
 _SCALARS: Final[tuple[tuple[str, Callable[[], object]], ...]] = (
     ("minimumLimaVersion", lambda: None),
     ("vmType", lambda: "qemu"),
@@ -91,6 +91,15 @@ _SCALARS: Final[tuple[tuple[str, Callable[[], object]], ...]] = (
 # These take a null or an empty value for "not said".
 _EMPTY_IS_UNSET: Final = frozenset({"os", "arch", "cpus", "memory", "disk", "video.display"})
 
+# The order of the real one's output, which is also that of its documentation.
+_ORDER: Final = (
+    *("minimumLimaVersion", "vmType", "vmOpts", "os", "arch", "images", "cpus", "memory", "disk"),
+    *("additionalDisks", "mounts", "mountTypesUnsupported", "mountType", "mountInotify", "ssh", "firmware"),
+    *("audio", "video", "provision", "upgradePackages", "containerd", "guestInstallPrefix", "probes"),
+    *("portForwards", "copyToHost", "message", "networks", "env", "param", "dns", "hostResolver"),
+    *("propagateProxyEnv", "caCerts", "plain", "timezone", "nestedVirtualization", "user", "tpm", "osOpts"),
+)
+
 _JOINED: Final = (
     "images",
     "additionalDisks",
@@ -106,7 +115,7 @@ _MERGED: Final = ("env", "param", "vmOpts", "osOpts")
 def fill(main: Document, lower: Document, upper: Document, folder: Path) -> Document:
     """Return the configuration of the instance in a folder."""
     layers = (upper, main, lower)
-    filled: Document = {}
+    filled: Document = dict.fromkeys(_ORDER)
     for path, built_in in _SCALARS:
         _put(filled, path, _scalar(path, layers, built_in))
     for name in ("os", "arch"):
@@ -154,7 +163,9 @@ def _scalar(path: str, layers: tuple[Document, ...], built_in: Callable[[], obje
 def _put(document: Document, path: str, value: object) -> None:
     *parents, last = path.split(".")
     for key in parents:
-        document = document.setdefault(key, {})
+        if document.get(key) is None:
+            document[key] = {}
+        document = document[key]
     document[last] = value
 
 

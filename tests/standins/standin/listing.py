@@ -142,7 +142,7 @@ def _table(found: list[Instance]) -> list[str]:
                 folder.replace(home, "~", 1) if folder.startswith(home) else folder,
             ]
         )
-    widths = [max(8, *(len(row[n]) for row in rows)) for n in range(len(rows[0]) - 1)]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]) - 1)]
     return ["    ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 

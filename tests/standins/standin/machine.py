@@ -37,6 +37,8 @@ def command(found: Instance, port: int) -> list[str]:
     program, given = _program(settings["arch"])
     accelerator = _accelerator()
     _check_accelerator(program, accelerator)
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    LOG.debug(f"QEMU version {version.removeprefix('QEMU emulator version ').split(' ')[0]} detected")
     line = _Line(given)
     line.once("-m", str(parse_size(settings["memory"]) >> 20))
     line.once("-cpu", "host" if accelerator == "kvm" else "max")
@@ -61,6 +63,8 @@ def command(found: Instance, port: int) -> list[str]:
     line.add("-netdev", f"user,id=net0,net={cidata.NETWORK},dhcpstart={cidata.GUEST_ADDRESS},{forward}")
     line.add("-device", f"virtio-net-pci,netdev=net0,mac={cidata.mac_address(folder)}")
     line.add("-device", "virtio-rng-pci")
+    if settings["audio"]["device"] in ("", "none"):
+        line.add("-audiodev", "none,id=snd0")
     _add_display(line, settings)
     line.add("-parallel", "none")
     line.add(*_console(folder, "serial"), "-serial", "chardev:char-serial")

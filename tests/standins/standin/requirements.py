@@ -4,6 +4,7 @@ Nothing else tells the host agent that a guest is there; so one that is ready at
 late.
 """
 
+import shutil
 import subprocess
 import threading
 from typing import Final, NamedTuple
@@ -99,10 +100,13 @@ class Waiter:
         interpreter = requirement.script.partition("\n")[0].removeprefix("#!").strip()
         words = sshkeys.arguments(self._options, master=requirement.master)
         words += ["-p", str(self._port), sshkeys.ADDRESS, "--", _INTERPRETER.format(interpreter=interpreter)]
+        what = f'"{requirement.description}": {shutil.which("ssh")} [ssh {" ".join(words)}]'
+        LOG.debug(f"executing ssh for script {what}")
         done = subprocess.run(
-            ["ssh", *words], input=requirement.script, capture_output=True, text=True, check=False
+            ["ssh", *words], input=requirement.script.encode(), capture_output=True, check=False
         )
-        outputs = f"stdout={quoted(done.stdout)}, stderr={quoted(done.stderr)}"
+        said = [output.decode(errors="replace") for output in (done.stdout, done.stderr)]
+        outputs = f"stdout={quoted(said[0])}, stderr={quoted(said[1])}"
         problem = f"exit status {done.returncode}" if done.returncode else None
         LOG.debug(f"{outputs}, err={problem or '<nil>'}")
         return f"{outputs}: {problem}" if problem else None
