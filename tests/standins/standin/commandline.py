@@ -101,20 +101,8 @@ class Words:
         return self.rest[0] if self.rest else ""
 
     def duration(self, option: str, *, default_s: float) -> float:
-        """Return a time like ``1m30s`` in seconds.
-
-        Raises:
-            LimaError: it is none.
-        """
-        text = self.get(option)
-        if not text:
-            return default_s
-        if text == "0":
-            return default_s
-        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
-        if "".join(n + u for n, u in parts) != text:
-            raise LimaError(f'invalid argument "{text}" for "{option}" flag: time: invalid duration "{text}"')
-        return sum(float(number) * _UNIT_S[unit] for number, unit in parts) or default_s
+        """Return a time like ``1m30s`` in seconds; zero means the default."""
+        return _seconds(option, self.get(option) or "0") or default_s
 
 
 def parse(given: list[str]) -> Words:
@@ -167,11 +155,25 @@ def _option(word: str, left: list[str], command: Command | None) -> tuple[str, s
     if key not in values:
         LOG.warning(f"{MISSING}, or limactl hasn't either: {key}")
         raise LimaError(f"unknown flag: {key}")
-    if equals:
-        return key, value
-    if not left:
+    if not equals and not left:
         raise LimaError(f"flag needs an argument: {key}")
-    return key, left.pop(0)
+    value = value if equals else left.pop(0)
+    if key == "--timeout":
+        _seconds(key, value)
+    return key, value
+
+
+def _seconds(key: str, text: str) -> float:
+    parts = re.findall(r"(\d+(?:\.\d+)?)([a-zµ]+)", text)
+    reason = f'invalid duration "{text}"'
+    if text == "0":
+        return 0.0
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        strange = [unit for _, unit in parts if unit not in _UNIT_S]
+        if not strange:
+            return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+        reason = f'unknown unit "{strange[0]}" in duration "{text}"'
+    raise LimaError(f'invalid argument "{text}" for "{key}" flag: time: {reason}')
 
 
 def _truth(key: str, value: str) -> str:
@@ -186,12 +188,12 @@ def _truth(key: str, value: str) -> str:
 
 def _check_count(name: str, command: Command, rest: list[str]) -> None:
     problem = None
-    if command.least == command.most and len(rest) != command.least:
+    if command.most == 0:
+        problem = f'unknown command "{rest[0]}" for "limactl {name}"' if rest else None
+    elif command.least == command.most and len(rest) != command.least:
         problem = f"accepts {command.least} arg(s), received {len(rest)}"
     elif len(rest) < command.least:
         problem = f"requires at least {command.least} arg(s), only received {len(rest)}"
-    elif command.most == 0 and rest:
-        problem = f'unknown command "{rest[0]}" for "limactl {name}"'
     elif command.most is not None and len(rest) > command.most:
         problem = f"accepts at most {command.most} arg(s), received {len(rest)}"
     if problem is not None:

@@ -37,9 +37,10 @@ def load_or_create(argument: str, name: str, *, create_only: bool, terminal: boo
         names.check_name(name)
         if create_only and _exists(name):
             raise LimaError(f"instance {quoted(name)} already exists")
-    data = document.embed(data)
+    data = document.embed(data, _locator(argument))
     if terminal and argument != "-":
         raise LimaError(f"{MISSING}: a menu; use --tty=false")
+    document.warn_of_system(data)
     LOG.info("Terminal is not available, proceeding without opening an editor")
     return _create(name, data)
 
@@ -113,6 +114,13 @@ def _read(argument: str, prefix: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise LimaError(os_error_text(error, "open")) from None
+
+
+def _locator(argument: str) -> str:
+    """Return what messages call the file that a new instance comes from."""
+    if argument == "-" or argument.startswith("template:"):
+        return argument
+    return str(Path(argument.removeprefix("file://")).absolute())
 
 
 def _name_of(argument: str) -> str:
@@ -202,7 +210,8 @@ def _fetch(target: Path, file: dict[str, Any], description: str) -> None:
     except LimaError as error:
         raise LimaError(f"failed to download {quoted(location)}: {error}") from None
     except OSError as error:
-        raise LimaError(f"failed to download {quoted(location)}: {os_error_text(error, 'open')}") from None
+        reason = f"failed to open source {source}: {os_error_text(error, 'open')}"
+        raise LimaError(f"failed to download {quoted(location)}: {reason}") from None
     LOG.info(f"Downloaded {description} from {quoted(location)}")
 
 
@@ -211,10 +220,7 @@ def _check_digest(source: Path, expected: str) -> None:
     with source.open("rb") as file:
         actual = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
     if actual != expected:
-        raise LimaError(
-            f"expected digest {quoted(expected)} does not match "
-            f"the actual digest {quoted(actual)} of {quoted(source)}"
-        )
+        raise LimaError(f"expected digest {quoted(expected)}, got {quoted(actual)}")
 
 
 def image_info(path: Path) -> dict[str, Any]:

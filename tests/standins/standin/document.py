@@ -5,10 +5,11 @@ that it is looked at; ``_config/base.yaml`` into new ones.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from . import MISSING, defaults, names, validation
+from . import MISSING, defaults, names, shape, validation
 from .errors import LimaError, os_error_text
 from .log import LOG, quoted
 
@@ -33,11 +34,11 @@ def parse(data: bytes, what: str) -> Document:
     Raises:
         LimaError: it isn't YAML, or no mapping.
     """
-    found = _load(data, what)
-    if found is None:
-        found = {}
-    if not isinstance(found, dict):
-        raise LimaError(f"failed to unmarshal YAML ({what}): a mapping is expected")
+    found = _load(data, what) if data.strip() else {}
+    problem = shape.problem_with(found)
+    if problem is not None:
+        raise LimaError(f"failed to unmarshal YAML ({what}): {problem}")
+    assert isinstance(found, dict)
     unknown = sorted(set(map(str, found)) - _KNOWN)
     if unknown:
         LOG.warning(
@@ -57,6 +58,7 @@ def load(data: bytes, path: Path) -> Document:
     main = parse(data, f"main file {quoted(path)}")
     lower = _optional("default.yaml", "default file")
     upper = _optional("override.yaml", "override file")
+    _check_parameters(main)
     return defaults.fill(main, lower, upper, path.parent)
 
 
@@ -72,16 +74,34 @@ def read(path: Path) -> Document:
     return document
 
 
-def embed(data: bytes) -> bytes:
+def embed(data: bytes, locator: str) -> bytes:
     """Return a new instance's YAML with its bases mixed in; without any it keeps its bytes.
 
+    `locator` says where the YAML is from.
+
     Raises:
-        LimaError: it has bases.
+        LimaError: it has bases, or is none.
     """
-    found = parse(data, "main file ``") if data.strip() else {}
+    found = parse(data, locator) if data.strip() else {}
     if found.get("base") or (names.config_dir() / "base.yaml").exists():
         raise LimaError(f"{MISSING}: `base` and `_config/base.yaml`")
     return data
+
+
+def warn_of_system(data: bytes) -> None:
+    """Warn when a new guest is none with Linux."""
+    system = (_load(data, "") or {}).get("os") if data.strip() else None  # type: ignore[attr-defined]
+    if system not in (None, "", "Linux"):
+        LOG.warning("Support for non-Linux guests is experimental")
+
+
+def _check_parameters(document: Document) -> None:
+    """Refuse parameters that no script uses."""
+    texts = json.dumps([document.get(key) for key in ("provision", "probes", "copyToHost", "portForwards")])
+    for key in document.get("param") or {}:
+        if not re.search(rf"{{{{[^}}]*\.Param\.{re.escape(key)}[^}}]*}}}}|\bPARAM_{re.escape(key)}\b", texts):
+            users = "any provision, probe, copyToHost, or portForward"
+            raise LimaError(f"field `param` key {quoted(key)} is not used in {users}")
 
 
 def _optional(name: str, what: str) -> Document:

@@ -26,6 +26,7 @@ class Instance:
         self.status = ""
         self.config: dict[str, Any] | None = None
         self.errors: list[str] = []
+        self.error_details: list[dict[str, Any]] = []
         self.ssh_port = 0
         self.host_agent_pid = 0
         self.driver_pid = 0
@@ -64,8 +65,6 @@ class Instance:
                 "hostAgentPID": self.host_agent_pid or None,
                 "driverPID": self.driver_pid or None,
             }
-        # Errors have no text of their own in JSON, and what is empty is left out.
-        found["errors"] = [None] * len(self.errors) or None
         if settings:
             found |= {"config": settings, "sshAddress": "127.0.0.1"}
         found |= {"protected": self.protected, "limaVersion": self.lima_version}
@@ -77,7 +76,17 @@ class Instance:
             "LimaHome": str(names.home()),
             "IdentityFile": str(names.config_dir() / "user"),
         }
-        return without_empty(found)
+        listed = without_empty(found)
+        # Most errors have no text in JSON: an empty list is all that is left of them.
+        return _with_errors(listed, self.error_details) if self.errors else listed
+
+
+def _with_errors(listed: dict[str, Any], details: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put errors in their place: before the configuration."""
+    late = ("config", "sshAddress", "protected", "limaVersion", "param")
+    late += ("HostOS", "HostArch", "LimaHome", "IdentityFile")
+    early = {key: value for key, value in listed.items() if key not in late}
+    return early | {"errors": details} | {key: listed[key] for key in late if key in listed}
 
 
 def inspect(name: str) -> Instance:
@@ -124,6 +133,7 @@ def broken(name: str, error: str) -> Instance | None:
     found.hostname = ""
     found.status = BROKEN
     found.errors = [error]
+    found.error_details = [{"Op": "open", "Path": str(folder / "lima.yaml"), "Err": 2}]
     return found
 
 

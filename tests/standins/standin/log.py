@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 _LEVELS = ("trace", "debug", "info", "warning", "error", "fatal")
+LEVELS = (*_LEVELS, "warn", "panic")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._/@^+")
 
 
@@ -33,7 +34,7 @@ class Log:
     def __init__(self, stream: TextIO, *, as_json: bool = False, level: str = "info") -> None:
         self._stream = stream
         self._json = as_json
-        self._lowest = _LEVELS.index("warning" if level == "warn" else level)
+        self._lowest = _LEVELS.index({"warn": "warning", "panic": "fatal"}.get(level, level))
         self._terminal = not as_json and stream.isatty()
         self._begin = time.monotonic()
 

@@ -11,7 +11,7 @@ from . import VERSION, agent, cloning, creation, ending, listing, sshkeys, start
 from .commandline import COMMANDS, Words, parse
 from .errors import LimaError, NotFoundError, ToolError
 from .instance import STOPPED, inspect
-from .log import LOG, configure, quoted
+from .log import LEVELS, LOG, configure, quoted
 
 
 def main() -> NoReturn:
@@ -39,6 +39,8 @@ def _run(given: list[str], program: Path) -> None:
         sys.stdout.write("A stand-in for limactl. It has: " + " ".join(sorted(COMMANDS)) + "\n")
         return
     level = words.get("--log-level") or ("debug" if words.has("--debug") else "info")
+    if level not in LEVELS:
+        raise LimaError(f'not a valid logrus Level: "{level}"')
     form = words.get("--log-format") or "text"
     if form not in ("text", "json"):
         raise LimaError(f"unsupported log-format: {quoted(form)}")
@@ -111,6 +113,8 @@ def _info(_words: Words, program: Path) -> None:
 
 
 def _hostagent(words: Words, _program: Path) -> None:
+    if not words.get("--pidfile") or not words.get("--socket"):
+        raise LimaError("socket must be specified (limactl version mismatch?)")
     agent.run(words.rest[0], Path(words.get("--pidfile")), Path(words.get("--socket")))
 
 

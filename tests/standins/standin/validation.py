@@ -25,8 +25,11 @@ def check(document: Document, *, warn: bool = False) -> None:
         LimaError: with every problem.
     """
     problems = [problem for rule in _RULES for problem in rule(document)]
-    if document["vmType"] != "qemu":
-        problems.append(f"{MISSING}: vmType {quoted(document['vmType'])}")
+    kind = document["vmType"]
+    if kind not in ("qemu", "vz", "wsl2"):
+        raise LimaError(f"vmType {quoted(kind)} is not a registered driver")
+    if kind != "qemu":
+        problems.append(f"{MISSING}: vmType {quoted(kind)}")
     if problems:
         raise LimaError("\n".join(problems))
     for number, mount in enumerate(document["mounts"]):
@@ -72,7 +75,9 @@ def _file(found: Document, field: str) -> Iterator[str]:
         yield f"field `arch` must be one of [{' '.join(ARCHITECTURES)}]; got {quoted(found['arch'])}"
     digest = str(found.get("digest") or "")
     if digest and not _DIGEST.match(digest):
-        yield f"field `{field}.digest` is invalid: {digest}: invalid checksum digest format"
+        known = digest.partition(":")[0] in ("sha256", "sha384", "sha512")
+        reason = "length" if known else "format"
+        yield f"field `{field}.digest` is invalid: {digest}: invalid checksum digest {reason}"
 
 
 def _sizes(document: Document) -> Iterator[str]:
