@@ -7,11 +7,12 @@ BIN     = $(VENV)/bin
 # What `make run` does without ARGS: proves that Claude Code runs in a VM, and that it sees this project.
 DEMO    = 'uname -srm; claude --version; pwd; ls -A'
 
-.PHONY: help run test check format bench soak chaos system system-test venv dev clean
+.PHONY: help run test test-lima check format bench soak chaos system system-test venv dev clean
 
 help:
 	@echo "make run [ARGS='…']  set up what is missing, then run claude-vm in this folder"
 	@echo "make test            all tests, real VMs included"
+	@echo "make test-lima       the tests of Lima: with a stand-in for limactl, and with limactl where it is"
 	@echo "make check           format, lint, types, import rules"
 	@echo "make bench [ARGS='…']  what a user waits for against its targets, in this folder (it must have a template)"
 	@echo "make soak            repeat the session tests for a long time"
@@ -26,6 +27,10 @@ endif
 
 test: system system-test dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# With the real limactl, too, where one is on the PATH; the summary's last lines say which ones they were.
+test-lima: system system-test dev
+	@$(BIN)/python -m pytest tests/lima_contract $(PYTEST_ARGS)
 
 check: dev
 	@$(BIN)/ruff format --check .

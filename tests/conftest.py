@@ -1,8 +1,10 @@
 """What all tests share: CI must not pass by skipping, nor depend on how it was started."""
 
 import contextlib
+import importlib.util
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,8 +32,53 @@ for _number in range(3, 256):
         os.set_inheritable(_number, False)
 
 
+_spec = importlib.util.spec_from_file_location(
+    "claude_vm_tests_choice", Path(__file__).parent / "standins" / "choice.py"
+)
+choice = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(choice)
+
+TALLY = pytest.StashKey[choice.Tally]()
+
+
+def pytest_configure(config):
+    config.stash[TALLY] = choice.Tally()
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test that wants a `limactl` with each that there is."""
+    if "limactl" in metafunc.fixturenames:
+        found = choice.choices(metafunc.config.getoption("--limactl"))
+        ids = [one.label.removesuffix(" for limactl").replace(" ", "-") for one in found]
+        metafunc.parametrize("limactl", found, ids=ids, indirect=True)
+
+
+@pytest.fixture
+def limactl(request, tmp_path):
+    """Return the folder of an installation whose ``bin`` has the `limactl` to test."""
+    request.node.user_properties.append(("limactl", request.param.label))
+    request.param.install(tmp_path / "prefix")
+    return tmp_path / "prefix"
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say which `limactl` the tests ran."""
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            for name, label in getattr(report, "user_properties", ()):
+                if name == "limactl":
+                    config.stash[TALLY].count(label, outcome)
+    lines = config.stash[TALLY].lines()
+    if lines:
+        terminalreporter.section("limactl")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 def pytest_addoption(parser):
     """``--no-skips``: a skipped test is a failure, for machines where all of them can run."""
+    kinds = ("all", "stand-in", "real")
+    parser.addoption("--limactl", default="all", choices=kinds, help="which limactl tests run with")
     parser.addoption("--no-skips", action="store_true", help="fail when a test is skipped")
     parser.addoption("--may-skip", default=None, metavar="TEXT", help="unless its reason has this text")
 

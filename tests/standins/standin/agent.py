@@ -122,6 +122,8 @@ class _Agent:
         problems = self._waiter.wait("essential", requirements.essential())
         problems += self._waiter.wait("optional", requirements.optional(self._found))
         problems += self._waiter.wait("final", requirements.final(self._instance_id))
+        if self._waiter.stopped:
+            return
         status: dict[str, Any] = {"running": True}
         if problems:
             status |= {"degraded": True, "errors": ["\n".join(problems)]}

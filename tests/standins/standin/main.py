@@ -19,7 +19,7 @@ def main() -> NoReturn:
     if os.geteuid() == 0:
         sys.stderr.write("limactl: must not run as the root user\n")
         sys.exit(1)
-    program = Path(sys.argv[0]).absolute()
+    program = Path(os.environ.get("LIMACTL_STANDIN_PROGRAM") or sys.argv[0]).absolute()
     try:
         _run(sys.argv[1:], program)
     except ToolError as error:
@@ -77,7 +77,9 @@ def _start(words: Words, program: Path) -> None:
         prefix=program.parent.parent,
     )
     timeout_s = words.duration("--timeout", default_s=600.0)
-    starting.start(found, foreground=words.flag("--foreground"), timeout_s=timeout_s, program=program)
+    starting.start(
+        found, foreground=words.flag("--foreground"), timeout_s=timeout_s, prefix=program.parent.parent
+    )
 
 
 def _stop(words: Words, _program: Path) -> None:
@@ -97,7 +99,7 @@ def _list(words: Words, _program: Path) -> None:
 def _clone(words: Words, program: Path) -> None:
     found = cloning.clone(*words.rest, rename=words.command == "rename")
     if words.flag("--start"):
-        starting.start(found, foreground=False, timeout_s=600.0, program=program)
+        starting.start(found, foreground=False, timeout_s=600.0, prefix=program.parent.parent)
 
 
 def _protect(words: Words, _program: Path) -> None:

@@ -67,6 +67,10 @@ class Waiter:
         self._port = port
         self._stopped = threading.Event()
 
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         self._stopped.set()
 
@@ -77,6 +81,8 @@ class Waiter:
             which = f"The {label} requirement {number} of {len(wanted)}"
             LOG.info(f"Waiting for {which[0].lower()}{which[1:]}: {quoted(requirement.description)}")
             problem = self._wait(requirement)
+            if self.stopped:
+                break
             if problem is None:
                 LOG.info(f"{which} is satisfied")
             else:

@@ -17,7 +17,7 @@ _AGENT_TIMEOUT_S = 5.0
 _AGENT_STEP_S = 0.005
 
 
-def start(found: Instance, *, foreground: bool, timeout_s: float, program: Path) -> None:
+def start(found: Instance, *, foreground: bool, timeout_s: float, prefix: Path) -> None:
     """Start an instance that may run already. In the foreground this process becomes the host agent.
 
     Raises:
@@ -41,9 +41,9 @@ def start(found: Instance, *, foreground: bool, timeout_s: float, program: Path)
             f"(hint: remove {quoted(pid_file)} if the instance is not actually running)"
         )
     LOG.info(f"Starting the instance {quoted(found.name)} with internal VM driver `qemu`")
-    prepare(found, program.parent.parent)
-    words = [sys.executable, str(program)]
-    words += ["hostagent", "--pidfile", str(pid_file), "--socket", str(found.folder / "ha.sock"), found.name]
+    prepare(found, prefix)
+    words = [sys.executable, "-IB", sys.argv[0], "hostagent"]
+    words += ["--pidfile", str(pid_file), "--socket", str(found.folder / "ha.sock"), found.name]
     begin = time.time()
     out, err = (_fresh(found.folder / name) for name in ("ha.stdout.log", "ha.stderr.log"))
     if foreground:
