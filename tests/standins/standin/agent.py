@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import cidata, faults, machine, monitor, requirements, sshkeys, validation
+from . import cidata, disks, faults, machine, monitor, requirements, sshkeys, validation
 from .errors import LimaError
 from .instance import Instance, inspect, read_pid
 from .log import LOG, configure, quoted, timestamp
@@ -66,6 +66,7 @@ class _Agent:
         sshkeys.write_config(found, self._options, self.ssh_port)
         self._waiter = requirements.Waiter(self._options, self.ssh_port)
         self._qemu: subprocess.Popen[str] | None = None
+        self._reached = False
 
     def run(self) -> None:
         """Start the VM, say how it goes, and end it.
@@ -120,6 +121,7 @@ class _Agent:
                 "Guest agent will not be running."
             )
         problems = self._waiter.wait("essential", requirements.essential())
+        self._reached = not self._waiter.stopped
         problems += self._waiter.wait("optional", requirements.optional(self._found))
         problems += self._waiter.wait("final", requirements.final(self._instance_id))
         if self._waiter.stopped:
@@ -131,6 +133,8 @@ class _Agent:
 
     def _close(self) -> None:
         LOG.info("Shutting down the host agent")
+        if self._reached:
+            disks.release(self._found)
         self._waiter.stop()
         if (self._found.folder / "ssh.sock").exists():
             LOG.debug("shutting down the SSH master")

@@ -117,7 +117,8 @@ def _facts(found: Instance, instance_id: str) -> dict[str, object]:
         "HOSTHOME_MOUNTPOINT": "",
         "MOUNTS": 0,
         "MOUNTTYPE": settings["mountType"] or "9p",
-        "DISKS": 0,
+        "DISKS": len(settings["additionalDisks"]),
+        **_disks(settings["additionalDisks"]),
         "GUEST_INSTALL_PREFIX": settings["guestInstallPrefix"],
         "UPGRADE_PACKAGES": _flag(settings["upgradePackages"]),
         "CONTAINERD_USER": "",
@@ -138,6 +139,20 @@ def _facts(found: Instance, instance_id: str) -> dict[str, object]:
         "PASSWORDLESS_SUDO": _flag(settings["user"]["passwordlessSudo"]),
     }
     return {f"LIMA_CIDATA_{key}": value for key, value in facts.items()}
+
+
+def _disks(wanted: list[dict[str, Any]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for number, disk in enumerate(wanted):
+        facts = {
+            "NAME": disk["name"],
+            "DEVICE": f"vd{chr(ord('b') + number)}",
+            "FORMAT": str(disk.get("format", True)).lower(),
+            "FSTYPE": disk.get("fsType") or "",
+            "FSARGS": " ".join(disk.get("fsArgs") or ()),
+        }
+        found |= {f"DISK_{number}_{key}": value for key, value in facts.items()}
+    return found
 
 
 def _flag(value: object) -> str:

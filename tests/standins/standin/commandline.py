@@ -51,6 +51,10 @@ COMMANDS: Final = {
         values=_set("--shell --workdir"),
         greedy=False,
     ),
+    "copy": Command(
+        "copy SOURCE ... TARGET", "Copy files between host and guest", _set("--recursive --verbose"), least=2
+    ),
+    "disk": Command("disk", "Lima disk management", _set("--json --force"), _set("--size --format")),
     "clone": Command("clone OLDINST NEWINST", "Clone an instance of Lima", _set("--start"), least=2, most=2),
     "rename": Command(
         "rename OLDINST NEWINST", "Rename an instance of Lima", _set("--start"), least=2, most=2
@@ -65,7 +69,7 @@ COMMANDS: Final = {
     ),
 }
 
-_ALIASES: Final = {"ls": "list", "rm": "delete", "remove": "delete"}
+_ALIASES: Final = {"ls": "list", "rm": "delete", "remove": "delete", "cp": "copy"}
 _SWITCHES: Final = _set("--debug --tty --yes --version --help")
 _VALUES: Final = _set("--log-level --log-format")
 _LETTERS: Final = {
@@ -75,6 +79,7 @@ _LETTERS: Final = {
     "-f": "--force",
     "-q": "--quiet",
     "-p": "--pidfile",
+    "-r": "--recursive",
 }
 
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -136,6 +141,9 @@ def parse(given: list[str]) -> Words:
                 break
     if command is not None and not options.keys() & {"--help", "--version"}:
         _check_count(name, command, rest)
+        if rest[:1] == ["create"] and name == "disk":
+            disk = Command("disk create DISK", "Create a Lima disk", least=1, most=1)
+            _check_count("disk create", disk, rest[1:])
     return Words(name, options, rest)
 
 

@@ -1,19 +1,17 @@
 """``create``: an instance's folder, its files and its disk. ``start`` makes what is missing, likewise."""
 
 import hashlib
-import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from . import MISSING, VERSION, cidata, document, listing, names, validation
 from .errors import LimaError, NotFoundError, os_error_text
+from .images import check_acceptable, resize
 from .instance import Instance, inspect
 from .log import LOG, quoted
-from .sizes import format_size, parse_size
+from .sizes import parse_size
 
 
 def load_or_create(argument: str, name: str, *, create_only: bool, terminal: bool, prefix: Path) -> Instance:
@@ -37,7 +35,7 @@ def load_or_create(argument: str, name: str, *, create_only: bool, terminal: boo
         names.check_name(name)
         if create_only and _exists(name):
             raise LimaError(f"instance {quoted(name)} already exists")
-    data = document.embed(data, _locator(argument))
+    data = document.embed(data, _locator(argument), lambda location: _read(location, prefix))
     if terminal and argument != "-":
         raise LimaError(f"{MISSING}: a menu; use --tty=false")
     document.warn_of_system(data)
@@ -60,9 +58,9 @@ def prepare(found: Instance, prefix: Path) -> None:
     if not (folder / "image").exists() and not (folder / "disk").exists():
         _fetch_first(settings, folder)
     if not (folder / "disk").exists():
-        _accept(folder / "image")
+        check_acceptable(folder / "image")
         (folder / "image").rename(folder / "disk")
-    _resize(found)
+    resize(found.name, folder / "disk", parse_size(settings["disk"]))
 
 
 def _by_name(argument: str, name: str, *, create_only: bool, prefix: Path) -> tuple[Instance | None, bytes]:
@@ -221,56 +219,3 @@ def _check_digest(source: Path, expected: str) -> None:
         actual = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
     if actual != expected:
         raise LimaError(f"expected digest {quoted(expected)}, got {quoted(actual)}")
-
-
-def image_info(path: Path) -> dict[str, Any]:
-    """Return what qemu-img says of an image, its backing file not opened.
-
-    Raises:
-        LimaError: it is no image.
-    """
-    command = ["qemu-img", "info", "--output=json", "--force-share", str(path)]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
-        words = "[" + " ".join(command) + "]"
-        outputs = f"stdout={quoted(done.stdout.decode())}, stderr={quoted(done.stderr.decode())}"
-        raise LimaError(f"failed to run {words}: {outputs}: exit status {done.returncode}")
-    found = json.loads(done.stdout)
-    assert isinstance(found, dict)
-    return found
-
-
-def _accept(path: Path) -> None:
-    """Refuse images that read other files.
-
-    Raises:
-        LimaError: it is one.
-    """
-    info = image_info(path)
-    backing = info.get("backing-filename") or info.get("full-backing-filename")
-    if backing:
-        reason = f"base disk ({quoted(path)}) must not have a backing file ({quoted(backing)})"
-        raise LimaError(f"file {quoted(path)} is not acceptable as a disk image: {reason}")
-
-
-def _resize(found: Instance) -> None:
-    """Make the disk as large as the configuration wants it. An overlay of another instance's disk is fine."""
-    disk = found.folder / "disk"
-    wanted = parse_size(found.settings()["disk"])
-    size = _virtual_size(disk)
-    if size == wanted:
-        return
-    LOG.info(f"Resize instance {found.name}'s disk from {format_size(size)} to {format_size(wanted)}")
-    if wanted < size:
-        raise LimaError("disk shrinking is not supported")
-    kind = image_info(disk)["format"]
-    subprocess.run(["qemu-img", "resize", "-q", "-f", kind, disk, str(wanted)], check=True)
-
-
-def _virtual_size(disk: Path) -> int:
-    """Return the size of a disk as its guest sees it, without a program's start."""
-    with disk.open("rb") as file:
-        head = file.read(32)
-    if head[:4] == b"QFI\xfb":
-        return int.from_bytes(head[24:32], "big")
-    return os.stat(disk).st_size  # noqa: PTH116  # follows the link of an older layout

@@ -130,6 +130,9 @@ def fill(main: Document, lower: Document, upper: Document, folder: Path) -> Docu
     filled["networks"] = [_copy(n) for layer in reversed(layers) for n in layer.get("networks") or ()]
     template = _guest_template(filled, folder)
     filled["user"]["home"] = template(filled["user"]["home"])
+    filled["additionalDisks"] = [
+        {"name": disk} if isinstance(disk, str) else disk for disk in filled["additionalDisks"]
+    ]
     _fill_images(filled)
     _fill_scripts(filled, template)
     filled["portForwards"] = [_forward(rule, folder) for rule in filled["portForwards"]]

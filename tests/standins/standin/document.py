@@ -6,10 +6,11 @@ that it is looked at; ``_config/base.yaml`` into new ones.
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import MISSING, defaults, names, shape, validation
+from . import MISSING, bases, defaults, names, shape, validation
 from .errors import LimaError, os_error_text
 from .log import LOG, quoted
 
@@ -74,18 +75,29 @@ def read(path: Path) -> Document:
     return document
 
 
-def embed(data: bytes, locator: str) -> bytes:
+def embed(data: bytes, locator: str, read_template: Callable[[str], bytes]) -> bytes:
     """Return a new instance's YAML with its bases mixed in; without any it keeps its bytes.
 
-    `locator` says where the YAML is from.
+    `locator` says where the YAML is from, and bases are relative to it. With bases, the result is JSON, and
+    comments are gone: the real one keeps them.
 
     Raises:
-        LimaError: it has bases, or is none.
+        LimaError: a base can't be read, or it is no YAML.
     """
     found = parse(data, locator) if data.strip() else {}
-    if found.get("base") or (names.config_dir() / "base.yaml").exists():
-        raise LimaError(f"{MISSING}: `base` and `_config/base.yaml`")
-    return data
+    general = names.config_dir() / "base.yaml"
+    if general.exists():
+        base = found.get("base") or []
+        found["base"] = [*(base if isinstance(base, list) else [base]), str(general)]
+    if not found.get("base"):
+        return data
+
+    def read_base(location: str) -> Document:
+        if "://" not in location and not location.startswith(("template:", "/")):
+            location = str(Path(locator).parent / location)
+        return parse(read_template(location), location)
+
+    return json.dumps(bases.merged(found, read_base), indent=2).encode() + b"\n"
 
 
 def warn_of_system(data: bytes) -> None:

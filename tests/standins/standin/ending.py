@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from . import faults, names, networks, watching
+from . import disks, faults, names, networks, watching
 from .errors import LimaError, NotFoundError, os_error_text
 from .instance import RUNNING, STOPPED, Instance, inspect
 from .log import LOG, quoted
@@ -70,6 +70,7 @@ def stop_forcibly(found: Instance) -> None:
         _kill(found.driver_pid)
     else:
         LOG.info(f"The {'qemu' if found.config else ''} driver process seems already stopped")
+    disks.release(found)
     if found.host_agent_pid:
         LOG.info(f"Sending SIGKILL to the host agent process {found.host_agent_pid}")
         _kill(found.host_agent_pid)

@@ -60,6 +60,7 @@ class Instance:
                 "memory": parse_size(settings["memory"]),
                 "disk": parse_size(settings["disk"]),
                 "message": settings["message"] or None,
+                "additionalDisks": settings["additionalDisks"],
                 "sshLocalPort": self.ssh_port or None,
                 "sshConfigFile": str(self.ssh_config_file),
                 "hostAgentPID": self.host_agent_pid or None,

@@ -10,6 +10,7 @@ from .errors import LimaError, NotFoundError, os_error_text
 from .instance import Instance, broken, inspect, without_empty
 from .log import LOG, quoted
 from .sizes import format_size
+from .table import table
 
 
 def list_instances(wanted: list[str], *, as_json: bool, quiet: bool) -> None:
@@ -142,8 +143,7 @@ def _table(found: list[Instance]) -> list[str]:
                 folder.replace(home, "~", 1) if folder.startswith(home) else folder,
             ]
         )
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]) - 1)]
-    return ["    ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+    return table(rows)
 
 
 def _print(lines: list[str]) -> None:

@@ -67,7 +67,8 @@ class Log:
     def _line(self, level: str, message: str, fields: Mapping[str, object]) -> str:
         if self._json:
             entry = {**fields, "level": level, "msg": message, "time": timestamp()}
-            return json.dumps(dict(sorted(entry.items())), separators=(",", ":"), default=str)
+            line = json.dumps(dict(sorted(entry.items())), separators=(",", ":"), default=str)
+            return line.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
         tail = "".join(f" {key}={_text(value)}" for key, value in sorted(fields.items()))
         if self._terminal:
             seconds = int(time.monotonic() - self._begin)

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
-from . import cidata
+from . import cidata, disks
 from .errors import LimaError
 from .instance import Instance
 from .log import LOG, quoted
@@ -56,6 +56,8 @@ def command(found: Instance, port: int) -> list[str]:
     line.add("-drive", f"file={folder / 'disk'},if=none,discard=on,id=boot-disk")
     line.add("-device", "virtio-blk-pci,drive=boot-disk,bootindex=1")
     line.once("-boot", "order=c,splash-time=0,menu=on")
+    for path in disks.attach(found):
+        line.add("-drive", f"file={path},if=virtio,discard=on")
     line.add("-drive", f"id=cdrom0,if=none,format=raw,readonly=on,file={folder / 'cidata.iso'}")
     line.add("-device", "virtio-scsi,id=scsi0", "-device", "scsi-cd,bus=scsi0.0,drive=cdrom0")
     _add_kernel(line, folder)

@@ -1,16 +1,13 @@
 """The command line: which words mean what, and what happens when something fails."""
 
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from . import VERSION, agent, cloning, creation, ending, listing, sshkeys, starting
+from . import VERSION, agent, cloning, creation, disks, ending, guests, listing, starting
 from .commandline import COMMANDS, Words, parse
-from .errors import LimaError, NotFoundError, ToolError
-from .instance import STOPPED, inspect
+from .errors import LimaError, ToolError
 from .log import LEVELS, LOG, configure, quoted
 
 
@@ -124,31 +121,26 @@ def _shell(words: Words, _program: Path) -> None:
     if not words.rest:
         raise LimaError("requires instance name as first argument")
     name, *command = words.rest
-    if command[:1] == ["--"]:
-        command = command[1:]
-    try:
-        found = inspect(name)
-    except NotFoundError:
-        raise LimaError(
-            f"instance {quoted(name)} does not exist, run `limactl create {name}` to create a new instance"
-        ) from None
-    if found.errors:
-        LOG.error(f"Instance {quoted(name)} has configuration errors", error="\n".join(found.errors))
-    settings = found.settings()
-    if found.status == STOPPED:
-        raise LimaError(
-            f"instance {quoted(name)} is stopped, run `limactl start {name}` to start the instance"
-        )
-    script = sshkeys.shell_command(settings, command, words.get("--workdir"), words.get("--shell"))
-    arguments = sshkeys.arguments(sshkeys.options(found))
-    if sys.stdout.isatty():
-        arguments.append("-t")
-    if "COLORTERM" in os.environ:
-        arguments += ["-o", "SendEnv=COLORTERM"]
-    arguments += ["-o", "LogLevel=ERROR", "-p", str(found.ssh_port), sshkeys.ADDRESS, "--", script]
-    status = subprocess.run([shutil.which("ssh") or "ssh", *arguments], check=False).returncode
-    if status:
-        raise ToolError(status if status > 0 else 255)
+    guests.shell(name, command, workdir=words.get("--workdir"), interpreter=words.get("--shell"))
+
+
+def _copy(words: Words, _program: Path) -> None:
+    guests.copy(words.rest, recursive=words.flag("--recursive"))
+
+
+def _disk(words: Words, _program: Path) -> None:
+    action, *rest = words.rest or [""]
+    match action:
+        case "create":
+            disks.create(rest[0] if rest else "", words.get("--size"), words.get("--format") or "qcow2")
+        case "list" | "ls":
+            disks.list_disks(rest, as_json=words.flag("--json"))
+        case "delete" | "remove" | "rm":
+            disks.delete(rest, force=words.flag("--force"))
+        case "unlock":
+            disks.unlock(rest)
+        case _:
+            sys.stdout.write("Of `limactl disk` there are: create, list, delete, unlock\n")
 
 
 _RUN = {
@@ -158,6 +150,8 @@ _RUN = {
     "delete": _delete,
     "list": _list,
     "shell": _shell,
+    "copy": _copy,
+    "disk": _disk,
     "clone": _clone,
     "rename": _clone,
     "protect": _protect,

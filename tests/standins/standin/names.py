@@ -32,7 +32,7 @@ def check_name(name: str) -> None:
     Raises:
         LimaError: with limactl's words.
     """
-    problem = _problem_with(name)
+    problem = problem_with(name)
     if problem is not None:
         raise LimaError(f"instance name {quoted(name)} is not a valid identifier: {problem}")
     if name.lower().endswith((".yml", ".yaml")):
@@ -83,7 +83,8 @@ def hostname(name: str) -> str:
     return "lima-" + name.replace(".", "-").replace("_", "-")
 
 
-def _problem_with(name: str) -> str | None:
+def problem_with(name: str) -> str | None:
+    """Tell what is wrong with an identifier, if anything is."""
     if not name:
         return "identifier must not be empty"
     if len(name) > _LONGEST_IDENTIFIER:

@@ -78,11 +78,11 @@ class Waiter:
         """Wait for each in turn; return what went wrong."""
         problems = []
         for number, requirement in enumerate(wanted, 1):
+            if self.stopped:
+                break
             which = f"The {label} requirement {number} of {len(wanted)}"
             LOG.info(f"Waiting for {which[0].lower()}{which[1:]}: {quoted(requirement.description)}")
             problem = self._wait(requirement)
-            if self.stopped:
-                break
             if problem is None:
                 LOG.info(f"{which} is satisfied")
             else:

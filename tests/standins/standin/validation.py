@@ -143,7 +143,7 @@ def _rest(document: Document) -> Iterator[str]:
         yield "field `dns` must be empty when field `HostResolver.Enabled` is true"
     if not document["user"]["passwordlessSudo"] and not document["plain"]:
         yield "`user.passwordlessSudo: false` requires `plain: true`"
-    for name in ("networks", "additionalDisks", "copyToHost"):
+    for name in ("networks", "copyToHost"):
         if document[name]:
             yield f"{MISSING}: {name}"
 

@@ -26,14 +26,14 @@ def statuses(
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         last = ended()
-        said = lines.read()
-        for line in said:
-            _pass_on(line, begin)
         found = events.read()
         for line in found:
             event = json.loads(line)
             if _seconds(event["time"]) >= begin:
                 yield event["status"]
+        said = lines.read()
+        for line in said:
+            _pass_on(line, begin)
         if last:
             return
         if not said and not found:
