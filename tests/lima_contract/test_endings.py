@@ -210,6 +210,24 @@ def test_a_taken_port_ends_the_start_and_qemu_says_why(lima):
     expect_stopped(lima)
 
 
+def test_an_ssh_that_waits_for_an_answer_outlives_its_host_agent_and_names_only_the_home(lima, waiting):
+    """Who cleans up has to find it: no path with the instance's name is among its arguments."""
+    lima.create()
+
+    with socket.create_server(("127.0.0.1", lima.port)) as other:
+        process = lima.begin("start", "--foreground", "a")
+        connection, _ = other.accept()
+        process.communicate(timeout=60)
+        with connection:
+            (left,) = lima.processes()
+            words = left.cmdline()
+
+    assert words[0] == "ssh"
+    assert f'IdentityFile="{lima.home}/_config/user"' in words
+    assert str(lima.home / "a") not in " ".join(words)
+    waiting(lambda: not lima.processes())
+
+
 def test_a_qemu_that_refuses_its_arguments_ends_the_start(lima):
     lima.create()
     env = {"QEMU_SYSTEM_X86_64": "qemu-system-x86_64 -cpu max -no-such-option"}

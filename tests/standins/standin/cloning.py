@@ -1,11 +1,11 @@
 """``clone``, ``rename``, ``protect`` and ``unprotect``."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 from . import names
 from .errors import LimaError, NotFoundError
+from .images import copy_file
 from .instance import RUNNING, Instance, inspect
 from .log import LOG, quoted
 
@@ -90,9 +90,4 @@ def _copy_tree(source: Path, target: Path, *, rename: bool) -> None:
         elif rename:
             path.rename(copy)
         else:
-            _copy(path, copy)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy one file: by sharing its blocks where the file system can, and with its holes."""
-    subprocess.run(["cp", "--reflink=auto", "--sparse=auto", "--preserve=mode", source, target], check=True)
+            copy_file(path, copy)

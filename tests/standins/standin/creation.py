@@ -8,7 +8,7 @@ from typing import Any
 
 from . import MISSING, VERSION, cidata, document, listing, names, validation
 from .errors import LimaError, NotFoundError, os_error_text
-from .images import check_acceptable, resize
+from .images import check_acceptable, copy_file, resize
 from .instance import Instance, inspect
 from .log import LOG, quoted
 from .sizes import parse_size
@@ -204,7 +204,8 @@ def _fetch(target: Path, file: dict[str, Any], description: str) -> None:
     try:
         if digest:
             _check_digest(source, digest)
-        shutil.copyfile(source, target)
+        source.open("rb").close()
+        copy_file(source, target)
     except LimaError as error:
         raise LimaError(f"failed to download {quoted(location)}: {error}") from None
     except OSError as error:
