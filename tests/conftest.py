@@ -1,6 +1,7 @@
 """What all tests share: CI must not pass by skipping, nor depend on how it was started."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import signal
@@ -39,10 +40,12 @@ choice = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(choice)
 
 TALLY = pytest.StashKey[choice.Tally]()
+ON_PATH = pytest.StashKey()
 
 
 def pytest_configure(config):
     config.stash[TALLY] = choice.Tally()
+    config.stash[ON_PATH] = functools.cache(choice.on_path)
 
 
 def pytest_generate_tests(metafunc):
@@ -59,6 +62,14 @@ def limactl(request, tmp_path):
     request.node.user_properties.append(("limactl", request.param.label))
     request.param.install(tmp_path / "prefix")
     return tmp_path / "prefix"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Note which `limactl` the drivers' own tests use: the one that comes first on ``PATH``."""
+    of_lima = "lima" in item.nodeid and item.get_closest_marker("vm") is not None
+    if of_lima and "limactl" not in item.fixturenames:
+        item.user_properties.append(("limactl", item.config.stash[ON_PATH]()))
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -80,7 +91,7 @@ def pytest_addoption(parser):
     kinds = ("all", "stand-in", "real")
     parser.addoption("--limactl", default="all", choices=kinds, help="which limactl tests run with")
     parser.addoption("--no-skips", action="store_true", help="fail when a test is skipped")
-    parser.addoption("--may-skip", default=None, metavar="TEXT", help="unless its reason has this text")
+    parser.addoption("--may-skip", default=[], action="append", help="unless its reason has this text")
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -90,7 +101,7 @@ def pytest_runtest_makereport(item, call):
     report = outcome.get_result()
     if not report.skipped or hasattr(report, "wasxfail") or not item.config.getoption("--no-skips"):
         return
-    excused = item.config.getoption("--may-skip")
-    if excused is None or excused not in str(report.longrepr):
+    reason = str(report.longrepr)
+    if not any(excused in reason for excused in item.config.getoption("--may-skip")):
         report.outcome = "failed"
         report.longrepr = f"skipped, but it should run here: {report.longrepr}"

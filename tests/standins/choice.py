@@ -1,6 +1,7 @@
 """Which `limactl` a test runs: the stand-in beside this file, or the real one where the machine has it.
 
-A report never calls the stand-in Lima: see `Tally`.
+As a program it runs a command with the stand-in first on ``PATH``, then with the real one, if there is one;
+each time with ``--limactl`` at its end. A report never calls the stand-in Lima: see `Tally`.
 """
 
 import os
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,13 +46,18 @@ def choices(wanted: str) -> list[Choice]:
     return found if real is None else [*found, real]
 
 
+def on_path() -> str:
+    """Return the label of the `limactl` that comes first on ``PATH``; nothing when there is none."""
+    found = shutil.which("limactl")
+    version = _version(found) if found else ""
+    return STAND_IN if _MARK in version else version
+
+
 def _real() -> Choice | None:
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         path = shutil.which("limactl", path=folder)
-        if path is None:
-            continue
-        version = _version(path)
-        if version and _MARK not in version:
+        version = _version(path) if path else ""
+        if path and version and _MARK not in version:
             return Choice(version, Path(path).absolute())
     return None
 
@@ -83,3 +90,23 @@ class Tally:
                 "Lima itself was not tested: there is no limactl on this machine's PATH, or it was left out"
             )
         return found
+
+
+def main() -> int:
+    """Run the command that the arguments are, once with each `limactl`; return the first bad status."""
+    failed = 0
+    for kind in ("stand-in", "real"):
+        for choice in choices(kind):
+            with tempfile.TemporaryDirectory(prefix="limactl-") as folder:
+                path = os.pathsep.join([str(choice.install(Path(folder))), os.environ.get("PATH", "")])
+                name = choice.label if choice.program else f"the {choice.label}"
+                sys.stdout.write(f"== with {name}\n")
+                sys.stdout.flush()
+                command, env = [*sys.argv[1:], f"--limactl={kind}"], os.environ | {"PATH": path}
+                status = subprocess.run(command, env=env, check=False).returncode
+                failed = failed or abs(status)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
