@@ -50,7 +50,7 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     """Run a test that wants a `limactl` with each that there is."""
-    if "limactl" in metafunc.fixturenames:
+    if "limactl" in metafunc.fixturenames and "stand_in" not in metafunc.fixturenames:
         found = choice.choices(metafunc.config.getoption("--limactl"))
         ids = [one.label.removesuffix(" for limactl").replace(" ", "-") for one in found]
         metafunc.parametrize("limactl", found, ids=ids, indirect=True)
@@ -61,6 +61,14 @@ def limactl(request, tmp_path):
     """Return the folder of an installation whose ``bin`` has the `limactl` to test."""
     request.node.user_properties.append(("limactl", request.param.label))
     request.param.install(tmp_path / "prefix")
+    return tmp_path / "prefix"
+
+
+@pytest.fixture
+def stand_in(request, tmp_path):
+    """Return the folder of an installation of the stand-in."""
+    request.node.user_properties.append(("limactl", choice.STAND_IN))
+    choice.Choice(choice.STAND_IN, None).install(tmp_path / "prefix")
     return tmp_path / "prefix"
 
 

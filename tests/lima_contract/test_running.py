@@ -265,6 +265,32 @@ def instance_id(folder):
     return re.search(rb"instance-id: (iid-\d+)\n", data)[1].decode()
 
 
+def test_a_guest_that_can_not_be_reached_is_tried_again_three_seconds_later(lima):
+    lima.create()
+    deaf = lima.root / "deaf"
+    deaf.write_text(
+        '#!/bin/bash\nfor word; do words+=("${word/,hostfwd=tcp:*/}"); done\nexec '
+        + QEMU
+        + ' "${words[@]}"\n'
+    )
+    deaf.chmod(0o755)
+    program = lima.env["QEMU_SYSTEM_X86_64"].replace(QEMU, str(deaf))
+
+    with socket.create_server(("127.0.0.1", lima.port)) as guest:
+        guest.settimeout(60)
+        with lima.started(env={"QEMU_SYSTEM_X86_64": program}):
+            ends = []
+            for _ in range(2):
+                connection, _ = guest.accept()
+                at = time.monotonic()
+                connection.close()
+                ends.append(at)
+            assert lima.listed()["status"] == "Running"
+
+    assert ends[1] - ends[0] >= 3
+    assert len(lima.events()) == 1
+
+
 def test_the_host_agent_answers_at_its_socket(lima):
     folder = lima.create()
 

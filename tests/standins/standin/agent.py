@@ -94,7 +94,7 @@ class _Agent:
             f"{quoted(self._found.folder / 'serial*.log')})"
         )
         LOG.debug(f"qCmd.Args: [{' '.join(words)}]")
-        self._other = faults.taken_port(self._found.name, self.ssh_port)
+        self._other = faults.taken_port(self._found.folder, self.ssh_port)
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self._qemu = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, **pipes, process_group=0, text=True, errors="replace"

@@ -2,7 +2,7 @@
 
 ``LIMACTL_STANDIN_FAULTS`` holds words with commas between them:
 
-* ``delete-race``: the first ``delete`` of an instance finds a file that the killed host agent still wrote.
+* ``delete-race``: the host agent that a ``delete`` has killed wrote once more, while its folder was removed.
 * ``port-race``: the first start of an instance finds its SSH port taken by another program.
 """
 
@@ -10,8 +10,6 @@ import errno
 import os
 import socket
 from pathlib import Path
-
-from . import names
 
 VARIABLE = "LIMACTL_STANDIN_FAULTS"
 
@@ -22,7 +20,7 @@ def strike_delete(folder: Path) -> None:
     Raises:
         OSError: the folder isn't empty. Of the instance no ``lima.yaml`` is left.
     """
-    if not _due("delete-race", folder.name):
+    if not _wanted("delete-race"):
         return
     for path in folder.iterdir():
         if not path.is_dir():
@@ -31,23 +29,14 @@ def strike_delete(folder: Path) -> None:
     raise OSError(errno.ENOTEMPTY, "directory not empty", str(folder))
 
 
-def taken_port(instance: str, port: int) -> socket.socket | None:
+def taken_port(folder: Path, port: int) -> socket.socket | None:
     """Return the other program's listening socket, or None."""
-    if not _due("port-race", instance):
+    mark = folder / "standin.port-race"
+    if not _wanted("port-race") or mark.exists():
         return None
+    mark.touch()
     return socket.create_server(("127.0.0.1", port))
 
 
-def _due(fault: str, instance: str) -> bool:
-    """Tell whether a fault was asked for and has not struck this instance yet."""
-    if fault not in os.environ.get(VARIABLE, "").split(","):
-        return False
-    mark = names.home() / "_standin" / f"{fault}.{instance}"
-    mark.parent.mkdir(exist_ok=True)
-    try:
-        mark.touch(exist_ok=False)
-    except OSError as error:
-        if error.errno != errno.EEXIST:
-            raise
-        return False
-    return True
+def _wanted(fault: str) -> bool:
+    return fault in os.environ.get(VARIABLE, "").split(",")
