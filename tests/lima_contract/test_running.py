@@ -254,7 +254,8 @@ def test_each_start_has_events_logs_and_an_instance_id_of_its_own(lima, ending, 
     older = (folder / "ha.stdout.log").read_text()
     waiting(lambda: f"iid-{int(time.time())}" != first)
 
-    with lima.started():
+    with (folder / "ha.stdout.log").open() as follower, lima.started():
+        assert follower.read() == older
         assert older not in (folder / "ha.stdout.log").read_text()
         assert len(lima.events()) == 1
         assert instance_id(folder) != first
