@@ -120,6 +120,15 @@ class Lima:
         self.run("create", "--name", name, str(self.write(**changes))).expect()
         return self.home / name
 
+    def delete(self, name="a"):
+        """Delete an instance that may run. The host agent that this kills may have written once more."""
+        done = self.run("delete", "--force", name)
+        if done.status and done.said("fatal")[0].endswith("directory not empty"):
+            assert not (self.home / name / "lima.yaml").exists()
+            shutil.rmtree(self.home / name)
+        else:
+            done.expect()
+
     def begin(self, *words, env=None, **options):
         """Start a command that stays; it ends with the test."""
         return subprocess.Popen(

@@ -97,7 +97,7 @@ def test_a_guest_that_keeps_lima_s_contract_is_ready_and_can_be_used(lima, guest
         expect_copies(lima)
         expect_end(lima, folder)
     finally:
-        lima.run("delete", "--force", "a")
+        lima.delete()
 
 
 def expect_ready(lima):

@@ -242,7 +242,7 @@ def test_a_start_in_the_background_that_is_not_ready_in_time_goes_on(lima):
     assert lima.listed()["status"] == "Running"
     agent = psutil.Process(lima.pid("a", "ha"))
     assert os.getpgid(agent.pid) == agent.pid
-    lima.run("delete", "--force", "a").expect()
+    lima.delete()
 
 
 def test_each_start_has_events_logs_and_an_instance_id_of_its_own(lima, ending, waiting):
@@ -264,6 +264,26 @@ def test_each_start_has_events_logs_and_an_instance_id_of_its_own(lima, ending, 
 def instance_id(folder):
     data = (folder / "cidata.iso").read_bytes()
     return re.search(rb"instance-id: (iid-\d+)\n", data)[1].decode()
+
+
+def test_an_instance_is_broken_while_its_host_agent_has_no_vm_yet(lima, waiting):
+    folder = lima.create()
+    gate, slow = lima.root / "gate", lima.root / "slow"
+    os.mkfifo(gate)
+    slow.write_text(f'#!/bin/sh\nread line <"{gate}"\nexec {QEMU} "$@"\n')
+    slow.chmod(0o755)
+
+    process = lima.begin("start", "--foreground", "a", env={"QEMU_SYSTEM_X86_64": str(slow)})
+    waiting(lambda: (folder / "ha.sock").exists() and (folder / "ha.pid").exists())
+    found = lima.listed()
+    again = lima.run("start", "a")
+    lima.delete()
+    process.communicate(timeout=60)
+
+    assert (found["status"], found["errors"], found["hostAgentPID"]) == ("Broken", [], process.pid)
+    again.expect("errors inspecting instance: [host agent is running but driver is not]")
+    assert not folder.exists()
+    lima.kill_processes()
 
 
 def test_a_guest_that_can_not_be_reached_is_tried_again_three_seconds_later(lima):
