@@ -4,6 +4,7 @@ As a program it runs a command with the stand-in first on ``PATH``, then with th
 each time with ``--limactl`` at its end. A report never calls the stand-in Lima: see `Tally`.
 """
 
+import functools
 import os
 import shlex
 import shutil
@@ -39,11 +40,12 @@ class Choice(NamedTuple):
         return target.parent
 
 
-def choices(wanted: str) -> list[Choice]:
+@functools.cache
+def choices(wanted: str) -> tuple[Choice, ...]:
     """Return what there is of ``all``, ``stand-in`` or ``real``: the stand-in always, the real one maybe."""
-    found = [Choice(STAND_IN, None)] if wanted != "real" else []
+    found = (Choice(STAND_IN, None),) if wanted != "real" else ()
     real = _real() if wanted != "stand-in" else None
-    return found if real is None else [*found, real]
+    return found if real is None else (*found, real)
 
 
 def on_path() -> str:
