@@ -11,6 +11,12 @@ class BenchError(Exception):
         self.hint = hint
 
 
+class BadRequestError(BenchError):
+    """The command line asks for something that there is not."""
+
+    code = "usage"
+
+
 class UnavailableError(BenchError):
     """Something can't be measured here: a mode that this host or this version does not have."""
 

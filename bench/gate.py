@@ -21,6 +21,7 @@ measured again: noise comes and goes, a regression stays.
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -32,8 +33,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a fresh run for this gate measures, and how often."""
 
     figures: tuple[str, ...]
-    rounds: int = 20
-    attempts: int = 1
+    rounds: Annotated[int, msgspec.Meta(ge=1)] = 20
+    attempts: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +51,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A gate file."""
 
     run: Run
-    bound: tuple[Bound, ...]
+    bound: Annotated[tuple[Bound, ...], msgspec.Meta(min_length=1)]
 
 
 class Verdict(msgspec.Struct, frozen=True):

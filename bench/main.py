@@ -9,17 +9,19 @@ from pathlib import Path
 
 from claude_vm.bench import gate, phases, picture, surroundings, table
 from claude_vm.bench.compare import compare_text
-from claude_vm.bench.errors import BenchError
+from claude_vm.bench.errors import BadRequestError, BenchError
 from claude_vm.bench.figures import registry, waits
 from claude_vm.bench.lab import Lab, open_lab
 from claude_vm.bench.modes import MODES
 from claude_vm.bench.plan import PATTERNS, unit
 from claude_vm.bench.records import Environment, Line, Report, Sample, read, write
 from claude_vm.context.errors import ContextError
+from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.grammar.requests import Bench
 from claude_vm.supervisor.wire.escape import escape
 
 FAILED = 1
+USAGE = 2
 BASELINES = {"warm": "ssh", "clone": "by-hand"}
 """What is measured beside a mode, in the same patterns where that makes sense."""
 
@@ -32,11 +34,11 @@ def main(request: Bench) -> int:
         signal.signal(number, signal.default_int_handler)
     try:
         return _ACTIONS[request.action](request)
-    except (BenchError, ContextError) as error:
+    except (BenchError, ContextError, DriverError) as error:
         sys.stderr.write(escape(f"claude-vm: {error} [{error.code}]\n"))
         if error.hint:
             sys.stderr.write(escape(f"  {error.hint}\n"))
-        return FAILED
+        return USAGE if isinstance(error, BadRequestError) else FAILED
     except OSError as error:
         sys.stderr.write(escape(f"claude-vm: {error} [system-error]\n"))
         return FAILED
@@ -62,7 +64,9 @@ def _run(request: Bench) -> int:
             lab.tell(f"not measured: {mode} ({why})")
         return samples, []
 
-    return _finish(request, _measured(request, measure))
+    report = _measured(request, measure)
+    measured = {sample.mode for sample in report.samples if sample.ok}
+    return _finish(request, report) or (0 if measured.issuperset(modes) else FAILED)
 
 
 def _has_baseline(mode: str, pattern: str) -> bool:
@@ -72,7 +76,9 @@ def _has_baseline(mode: str, pattern: str) -> bool:
 
 def _targets(request: Bench) -> int:
     figures = request.figures or registry.TARGETS
-    return _finish(request, _measured_for(figures, request.rounds, request))
+    report = _measured_for(figures, request.rounds, request)
+    missing = any(line.judged and line.value is None for line in report.lines)
+    return _finish(request, report) or (FAILED if missing else 0)
 
 
 def _compare(request: Bench) -> int:
@@ -112,10 +118,21 @@ def _picture(request: Bench) -> int:
 def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            raise BenchError(f"there is no {what} {name!r}", f"known are: {', '.join(known)}")
+            raise BadRequestError(f"there is no {what} {name!r}", f"known are: {', '.join(known)}")
+
+
+def _check_files(request: Bench) -> None:
+    """Notice before a long measurement that its result could not be written."""
+    if request.picture:
+        picture.check(Path(request.picture))
+    for file in (request.json, request.csv, request.picture):
+        path = Path(file)
+        if file and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
+            raise BenchError(f"{path} can't be written", "name a file in a folder that is there and yours")
 
 
 def _measured(request: Bench, measure: Callable[[Lab], tuple[list[Sample], list[Line]]]) -> Report:
+    _check_files(request)
     before = surroundings.load_now()
     flags = {"driver.name": request.flags.driver} if request.flags.driver else {}
     with open_lab(Path.cwd(), os.environ, _teller(quiet=request.flags.quiet), flags=flags) as lab:

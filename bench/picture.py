@@ -1,5 +1,6 @@
 """The picture of a run: a box for each mode, and where its time goes."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,22 @@ from claude_vm.bench.table import groups
 
 SMALLEST_SHARE = 0.04
 """A phase with a smaller share of its bar has no number in it: there is no room."""
+
+
+_NO_LIBRARY, _INSTALL = "the picture needs matplotlib", "install the extra: pip install 'claude-vm[bench]'"
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def check(path: Path) -> None:
+    """Notice early what `draw` could not do.
+
+    Raises:
+        BenchError: There is no library to draw with, or the file's ending says nothing.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise BenchError(f"{path} is no picture", f"its name must end with one of {', '.join(FORMATS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BenchError(_NO_LIBRARY, _INSTALL)
 
 
 def draw(report: Report, path: Path) -> None:
@@ -30,9 +47,7 @@ def draw(report: Report, path: Path) -> None:
         mpl.rcParams["svg.fonttype"] = "none"  # text stays text
         from matplotlib import pyplot as plt  # noqa: PLC0415 - likewise
     except ImportError as error:
-        raise BenchError(
-            "the picture needs matplotlib", "install the extra: pip install 'claude-vm[bench]'"
-        ) from error
+        raise BenchError(_NO_LIBRARY, _INSTALL) from error
     figure, (boxes, bars) = plt.subplots(
         1, 2, figsize=(15, 2.2 + 0.55 * len(shown)), width_ratios=(1, 1.25), layout="constrained"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from claude_vm.bench.errors import BenchError
+from claude_vm.bench.errors import BadRequestError, BenchError
 from claude_vm.bench.figures import claims, crowd, endings, guests, streams, waits
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.records import Line, Sample
@@ -39,7 +39,7 @@ def measure(lab: Lab, figures: Sequence[str], rounds: int) -> Measured:
     """
     unknown = [figure for figure in figures if figure not in ORDER]
     if unknown:
-        raise BenchError(f"there is no figure {unknown[0]}", f"known are: {', '.join(ORDER)}")
+        raise BadRequestError(f"there is no figure {unknown[0]}", f"known are: {', '.join(ORDER)}")
     samples: list[Sample] = []
     lines: list[Line] = []
     together = [figure for figure in ORDER if figure in figures and figure in waits.UNITS]

@@ -246,25 +246,27 @@ def test_one_command_measures_prints_writes_compares_judges_and_draws(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "status", "said"),
     [
-        (("targets", "F99"), "no figure F99"),
-        (("run", "--modes", "hot"), "no mode 'hot'"),
-        (("run", "--patterns", "flood"), "no pattern 'flood'"),
-        (("compare", "a", "b"), "a can't be read"),
-        (("gate", "none.toml"), "none.toml can't be read"),
+        (("targets", "F99"), 2, "no figure F99"),
+        (("run", "--modes", "hot"), 2, "no mode 'hot'"),
+        (("run", "--patterns", "flood"), 2, "no pattern 'flood'"),
+        (("compare", "a", "b"), 1, "a can't be read"),
+        (("gate", "none.toml"), 1, "none.toml can't be read"),
+        (("targets", "F10", "--json", "no/folder/r.json"), 1, "r.json can't be written"),
+        (("run", "--picture", "p.bmp"), 1, "p.bmp is no picture"),
     ],
 )
-def test_a_wrong_request_is_an_error_with_status_1(tmp_path, words, said):
+def test_a_wrong_request_is_an_error_before_anything_is_measured(tmp_path, words, status, said):
     done = bench(tmp_path, *words)
-    assert done.returncode == 1
+    assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_commands_are_measured_without_a_template_and_waits_for_vms_say_what_they_need(tmp_path):
     done = bench(tmp_path, "targets", "F3", "F10", "--rounds", "1", "--json", "r.json")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # not all of it was measured
     assert "claude-vm setup" in done.stdout
     lines = {line["key"]: line["value"] for line in json.loads((tmp_path / "r.json").read_text())["lines"]}
     assert lines["F10.version"] > 0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from claude_vm.supervisor.core.session import LOST_GUEST
 from claude_vm.supervisor.wire.paths import runtime_directory
 
 INSTANCE = re.compile(r"(?:\bi-|/)([0-9a-f]{10})\b")
@@ -72,16 +73,22 @@ class Survey:
             time.sleep(0.1)
 
     def claims(self):
-        """Return (VM, session) of each time that a VM was given to a session, by all supervisors so far."""
+        """Return (VM, session, end) of each time that a session got a VM, in order."""
         path = self.data / "supervisors" / "daemon" / "journal.db"
         with contextlib.closing(sqlite3.connect(path, timeout=10)) as journal:
-            return journal.execute("SELECT instance_id, session_id FROM effects WHERE kind='run'").fetchall()
+            return journal.execute(
+                "SELECT instance_id, session_id, outcome FROM effects WHERE kind='run' ORDER BY seq"
+            ).fetchall()
 
     def double_claims(self):
-        """Return the VMs that were given out twice, and the sessions that were given two."""
+        """Return the VMs that were given out twice, and the sessions that were given two.
+
+        A session whose VM was out of reach before its command began gets another one, which is no second.
+        """
         claims = self.claims()
-        counts = (Counter(vm for vm, _ in claims), Counter(session for _, session in claims))
-        return [name for count in counts for name, times in count.items() if times > 1]
+        vms = Counter(vm for vm, _, _ in claims)
+        sessions = Counter(session for _, session, end in claims if end not in LOST_GUEST)
+        return [name for count in (vms, sessions) for name, times in count.items() if times > 1]
 
     def _is_anothers(self, line):
         """Tell whether something in a folder that everybody uses is not of this home."""
