@@ -177,8 +177,8 @@ class Lima:
         return [message for level, message in self.log(name) if level == "info"]
 
     def processes(self):
-        """Return all processes that belong to this home."""
-        mark = str(self.home)
+        """Return all processes that belong to this home, or to a program of the test."""
+        mark = str(self.root)
         every = psutil.process_iter(["cmdline"])
         return [process for process in every if mark in " ".join(process.info["cmdline"] or [])]
 
