@@ -75,7 +75,8 @@ def stand_in(request, tmp_path):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Note which `limactl` the drivers' own tests use: the one that comes first on ``PATH``."""
-    of_lima = "lima" in item.nodeid and item.get_closest_marker("vm") is not None
+    on_lima = "tests/e2e" in item.nodeid and item.config.getoption("--driver") == "lima"
+    of_lima = ("lima" in item.nodeid or on_lima) and item.get_closest_marker("vm") is not None
     if of_lima and "limactl" not in item.fixturenames:
         item.user_properties.append(("limactl", item.config.stash[ON_PATH]()))
 
@@ -97,6 +98,7 @@ def pytest_terminal_summary(terminalreporter, config):
 def pytest_addoption(parser):
     """``--no-skips``: a skipped test is a failure, for machines where all of them can run."""
     kinds = ("all", "stand-in", "real")
+    parser.addoption("--driver", default="qemu", choices=("qemu", "lima"), help="what tests/e2e run on")
     parser.addoption("--limactl", default="all", choices=kinds, help="which limactl tests run with")
     parser.addoption("--no-skips", action="store_true", help="fail when a test is skipped")
     parser.addoption("--may-skip", default=[], action="append", help="unless its reason has this text")

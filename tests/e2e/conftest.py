@@ -41,7 +41,8 @@ class Installation:
 
     program = PROGRAM
 
-    def __init__(self, root):
+    def __init__(self, root, driver="qemu"):
+        self.driver = driver
         self.user_home = root / "home"
         self.home = self.user_home / ".claude-vm"
         self.project = root / "project"
@@ -57,6 +58,7 @@ class Installation:
         self.env |= {
             "HOME": str(self.user_home),
             "TERM": "xterm-256color",
+            "CLAUDE_VM_DRIVER": driver,
             "CLAUDE_VM_MEMORY": "1",
             "CLAUDE_VM_CPUS": "2",
             "CLAUDE_VM_DISK": "8",
@@ -146,10 +148,10 @@ def waiting():
 
 
 @pytest.fixture(scope="session")
-def installation():
+def installation(request):
     """A home with a template for one project, and no daemon left at the end."""
     root = Path(tempfile.mkdtemp(prefix="e2e-", dir="/tmp"))
-    made = Installation(root)
+    made = Installation(root, request.config.getoption("--driver"))
     subprocess.run(["git", "init", "-q", "-b", "main", made.project], check=True)
     (made.project / "README").write_text("a project\n")
     try:
