@@ -12,7 +12,7 @@ from claude_vm.drivers.api import InstanceSpec, Owner, TemplateSpec
 from claude_vm.drivers.sim.driver import open_driver
 from claude_vm.drivers.sim.script import Script
 from claude_vm.supervisor.ssh import link as links
-from claude_vm.supervisor.ssh import shells
+from claude_vm.supervisor.ssh import shells, stream
 from claude_vm.supervisor.ssh.errors import ConnectTimeoutError, LinkLostError, ShellError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -59,7 +59,7 @@ def quick(monkeypatch):
     """Waiting times of tests."""
     monkeypatch.setattr(links, "KEEPALIVE_S", 0.2)
     monkeypatch.setattr(links, "KEEPALIVE_COUNT", 2)
-    monkeypatch.setattr(shells, "ANSWER_S", 1.0)
+    monkeypatch.setattr(stream, "ANSWER_S", 1.0)
     monkeypatch.setattr(shells, "PRIME_S", 1.0)
 
 

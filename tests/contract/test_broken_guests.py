@@ -32,7 +32,7 @@ RESEED = "import fcntl; fcntl.ioctl(open('/dev/random', 'wb'), 0x5207)"
 @pytest.fixture
 async def not_reseeded(qemu_site, project, monkeypatch):
     """A case whose guests have a helper that does not reseed, and no device that tells of their cloning."""
-    devices, warm_up = arguments._devices, snapshots._warm_up
+    warm_up = snapshots._warm_up
 
     async def warm_up_and_break(vm, stored):
         await warm_up(vm, stored)
@@ -42,17 +42,12 @@ async def not_reseeded(qemu_site, project, monkeypatch):
         await warm_up(vm, stored)
         await snapshots.run(vm, "last numbers", ["python3", "-c", RESEED], timeout_s=60)
 
-    def without_generation_id(host, guest):
-        found = list(devices(host, guest))
-        place = found.index("vmgenid,guid=auto")
-        return found[: place - 1] + found[place + 1 :]
-
     async with qemu_site.case(project) as case:
         with monkeypatch.context() as patch:
             patch.setattr(snapshots, "_warm_up", warm_up_and_break)
             case.template = await case.build(case.driver, "claude-tpl_unseeded_0123abcd")
         # Other devices: another snapshot, of a machine that is booted from that disk.
-        monkeypatch.setattr(arguments, "_devices", without_generation_id)
+        monkeypatch.setattr(arguments, "generation_id", lambda _host: ())
         monkeypatch.setattr(snapshots, "_warm_up", warm_up_and_reseed)
         case.patience_s = 300
         try:
