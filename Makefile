@@ -31,7 +31,6 @@ test: system system-test dev
 # Twice where the real one is on the PATH: the summaries say which limactl it was.
 test-lima: system system-test dev
 	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest -k lima $(PYTEST_ARGS)
-	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest tests/e2e --driver lima $(PYTEST_ARGS)
 
 check: dev
 	@$(BIN)/ruff format --check .
