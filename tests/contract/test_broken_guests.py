@@ -25,8 +25,17 @@ grep -q '^        self.system.reseed(entropy)$' /usr/lib/claude-vm/helper.py
 sed -i 's/^        self.system.reseed(entropy)$/        pass/' /usr/lib/claude-vm/helper.py
 """
 
-# Right after this the kernel makes its numbers for some time from what it has, and from nothing else.
-RESEED = "import fcntl; fcntl.ioctl(open('/dev/random', 'wb'), 0x5207)"
+# The kernel makes new random state by itself at second 1, 2, 3, 4, 6, 9 ... 42, 63, 94 and 141
+# of its life, then once a minute (crng_reseed_interval in drivers/char/random.c). So for half a minute after
+# this, it makes numbers from what it has, and from nothing else.
+RESEED = """
+import fcntl, time
+now, due = float(open("/proc/uptime").read().split()[0]), 1
+while due < now or due < 60:
+    due += max(1, due // 2) if due < 120 else 60
+time.sleep(due + 1 - now)
+fcntl.ioctl(open("/dev/random", "wb"), 0x5207)
+"""
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ async def not_reseeded(qemu_site, project, monkeypatch):
 
     async def warm_up_and_reseed(vm, stored):
         await warm_up(vm, stored)
-        await snapshots.run(vm, "last numbers", ["python3", "-c", RESEED], timeout_s=60)
+        await snapshots.run(vm, "last numbers", ["python3", "-c", RESEED], timeout_s=120)
 
     async with qemu_site.case(project) as case:
         with monkeypatch.context() as patch:
