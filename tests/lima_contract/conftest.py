@@ -234,7 +234,9 @@ def lima(limactl):
     found = Lima(limactl)
     try:
         yield found
-        left = [" ".join(process.cmdline()) for process in found.processes()]
+        # A host agent that is killed with its VM, or told to end, has its last moments still.
+        psutil.wait_procs(found.processes(), timeout=10)
+        left = [" ".join(process.info["cmdline"]) for process in found.processes()]
     finally:
         found.close()
     assert left == []
