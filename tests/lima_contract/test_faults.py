@@ -25,14 +25,15 @@ def test_a_delete_can_find_what_the_killed_host_agent_still_wrote(lima):
     assert "it was NOT deleted" in error
 
 
-def test_the_first_start_can_find_its_port_taken(lima):
+def test_the_first_start_can_find_its_port_taken(lima, waiting):
     lima.env[FAULTS] = "port-race"
     lima.create()
 
     first = lima.begin("start", "--foreground", "a")
     first.communicate(timeout=60)
 
-    assert "Could not set up host forwarding rule" in " ".join(message for _, message in lima.log())
+    taken = "Could not set up host forwarding rule"
+    waiting(lambda: taken in " ".join(message for _, message in lima.log()))
     lima.kill_processes()
     with lima.started():
         assert lima.listed()["status"] == "Running"
