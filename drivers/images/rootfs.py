@@ -50,18 +50,18 @@ _ROOTFS: Final = Path(__file__).parent / "rootfs"
 _GUEST: Final = Path(__file__).parent.parent / "guest"
 _INITRD: Final = Path(__file__).parent / "initrd.py"
 _FROM_GUEST: Final = (
-    ("helper.py", "usr/lib/claude-vm/helper.py", 0o755),
     ("__main__.py", "usr/lib/claude-vm/__main__.py", 0o644),
     *(
-        (f"holder/{name}.py", f"usr/lib/claude-vm/holder/{name}.py", 0o644)
-        for name in ("__init__", "connection", "frames", "holding", "listening", "loop", "output", "shell")
+        (f"{program}/{path.name}", f"usr/lib/claude-vm/{program}/{path.name}", 0o644)
+        for program in ("helper", "holder")
+        for path in sorted((_GUEST / program).glob("*.py"))
     ),
     ("session", "usr/lib/claude-vm/session", 0o755),
     ("session.rc", "usr/lib/claude-vm/session.rc", 0o644),
     ("sshd_config", "etc/ssh/sshd_config", 0o644),
     ("claude-vm-helper.service", "etc/systemd/system/claude-vm-helper.service", 0o644),
 )
-_PROGRAMS: Final = frozenset({"customize", "init", "session", "helper.py"})
+_PROGRAMS: Final = frozenset({"customize", "init", "session"})
 _IGNORED: Final = frozenset({"__pycache__"})
 
 

@@ -24,8 +24,9 @@ pytestmark = [
 
 # On the disk of a template, so that only what is booted from it has a helper that does not reseed.
 BREAK = """
-grep -q '^        self.system.reseed(entropy)$' /usr/lib/claude-vm/helper.py
-sed -i 's/^        self.system.reseed(entropy)$/        pass/' /usr/lib/claude-vm/helper.py
+grep -q '^        self.system.reseed(entropy)$' /usr/lib/claude-vm/helper/operations.py
+sed -i 's/^        self.system.reseed(entropy)$/        pass/' /usr/lib/claude-vm/helper/operations.py
+rm -r /usr/lib/claude-vm/helper/__pycache__
 """
 
 # The kernel makes new random state by itself at second 1, 2, 3, 4, 6, 9 ... 42, 63, 94 and 141

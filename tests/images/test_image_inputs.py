@@ -55,7 +55,7 @@ def test_the_guest_tree_has_its_files_with_their_modes():
     modes = {file.path: file.mode for file in guest_tree()}
     assert modes["usr/lib/claude-vm/image/customize"] == 0o755
     assert modes["usr/lib/claude-vm/image/init"] == 0o755
-    assert modes["usr/lib/claude-vm/helper.py"] == 0o755
+    assert modes["usr/lib/claude-vm/helper/serving.py"] == 0o644
     assert modes["usr/lib/claude-vm/session"] == 0o755
     assert modes["etc/gitconfig"] == 0o644
     assert modes["etc/ssh/sshd_config"] == 0o644

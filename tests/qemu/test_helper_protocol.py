@@ -3,12 +3,17 @@ import os
 import select
 import socket
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from claude_vm.drivers.guest.helper import job, operations, paths, port, sessions, system
+from claude_vm.drivers.guest.helper.operations import Helper
+from claude_vm.drivers.guest.helper.requests import Lines
 
 IDENTITY = {
     "id": "1",
@@ -50,27 +55,28 @@ class Recorder:
 
 
 @pytest.fixture
-def guest(helper, tmp_path, monkeypatch):
+def guest(tmp_path, monkeypatch):
     """A helper whose files are in a scratch folder and whose system calls are recorded."""
     run = tmp_path / "run"
     run.mkdir()
     for name, value in {"RUN": run, "IDENTIFIED": run / "identified", "SEALED": run / "sealed"}.items():
-        monkeypatch.setattr(helper, name, str(value))
+        monkeypatch.setattr(paths, name, str(value))
     monkeypatch.setattr(
-        helper, "make_directories", lambda path, _owner: Path(path).mkdir(parents=True, exist_ok=True)
+        operations, "make_directories", lambda path, _owner: Path(path).mkdir(parents=True, exist_ok=True)
     )
-    monkeypatch.setattr(helper.os, "fchown", lambda *_: None)
-    monkeypatch.setattr(helper, "account", lambda _name: (os.getuid(), os.getgid(), str(tmp_path)))
-    real = helper.replace
+    monkeypatch.setattr(os, "fchown", lambda *_: None)
+    for module in (operations, job):
+        monkeypatch.setattr(module, "account", lambda _name: (os.getuid(), os.getgid(), str(tmp_path)))
+    real = operations.replace
     recorder = Recorder()
 
     def replace(path, data, mode, owner=(0, 0)):
         recorder.calls.append(("replace", (path.removeprefix(str(run)),)))
         real(path, data, mode, owner)
 
-    monkeypatch.setattr(helper, "replace", replace)
-    monkeypatch.setattr(helper, "Sessions", Sessions)
-    return helper.Helper(recorder)
+    monkeypatch.setattr(operations, "replace", replace)
+    monkeypatch.setattr(operations, "Sessions", Sessions)
+    return Helper(recorder)
 
 
 def ask(guest, **request):
@@ -79,9 +85,9 @@ def ask(guest, **request):
 
 @given(st.lists(st.binary(max_size=40)), st.integers(min_value=1, max_value=30))
 @shared
-def test_lines_do_not_depend_on_how_the_stream_is_cut(helper, chunks, size):
+def test_lines_do_not_depend_on_how_the_stream_is_cut(chunks, size):
     stream = b"".join(chunks)
-    whole, cut = helper.Lines(20), helper.Lines(20)
+    whole, cut = Lines(20), Lines(20)
 
     expected = whole.feed(stream)
     found = [line for start in range(0, len(stream), size) for line in cut.feed(stream[start : start + size])]
@@ -89,8 +95,8 @@ def test_lines_do_not_depend_on_how_the_stream_is_cut(helper, chunks, size):
     assert found == expected
 
 
-def test_a_line_that_is_too_long_is_dropped_and_the_next_one_is_read(helper):
-    lines = helper.Lines(8)
+def test_a_line_that_is_too_long_is_dropped_and_the_next_one_is_read():
+    lines = Lines(8)
 
     assert lines.feed(b"123456789") == []
     assert lines.feed(b"0\nnext\n") == [b"next"]
@@ -178,52 +184,52 @@ def test_shells_wait_from_the_first_moment_of_a_guest_and_none_is_in_a_snapshot(
     assert guest.sessions.told[2:] == ["forget"]
 
 
-def test_the_holder_is_reached_as_soon_as_it_is_started_and_there_is_one(helper, short, monkeypatch):
-    monkeypatch.setattr(helper, "HOLDER", str(short / "holder"))
-    monkeypatch.setattr(helper, "make_directories", lambda path, _owner: Path(path).mkdir(exist_ok=True))
-    monkeypatch.setattr(helper, "account", lambda _name: (os.getuid(), os.getgid(), str(short)))
-    monkeypatch.setattr(helper, "groups", lambda _name: None)
-    monkeypatch.setattr(helper, "let_die", lambda _pid: None)
-    sessions, again = helper.Sessions(), helper.Sessions()
-    sessions.start("me")
+def test_the_holder_is_reached_as_soon_as_it_is_started_and_there_is_one(short, monkeypatch):
+    monkeypatch.setattr(paths, "HOLDER", str(short / "holder"))
+    monkeypatch.setattr(sessions, "make_directories", lambda path, _owner: Path(path).mkdir(exist_ok=True))
+    monkeypatch.setattr(sessions, "account", lambda _name: (os.getuid(), os.getgid(), str(short)))
+    monkeypatch.setattr(sessions, "groups", lambda _name: None)
+    monkeypatch.setattr(sessions, "let_die", lambda _pid: None)
+    first, again = sessions.Sessions(), sessions.Sessions()
+    first.start("me")
     try:
         with socket.socket(socket.AF_UNIX) as stream:
             stream.connect(str(short / "holder/socket"))
             stream.sendall(b"L\0\0\0\0")
             assert stream.recv(100) == b"L\0\0\0\2[]"
-        pid = sessions.process.pid
-        sessions.start("me")
+        pid = first.process.pid
+        first.start("me")
         again.start("me")
-        assert sessions.process.pid == pid
+        assert first.process.pid == pid
         assert again.process is None
         assert stat.S_IMODE((short / "holder/socket").stat().st_mode) == 0o600
     finally:
-        with sessions.process as process:
+        with first.process as process:
             process.kill()
 
 
-def test_a_helper_that_starts_again_is_what_it_was(helper, guest):
+def test_a_helper_that_starts_again_is_what_it_was(guest):
     ask(guest, **IDENTITY)
-    assert helper.Helper(guest.system).identified
+    assert Helper(guest.system).identified
 
     ask(guest, id="2", op="seal")
-    again = helper.Helper(guest.system)
+    again = Helper(guest.system)
     assert not again.identified
     assert again.sealed
 
 
-def test_mounts_come_in_depth_order_and_read_only_ones_are_flagged(helper, guest):
+def test_mounts_come_in_depth_order_and_read_only_ones_are_flagged(guest, monkeypatch):
     mounts = [
         {"tag": "slot1", "path": "/a/b", "readonly": True, "options": "o"},
         {"tag": "slot0", "path": "/a", "readonly": False, "options": "o"},
     ]
-    helper.make_directories = lambda *_: None
+    monkeypatch.setattr(operations, "make_directories", lambda *_: None)
 
     assert ask(guest, id="1", op="mount", mounts=mounts)["ok"]
 
     calls = [arguments for name, arguments in guest.system.calls if name == "mount"]
     assert [call[1] for call in calls] == ["/a", "/a/b"]
-    assert [call[3] & helper.MS_RDONLY for call in calls] == [0, helper.MS_RDONLY]
+    assert [call[3] & system.MS_RDONLY for call in calls] == [0, system.MS_RDONLY]
 
 
 @pytest.mark.parametrize("path", ["../etc/x", "/a/../b", "a\0b"])
@@ -268,14 +274,10 @@ def test_a_file_name_of_255_bytes_works(guest, tmp_path):
     assert (tmp_path / name).exists()
 
 
-def test_a_program_answers_when_it_has_ended(guest):
+def test_a_program_answers_when_it_has_ended(guest, monkeypatch):
     request = {"id": "9", "op": "run", "argv": ["sh", "-c", "echo out; exit 3"], "user": "x", "limit_s": 20}
-    job_user = {"user": None, "group": None, "extra_groups": None}
-    import subprocess
-
-    original = subprocess.Popen
-    guest_module = type(guest).__init__.__globals__
-    guest_module["Popen"] = lambda *a, **k: original(*a, **{**k, **job_user})
+    own_user = {"user": None, "group": None, "extra_groups": None}
+    monkeypatch.setattr(job, "Popen", lambda *a, **k: subprocess.Popen(*a, **{**k, **own_user}))
 
     assert guest.answer(json.dumps(request).encode()) == b""
     line = b""
@@ -285,12 +287,12 @@ def test_a_program_answers_when_it_has_ended(guest):
     assert guest.job is None
 
 
-def test_an_answer_waits_for_the_news_that_the_host_is_back(helper):
+def test_an_answer_waits_for_the_news_that_the_host_is_back():
     ours, theirs = os.openpty()
     name = os.ttyname(theirs)
     os.close(theirs)  # hung up, as a port whose host is not there
     os.set_blocking(ours, False)
-    sender = threading.Thread(target=helper.send, args=(ours, b"answer\n"))
+    sender = threading.Thread(target=port.send, args=(ours, b"answer\n"))
     sender.start()
     sender.join(0.2)
     theirs = os.open(name, os.O_RDWR | os.O_NOCTTY)
@@ -302,10 +304,10 @@ def test_an_answer_waits_for_the_news_that_the_host_is_back(helper):
     os.close(theirs)
 
 
-def test_an_answer_to_a_host_that_has_gone_is_dropped(helper, monkeypatch):
-    monkeypatch.setattr(helper, "HOST_BACK_S", 0.05)
+def test_an_answer_to_a_host_that_has_gone_is_dropped(monkeypatch):
+    monkeypatch.setattr(port, "HOST_BACK_S", 0.05)
     ours, theirs = os.openpty()
     os.close(theirs)
     os.set_blocking(ours, False)
-    helper.send(ours, b"answer\n")
+    port.send(ours, b"answer\n")
     os.close(ours)

@@ -1,0 +1,188 @@
+"""What the host may ask of the helper."""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from . import paths
+from .accounts import account
+from .files import append, make_directories, read, replace
+from .job import Job
+from .requests import RefusedError, Request, absolute, blob, field
+from .sessions import Sessions
+from .system import MS_NODEV, MS_NOSUID, MS_RDONLY, System, let_die
+
+MAX_LIST = 256
+
+
+class Helper:
+    """The state of one guest, and what the host may ask of it.
+
+    `identified` is false from boot, and from the `seal` before a snapshot, until `identify`: SSH is closed
+    in between. After `seal` there is no `run` any more. A helper that was killed and started again finds its
+    state in files.
+    """
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.identified = os.path.exists(paths.IDENTIFIED)
+        self.sealed = os.path.exists(paths.SEALED)
+        self.user = account(read(paths.IDENTIFIED).strip()) if self.identified else (0, 0, "/root")
+        self.children: set[int] = set()
+        self.job: Job | None = None
+        self.sessions = Sessions()
+
+    def answer(self, line: bytes) -> bytes:
+        """Do what one line asks, and return the answer's line; nothing when the answer comes later."""
+        name = None
+        try:
+            request = json.loads(line)
+            name = field(request, "id", str)[:64]
+            result = self._operation(request)(request) or {}
+            if "job" in result:
+                return b""
+            result = {"id": name, "ok": True, **result}
+        except RefusedError as error:
+            result = {"id": name, "ok": False, "error": str(error)}
+        except OSError as error:
+            result = {
+                "id": name,
+                "ok": False,
+                "error": f"{error.strerror}: {error.filename or ''}".rstrip(": "),
+            }
+        except Exception as error:  # noqa: BLE001 - whatever it was asked, the helper must live
+            result = {"id": name, "ok": False, "error": f"bad request: {type(error).__name__}"}
+        return json.dumps(result).encode() + b"\n"
+
+    def _operation(self, request: Request) -> Callable[[Request], Request | None]:
+        """Return the method for a request, or refuse."""
+        name = "do_" + field(request, "op", str)
+        if not hasattr(self, name):
+            raise RefusedError("unknown request")
+        operation: Callable[[Request], Request | None] = getattr(self, name)
+        return operation
+
+    def do_ping(self, _request: Request) -> Request:
+        """Say how things are."""
+        uptime = float(read("/proc/uptime").split()[0])
+        return {"identified": self.identified, "sealed": self.sealed, "uptime_s": uptime, "pid": os.getpid()}
+
+    def do_identify(self, request: Request) -> None:
+        """Become a guest of one's own: random state first, then clock, names and keys; then SSH opens."""
+        entropy = blob(request, "entropy")
+        if not 32 <= len(entropy) <= 512:
+            raise RefusedError("entropy: 32 to 512 bytes expected")
+        hostname, machine_id = field(request, "hostname", str), field(request, "machine_id", str)
+        if len(machine_id) != 32 or not all(char in "0123456789abcdef" for char in machine_id):
+            raise RefusedError("machine_id: 32 hex digits expected")
+        if not 0 < len(hostname) < 64 or not all(
+            char.isascii() and (char.isalnum() or char == "-") for char in hostname
+        ):
+            raise RefusedError("hostname: letters, digits and hyphens expected")
+        keys = [(name, field(request, name, str).encode()) for name in ("host_key", "authorized_key")]
+        self.user = account(field(request, "user", str))
+        self.system.reseed(entropy)
+        self.system.set_clock(field(request, "unix_s", float))
+        for path in (f"{paths.RUN}/sessions", f"{paths.RUN}/ssh", "/run/sshd"):
+            make_directories(path, (0, 0))
+        make_directories(f"{paths.RUN}/agent", self.user[:2])
+        os.chmod(f"{paths.RUN}/agent", 0o700)
+        for name, text in keys:
+            # sshd reads the authorized key as the user who logs in.
+            replace(f"{paths.RUN}/ssh/{name}", text, 0o600 if name == "host_key" else 0o644)
+        self.system.set_names(hostname, machine_id)
+        replace(paths.IDENTIFIED, field(request, "user", str).encode(), 0o600)
+        self.identified = True
+        # Beside the SSH handshake, which takes longer.
+        self.sessions.start(field(request, "user", str))
+        self.sessions.say("prime")
+
+    def do_seal(self, _request: Request) -> None:
+        """Be ready for the snapshot: no identity, no SSH, and no `run` for as long as this guest lives."""
+        self.identified = False
+        self.sealed = True
+        self.sessions.say("forget")
+        replace(paths.SEALED, b"", 0o600)
+        for pid in list(self.children):
+            os.kill(pid, signal.SIGKILL)
+        for path in (paths.IDENTIFIED, f"{paths.RUN}/ssh/host_key", f"{paths.RUN}/ssh/authorized_key"):
+            if os.path.exists(path):
+                os.unlink(path)
+        os.sync()
+
+    def do_clock(self, request: Request) -> None:
+        """Set the clock."""
+        self.system.set_clock(field(request, "unix_s", float))
+
+    def do_resize(self, request: Request) -> None:
+        """Grow the root file system."""
+        self.system.resize(field(request, "bytes", int))
+
+    def do_mount(self, request: Request) -> None:
+        """Mount slots; outer directories before inner ones."""
+        mounts = field(request, "mounts", list)
+        if len(mounts) > MAX_LIST:
+            raise RefusedError("mounts: too many")
+        for mount in sorted(mounts, key=lambda mount: absolute(field(mount, "path", str)).count("/")):
+            target = mount["path"]
+            make_directories(target, self.user[:2])
+            flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if field(mount, "readonly", bool) else 0)
+            self.system.mount(field(mount, "tag", str), target, "9p", flags, field(mount, "options", str))
+
+    def do_unmount(self, request: Request) -> None:
+        """Unmount; only of use while a template is built."""
+        self.system.unmount(absolute(field(request, "path", str)))
+
+    def do_files(self, request: Request) -> None:
+        """Write files, in order."""
+        files = field(request, "files", list)
+        if len(files) > MAX_LIST:
+            raise RefusedError("files: too many")
+        for file in files:
+            path = absolute(os.path.join(self.user[2], field(file, "path", str)))
+            mode = field(file, "mode", int)
+            owner = self.user[:2] if field(file, "owner", str) == "user" else (0, 0)
+            data = blob(file, "data")
+            make_directories(os.path.dirname(path), owner)
+            (append if field(file, "append", bool) else replace)(path, data, mode & 0o7777, owner)
+
+    def do_run(self, request: Request) -> Request:
+        """Start a program while a template is built; the answer comes at its end, with its output's tail."""
+        if self.sealed or self.job:
+            raise RefusedError("sealed" if self.sealed else "busy")
+        self.job = Job(request)
+        return {"job": self.job}
+
+    def go_on(self) -> bytes:
+        """Read what the running program says; return the answer's line once it has ended."""
+        line = self.job.read() if self.job else b""
+        if line:
+            self.job = None
+        return line
+
+    def serve_ssh(self, connection: socket.socket) -> None:
+        """Give a connection its own sshd, in its own session."""
+        argv = ["/usr/sbin/sshd", "-i", "-f", "/etc/ssh/sshd_config", "-h", f"{paths.RUN}/ssh/host_key"]
+        actions: list[Any] = [
+            (os.POSIX_SPAWN_DUP2, connection.fileno(), 0),
+            (os.POSIX_SPAWN_DUP2, connection.fileno(), 1),
+            (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+        ]
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+        default = [signal.SIGPIPE, signal.SIGCHLD, signal.SIGIO]
+        pid = os.posix_spawn(
+            argv[0], argv, environment, file_actions=actions, setsid=True, setsigmask=[], setsigdef=default
+        )
+        self.children.add(pid)
+        let_die(pid)
+
+    def reap(self) -> None:
+        """Collect the processes that have ended."""
+        if self.sessions.process is not None:
+            self.sessions.process.poll()
+        for pid in list(self.children):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                self.children.discard(pid)
