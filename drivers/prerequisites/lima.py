@@ -1,7 +1,6 @@
 """What a host must have for Lima: `limactl` of a version that we know, and a user whom it does not refuse."""
 
 import re
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -14,12 +13,6 @@ from claude_vm.drivers.process import run_tool
 OLDEST: Final = (2, 0)
 """The oldest version whose files and arguments are those that the driver knows."""
 
-LONGEST_SOCKET: Final = "ssh.sock.1234567890123456"
-"""The longest name of a socket in an instance's folder. Source: Lima, `pkg/limatype/filenames`."""
-
-LONGEST_NAME: Final = 24 + 1 + 12
-"""Characters of an instance's name: a supervisor's id, a dot, an instance's id."""
-
 _ANSWER_S: Final = 20.0
 
 
@@ -31,8 +24,8 @@ class LimaFacts(msgspec.Struct, frozen=True):
     problems: tuple[Problem, ...]
 
 
-async def inspect(host: Host, *, limactl: str = "limactl", home: Path | None = None) -> LimaFacts:
-    """Look for Lima, and ask it for its version. `home` is the ``LIMA_HOME`` that would be used.
+async def inspect(host: Host, *, limactl: str = "limactl") -> LimaFacts:
+    """Look for Lima, and ask it for its version.
 
     Takes up to `_ANSWER_S` seconds, where `limactl` hangs.
 
@@ -54,8 +47,6 @@ async def inspect(host: Host, *, limactl: str = "limactl", home: Path | None = N
     if host.system != "darwin":  # where Lima has the system's own hypervisor, and images of its own
         problems += hypervisor(host)
         problems += template_tools(host)
-    if home is not None and (flaw := home_flaw(host, home)) is not None:
-        problems.append(flaw)
     return LimaFacts(path or "", version, tuple(problems))
 
 
@@ -73,19 +64,6 @@ def parse_version(text: str) -> tuple[int, ...] | None:
     """Return the numbers of ``limactl version 2.2.0-5-gabcdef``, or None for what is none."""
     found = re.search(r"\bversion v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", text)
     return None if found is None else tuple(int(part) for part in found.groups() if part is not None)
-
-
-def home_flaw(host: Host, home: Path) -> Problem | None:
-    """Return what is wrong with a ``LIMA_HOME``: the sockets in it would have paths that are too long."""
-    limit = 104 if host.system == "darwin" else 108
-    longest = len(bytes(home)) + 1 + LONGEST_NAME + 1 + len(LONGEST_SOCKET)
-    if longest < limit:
-        return None
-    return Problem(
-        f"the path {home} is too long for Lima's sockets by {longest - limit + 1} bytes",
-        "set CLAUDE_VM_HOME to a folder with a shorter path",
-        fatal=False,  # the driver has a way round it
-    )
 
 
 async def _version(host: Host, path: str) -> tuple[str, Problem | None]:

@@ -9,6 +9,7 @@ import struct
 import anyio
 import asyncssh
 
+from claude_vm.drivers.guest.holder.frames import RefusedError, encode, next_frame
 from claude_vm.supervisor.ssh.errors import LinkLostError, ShellError, SshError
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Output
@@ -25,9 +26,7 @@ MOST_WAITING = 4 * 1024 * 1024
 MOST_UNSENT = 1024 * 1024
 """Bytes for the holder that the connection has not taken. It grants a window, so one that reads has less."""
 
-_FRAME_LIMIT = 1 << 17
 _NO_OFFSET = 1 << 62
-_HEADER = struct.Struct(">cI")
 _OFFSET = struct.Struct(">Q")
 
 
@@ -65,19 +64,11 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
     def data_received(self, data: bytes, datatype: int | None) -> None:  # noqa: ARG002 - no such types here
         """Take frames apart."""
         self._received += data
-        while not self.closed and len(self._received) >= _HEADER.size:
-            letter, length = _HEADER.unpack_from(self._received)
-            if length > _FRAME_LIMIT:
-                self._fail("the guest's holder talks nonsense")
-                return
-            if len(self._received) < _HEADER.size + length:
-                return
-            payload = bytes(self._received[_HEADER.size : _HEADER.size + length])
-            del self._received[: _HEADER.size + length]
-            try:
-                self._take(letter, payload)
-            except (struct.error, UnicodeDecodeError, ValueError):
-                self._fail("the guest's holder talks nonsense")
+        try:
+            while not self.closed and (frame := next_frame(self._received)) is not None:
+                self._take(*frame)
+        except (RefusedError, struct.error, UnicodeDecodeError, ValueError):
+            self._fail("the guest's holder talks nonsense")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end; everybody who waits learns it."""
@@ -145,7 +136,7 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
     def send(self, letter: bytes, payload: bytes = b"") -> None:
         """Send a frame; ignored when the stream has ended."""
         if not self.closed and self.channel is not None and not self.channel.is_closing():
-            self.channel.write(_HEADER.pack(letter, len(payload)) + payload)
+            self.channel.write(encode(letter, payload))
             if self.channel.get_write_buffer_size() > MOST_UNSENT:
                 self._fail("the guest's holder takes nothing")
 

@@ -42,6 +42,14 @@ def test_every_socket_of_lima_fits(length):
     assert len(os.fsencode(longest_socket(folder))) < 108
 
 
+def test_the_instances_lie_elsewhere_from_the_first_byte_that_does_not_fit():
+    longest = os.fsencode(longest_socket(Path("/lima")))
+    fits = Path("/" + "h" * (home._PATH_MAX - 1 - len(longest) - 1))
+    assert len(os.fsencode(longest_socket(fits / "lima"))) == home._PATH_MAX - 1
+    assert home.lima_home(fits) == fits / "lima"
+    assert home.lima_home(Path(f"{fits}h")).parent == home.ELSEWHERE
+
+
 def test_the_folder_is_named_as_lima_sees_it(short):
     (short / "real").mkdir()
     (short / "link").symlink_to("real")

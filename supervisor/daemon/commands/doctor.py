@@ -8,7 +8,6 @@ from claude_vm.context.config.problems import ConfigError
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Problem
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.lima.home import lima_home
 from claude_vm.drivers.prerequisites import lima
 from claude_vm.drivers.prerequisites.programs import hypervisor, template_tools, this_host
 from claude_vm.supervisor.daemon.commands.command import Command
@@ -98,7 +97,7 @@ async def _report(command: Command, name: str) -> DriverReport:
     version = ""
     installed = True
     if name == "lima":
-        facts = await lima.inspect(host, home=lima_home(command.host.home))
+        facts = await lima.inspect(host)
         found += facts.problems
         version, installed = facts.version, bool(facts.path)
     elif name == "qemu":
