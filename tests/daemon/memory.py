@@ -348,6 +348,14 @@ class World:
                 yield Supervisor(dispatcher, journal, adopted)
                 tasks.cancel_scope.cancel()
 
+    async def left_session(self, name):
+        """Run a session, kill its supervisor, and return the VM in which it goes on."""
+        async with self.supervisor() as supervisor:
+            supervisor.session(name)
+            await settled()
+        (vm,) = self.cloud.vms.values()
+        return vm
+
     async def _connect(self, access, *, timeout_s):
         await anyio.lowlevel.checkpoint()
         if self.cloud.refuse_connections:

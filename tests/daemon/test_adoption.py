@@ -144,10 +144,7 @@ def test_a_warm_vm_that_does_not_answer_any_more_is_deleted(world):
 
 def test_a_running_session_goes_on_and_is_found(world):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
-        (vm,) = world.cloud.vms.values()
+        vm = await world.left_session("a1")
         async with world.supervisor() as second:
             await settled()
             (session,) = second.dispatcher.sessions.values()
@@ -194,10 +191,7 @@ def test_the_ports_of_a_session_that_goes_on_are_opened_again_or_told(world, tak
 @pytest.mark.parametrize(("terminals", "ended"), [(set(), ["a1"]), ({"a1"}, [])])
 def test_the_input_of_a_session_on_pipes_ends_when_nobody_is_left_to_write_it(world, terminals, ended):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
-        (vm,) = world.cloud.vms.values()
+        vm = await world.left_session("a1")
         assert vm.ended_inputs == []
         vm.terminals = terminals
         async with world.supervisor() as second:
@@ -210,9 +204,7 @@ def test_the_input_of_a_session_on_pipes_ends_when_nobody_is_left_to_write_it(wo
 
 def test_a_session_survives_a_second_death_of_its_supervisor(world):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
+        await world.left_session("a1")
         for _ in range(2):
             async with world.supervisor() as next_one:
                 await settled()
@@ -223,10 +215,7 @@ def test_a_session_survives_a_second_death_of_its_supervisor(world):
 
 def test_a_session_that_ended_while_nobody_watched_has_its_status(world):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
-        (vm,) = world.cloud.vms.values()
+        vm = await world.left_session("a1")
         vm.end_session("a1", 9)
         async with world.supervisor() as second:
             await settled()
@@ -239,10 +228,7 @@ def test_a_session_that_ended_while_nobody_watched_has_its_status(world):
 
 def test_a_session_that_is_out_of_reach_is_not_given_up_as_long_as_its_vm_lives(world):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
-        (vm,) = world.cloud.vms.values()
+        vm = await world.left_session("a1")
         world.cloud.refuse_connections = True
         async with world.supervisor() as second:
             await trio.sleep(100)
@@ -265,10 +251,7 @@ def test_a_session_that_is_out_of_reach_is_not_given_up_as_long_as_its_vm_lives(
 )
 def test_a_session_whose_holder_does_not_answer_is_not_given_up_as_long_as_its_vm_lives(world, method, error):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
-        (vm,) = world.cloud.vms.values()
+        vm = await world.left_session("a1")
         world.cloud.failures[method] = [error] * 3
         async with world.supervisor() as second:
             await trio.sleep(100)
@@ -283,10 +266,7 @@ def test_a_session_whose_holder_does_not_answer_is_not_given_up_as_long_as_its_v
 
 def test_a_session_that_its_guest_forgot_is_told_as_lost_and_its_vm_deleted(world):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
-        (vm,) = world.cloud.vms.values()
+        vm = await world.left_session("a1")
         vm.sessions.clear()
         async with world.supervisor() as second:
             await settled()
@@ -299,9 +279,7 @@ def test_a_session_that_its_guest_forgot_is_told_as_lost_and_its_vm_deleted(worl
 
 def test_a_session_without_a_client_can_be_stopped(world):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
+        await world.left_session("a1")
         async with world.supervisor() as second:
             await settled()
             second.dispatcher.stop("a1", "stopped", 143)
@@ -315,10 +293,7 @@ def test_a_session_without_a_client_can_be_stopped(world):
 
 def test_a_vm_that_dies_under_a_session_without_a_client_ends_it(world):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
-        (vm,) = world.cloud.vms.values()
+        vm = await world.left_session("a1")
         async with world.supervisor() as second:
             await settled()
             vm.die("somebody killed it")
@@ -332,9 +307,7 @@ def test_a_vm_that_dies_under_a_session_without_a_client_ends_it(world):
 
 def test_a_session_without_a_client_ends_with_its_supervisor_when_that_is_told_to_end(world):
     async def main():
-        async with world.supervisor() as first:
-            first.session("a1")
-            await settled()
+        await world.left_session("a1")
         async with world.supervisor() as second:
             await settled()
             second.dispatcher.post(ShutdownRequested(at=0.0))

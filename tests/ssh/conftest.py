@@ -24,14 +24,16 @@ GUEST = Path(__file__).parents[2] / "drivers/guest"
 
 
 def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("sshd.py"))
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"claude_vm_tests_{name}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-sshd_module = _load("claude_vm_tests_sshd")
+sshd_module = _load("sshd")
+_load("reading")
 
 
 @pytest.fixture

@@ -22,6 +22,18 @@ LARGE = 100 * 1024 * 1024
 PIECE = bytes(range(256)) * 256
 
 
+async def stops_taking(client):
+    """Send until nothing is taken for a second; false when three times what may wait is taken."""
+    sent = 0
+    while sent < 3 * LARGE:  # what the host's own buffers take
+        with anyio.move_on_after(1) as patience:
+            await client.send(PIECE)
+            sent += len(PIECE)
+        if patience.cancelled_caught:
+            return True
+    return False
+
+
 async def serve_until_cancelled(listener, handler):
     async with listener:
         await listener.serve(handler)
@@ -199,13 +211,7 @@ async def test_a_guest_that_allows_much_and_takes_nothing_fills_no_memory(tmp_pa
         async with open_link(access, timeout_s=20) as link:
             connect = await published(3000, through=link)
             async with await connect() as client:
-                sent, takes = 0, True
-                while takes and sent < 3 * LARGE:  # what the host's own buffers take
-                    with anyio.move_on_after(1) as patience:
-                        await client.send(PIECE)
-                        sent += len(PIECE)
-                    takes = not patience.cancelled_caught
-                assert not takes
+                assert await stops_taking(client)
                 assert link._connection._transport.get_write_buffer_size() < 1024 * 1024
         greedy.connection.abort()
         await greedy.connection.wait_closed()
@@ -259,13 +265,7 @@ async def test_what_a_client_sends_before_the_guest_answers_stays_with_the_clien
     monkeypatch.setattr(link, "open_tcp", never)
     connect = await published(3000)
     async with await connect() as client:
-        sent, takes = 0, True
-        while takes and sent < 3 * LARGE:  # what the host's own buffers take
-            with anyio.move_on_after(1) as patience:
-                await client.send(PIECE)
-                sent += len(PIECE)
-            takes = not patience.cancelled_caught
-        assert not takes
+        assert await stops_taking(client)
 
 
 async def test_a_client_that_resets_is_gone_for_the_guests_server_too(published, serve):

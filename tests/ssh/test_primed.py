@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import anyio
 import pytest
+from claude_vm_tests_reading import until, whole
 
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
@@ -37,23 +38,6 @@ SHELL = (
     # read by the shell itself: while it waits for a child, it blocks that child's signal
     "mapfile -t facts </proc/$$/status; printf '%s\\n' \"${facts[@]}\" | grep -e SigBlk -e SigIgn -e SigCgt; stty -a; tty | tr 0-9 n; echo fin''ished"
 )
-
-
-async def whole(read):
-    data = b""
-    while part := await read(65536):
-        data += part
-    return data
-
-
-async def until(process, text):
-    data = b""
-    with anyio.fail_after(20):
-        while text not in data:
-            part = await process.read_stdout(65536)
-            assert part, data
-            data += part
-    return data
 
 
 async def cold(link, put, mode, words, pty, **more):

@@ -7,6 +7,7 @@ import sys
 
 import anyio
 import pytest
+from claude_vm_tests_reading import until, whole
 
 from claude_vm.supervisor.daemon.detached import follow
 from claude_vm.supervisor.ssh.errors import InputClosedError, LinkLostError, ShellError, SshError
@@ -18,23 +19,6 @@ pytestmark = pytest.mark.anyio
 
 BOTH = (Kind.PTY, Kind.PIPES)
 TERMINAL = Pty("xterm-256color", 30, 100)
-
-
-async def whole(read):
-    data = b""
-    while part := await read(65536):
-        data += part
-    return data
-
-
-async def until(process, text):
-    data = b""
-    with anyio.fail_after(20):
-        while text not in data:
-            part = await process.read_stdout(65536)
-            assert part, data
-            data += part
-    return data
 
 
 async def test_words_run_exactly_as_they_are(session):
