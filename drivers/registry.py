@@ -19,7 +19,7 @@ ALL: Final = (*ISOLATING, "sim")
 NAMES: Final = ("auto", *ALL)
 
 
-def choose(name: str) -> str:
+async def choose(name: str) -> str:
     """Return the name of the driver that is meant; ``auto`` never means ``sim``, which isolates nothing.
 
     Raises:
@@ -31,13 +31,14 @@ def choose(name: str) -> str:
     if name != "auto":
         return name
     # The import is left to here because drivers are heavy, and most commands need only a name.
+    from claude_vm.drivers.prerequisites.lima import works  # noqa: PLC0415
     from claude_vm.drivers.vm.accelerator import INSTALL_HINT, architecture  # noqa: PLC0415
 
     if shutil.which(f"qemu-system-{architecture()}") is None:
         raise ToolMissingError("no hypervisor is installed", hint=INSTALL_HINT)
     # Lima needs QEMU too, and refuses to be run by root. On macOS nobody has tried it yet.
-    usable = sys.platform == "linux" and os.geteuid() != 0
-    return "lima" if usable and shutil.which("limactl") is not None else "qemu"
+    limactl = shutil.which("limactl") if sys.platform == "linux" and os.geteuid() != 0 else None
+    return "lima" if limactl is not None and await works(limactl) else "qemu"
 
 
 @asynccontextmanager
@@ -47,7 +48,7 @@ async def open_driver(name: str, owner: Owner) -> AsyncIterator[Driver]:
     Raises:
         DriverError: There is no such driver, or nothing is installed that ``auto`` could mean.
     """
-    chosen = choose(name)
+    chosen = await choose(name)
     if chosen == "sim":
         from claude_vm.drivers.sim.driver import open_driver as open_sim  # noqa: PLC0415
 

@@ -1,13 +1,15 @@
 """What a host must have for Lima: `limactl` of a version that we know, and a user whom it does not refuse."""
 
 import re
+from pathlib import Path
 from typing import Final
 
 import msgspec
+from anyio.functools import lru_cache
 
 from claude_vm.drivers.api import Problem
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools
+from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools, this_host
 from claude_vm.drivers.process import run_tool
 
 OLDEST: Final = (2, 0)
@@ -64,6 +66,21 @@ def parse_version(text: str) -> tuple[int, ...] | None:
     """Return the numbers of ``limactl version 2.2.0-5-gabcdef``, or None for what is none."""
     found = re.search(r"\bversion v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", text)
     return None if found is None else tuple(int(part) for part in found.groups() if part is not None)
+
+
+async def works(path: str) -> bool:
+    """Tell whether a `limactl` is of a version that the driver knows. Each file is asked once."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return False
+    return await _works(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=8)
+async def _works(path: str, _modified_ns: int, _size: int) -> bool:
+    _, problem = await _version(this_host(), path)
+    return problem is None
 
 
 async def _version(host: Host, path: str) -> tuple[str, Problem | None]:

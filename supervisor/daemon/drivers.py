@@ -29,7 +29,7 @@ class DriverSet:
         Raises:
             DriverError: There is no such driver, or this host can't use it.
         """
-        resolved = registry.choose(name)
+        resolved = await registry.choose(name)
         async with self._lock:
             if resolved not in self._open:
                 self._open[resolved] = await self._tasks.start(self._keep, resolved)

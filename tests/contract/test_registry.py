@@ -3,32 +3,65 @@ import pytest
 from claude_vm.drivers import registry
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 
-
-@pytest.mark.parametrize(
-    ("missing", "uid", "chosen"), [("", 1000, "lima"), ("limactl", 1000, "qemu"), ("", 0, "qemu")]
-)
-def test_auto_is_lima_where_it_can_be_used_and_else_qemu(monkeypatch, missing, uid, chosen):
-    monkeypatch.setattr(
-        registry.shutil, "which", lambda name: None if name == missing else f"/usr/bin/{name}"
-    )
-    monkeypatch.setattr(registry.os, "geteuid", lambda: uid)
-
-    assert registry.choose("auto") == chosen
+pytestmark = pytest.mark.anyio
 
 
-def test_auto_without_a_hypervisor_says_what_to_install_and_is_never_the_simulation(monkeypatch):
-    monkeypatch.setattr(registry.shutil, "which", lambda _name: None)
+@pytest.fixture
+def programs(monkeypatch, tmp_path):
+    """A host with everything, where `limactl` says what it is told; returns the names of the programs."""
+    there = {"qemu-system-x86_64": "/usr/bin/qemu-system-x86_64", "limactl": str(tmp_path / "limactl")}
+    monkeypatch.setattr(registry.shutil, "which", lambda name, path=None: there.get(name))
+    monkeypatch.setattr(registry.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(registry.sys, "platform", "linux")
+    monkeypatch.setattr("claude_vm.drivers.vm.accelerator.architecture", lambda: "x86_64")
+    says(tmp_path, "echo limactl version 2.2.0")
+    return there
+
+
+def says(folder, line):
+    program = folder / "limactl"
+    program.write_text(f"#!/bin/sh\necho asked >>{folder}/asked\n{line}\n")
+    program.chmod(0o755)
+
+
+async def test_auto_is_lima_where_it_can_be_used_which_is_asked_once(programs, tmp_path):
+    assert [await registry.choose("auto") for _ in range(3)] == ["lima"] * 3
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+async def test_auto_is_qemu_without_lima(programs):
+    del programs["limactl"]
+    assert await registry.choose("auto") == "qemu"
+
+
+async def test_auto_is_qemu_for_root_whom_lima_refuses(programs, monkeypatch):
+    monkeypatch.setattr(registry.os, "geteuid", lambda: 0)
+    assert await registry.choose("auto") == "qemu"
+
+
+@pytest.mark.parametrize("line", ["echo limactl version 1.0.3", "echo something else", "exit 1"])
+async def test_auto_is_qemu_where_lima_is_too_old_or_broken_until_another_one_is_installed(
+    programs, tmp_path, line
+):
+    says(tmp_path, line)
+    assert await registry.choose("auto") == "qemu"
+    says(tmp_path, "echo limactl version 2.10.0 #newer")
+    assert await registry.choose("auto") == "lima"
+
+
+async def test_auto_without_a_hypervisor_says_what_to_install_and_is_never_the_simulation(programs):
+    programs.clear()
 
     with pytest.raises(ToolMissingError) as caught:
-        registry.choose("auto")
+        await registry.choose("auto")
     assert "apt install qemu-system-x86" in caught.value.hint
 
 
-def test_an_unknown_driver_is_told_with_those_that_exist():
+async def test_an_unknown_driver_is_told_with_those_that_exist():
     with pytest.raises(DriverError, match="no driver 'qmeu'") as caught:
-        registry.choose("qmeu")
+        await registry.choose("qmeu")
     assert "qemu" in caught.value.hint
 
 
-def test_the_simulation_is_there_by_its_name():
-    assert registry.choose("sim") == "sim"
+async def test_the_simulation_is_there_by_its_name():
+    assert await registry.choose("sim") == "sim"

@@ -41,7 +41,7 @@ class DriverReport(msgspec.Struct, frozen=True):
 
 async def doctor(command: Command, request: Doctor) -> int:
     """Report on every driver; 0 when `auto` finds one that can run sessions in isolation."""
-    reports = _chosen([await _report(command, name) for name in ORDER])
+    reports = await _chosen([await _report(command, name) for name in ORDER])
     pool = _pool_problems(command)
     reports = [
         msgspec.structs.replace(r, problems=[*r.problems, *(pool if r.isolates else [])]) for r in reports
@@ -60,10 +60,10 @@ async def doctor(command: Command, request: Doctor) -> int:
     return 0 if any(r.usable and r.isolates for r in reports) else 1
 
 
-def _chosen(reports: Sequence[DriverReport]) -> list[DriverReport]:
+async def _chosen(reports: Sequence[DriverReport]) -> list[DriverReport]:
     """Mark the one that `auto` takes, with the reason."""
     try:
-        taken = registry.choose("auto")
+        taken = await registry.choose("auto")
     except DriverError:
         return list(reports)
     before: list[str] = []
