@@ -21,7 +21,11 @@ LIMACTL = """\
 echo "$*" >>"$LIMA_HOME/said"
 env | grep -i 'proxy\\|QEMU' >"$LIMA_HOME/env"
 case "$2 $3" in
-    "disk create") mkdir -p "$LIMA_HOME/_disks/$4"; echo disk >"$LIMA_HOME/_disks/$4/datadisk" ;;
+    "disk create")
+        mkdir -p "$LIMA_HOME/_disks/$4"
+        qemu-img create -q -f qcow2 "$LIMA_HOME/_disks/$4/datadisk" 1M
+        qemu-io -c "write -q -P 7 0 64k" "$LIMA_HOME/_disks/$4/datadisk"
+        ;;
     "create --name") mkdir "$LIMA_HOME/$4"; cp "$5" "$LIMA_HOME/told" ;;
     "shell --workdir")
         cat >"$LIMA_HOME/script"
@@ -115,6 +119,7 @@ async def test_an_import_leaves_the_images_files_and_nothing_of_limas(limactl, w
     await source.clean(work)
 
     assert {path.name for path in work.iterdir()} == {"disk.raw", "kernel", "initrd", "terminfo", "locales"}
+    assert (work / "disk.raw").read_bytes() == b"\7" * 0x10000 + bytes(0xF0000)
     assert {path.name for path in home.iterdir()} == {"said", "env", "told", "script", "_disks"}
     assert list((home / "_disks").iterdir()) == []
     said = (home / "said").read_text().splitlines()
