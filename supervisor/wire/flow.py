@@ -1,13 +1,16 @@
 """Flow control for anyio tasks: windows, and a queue of frames that one task writes.
 
-Frames are queued whole and without waiting, and written by a task of their own. So a task that is cancelled
-while it sends never leaves half a frame on the connection, and what it said before is still said.
+Frames are queued whole and without waiting. What the connection takes at once is written at once: each task
+that a key's echo waits for costs a turn of the event loop, behind whatever floods there. The rest is written
+by a task of its own. So a task that is cancelled while it sends never leaves half a frame on the connection,
+and what it said before is still said.
 """
 
+import socket
 from collections import deque
 
 import anyio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 
 from claude_vm.supervisor.wire.errors import ProtocolError
 
@@ -135,22 +138,38 @@ class Inflow:
 
 
 class Outbox:
-    """Whole frames on their way out. `run` writes them; everything else only queues."""
+    """Whole frames on their way out. What can't be written at once is queued, and written by `run`."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
+        self._socket: socket.socket | None = stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - no SQL
+        self._begun = b""  # the rest of a frame whose beginning is written
         self._frames: deque[bytes] = deque()
-        self._queued = 0
+        self._queued = 0  # bytes that are not written, of all these and of what `run` writes now
         self._stir = Stir()
         self._broken = False
         self._ending = False
 
     def put(self, frame: bytes) -> None:
-        """Queue a frame. Never waits; on a connection that is broken or ends it is dropped."""
-        if not self._broken and not self._ending:
+        """Write or queue a frame. Never waits; on a connection that is broken or ends it is dropped."""
+        if self._broken or self._ending:
+            return
+        if self._queued or not (sent := self._write_now(frame)):
             self._frames.append(frame)
             self._queued += len(frame)
-            self._stir.set()
+        else:
+            self._begun = frame[sent:]
+            self._queued = len(self._begun)
+        self._stir.set()
+
+    def _write_now(self, frame: bytes) -> int:
+        """Return how many bytes of a frame the connection has taken."""
+        if self._socket is None:
+            return 0
+        try:
+            return self._socket.send(frame)
+        except OSError:  # there is no room, or `run` will meet what is wrong
+            return 0
 
     async def wait_for_room(self) -> None:
         """Wait until there is little in the queue, or the connection is broken."""
@@ -177,6 +196,7 @@ class Outbox:
     def break_off(self) -> None:
         """Drop everything: nobody will read it."""
         self._broken = True
+        self._begun = b""
         self._frames.clear()
         self._queued = 0
         self._stir.set()
@@ -184,10 +204,11 @@ class Outbox:
     async def run(self) -> None:
         """Write what is queued until the connection breaks. Ends then, or is cancelled; never raises."""
         while not self._broken:
-            if not self._frames:
+            if not self._queued:
                 await self._stir.wait()
                 continue
-            batch = [self._frames.popleft()]
+            batch = [self._begun or self._frames.popleft()]
+            self._begun = b""
             size = len(batch[0])
             while self._frames and size + len(self._frames[0]) <= BATCH:
                 size += len(self._frames[0])
