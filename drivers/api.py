@@ -23,6 +23,13 @@ import msgspec
 Progress = Callable[[str, str], None]
 """Called with a phase (a few words) and a detail (may be empty). Never waits, never raises."""
 
+Reachable = Callable[["Access"], None]
+"""Called as soon as a connection to a starting guest may be begun. Never waits, never raises."""
+
+
+def tell_nobody(_access: "Access") -> None:
+    """Be a `Reachable` that does nothing."""
+
 
 class Owner(msgspec.Struct, frozen=True):
     """Whose instances a driver makes. Two owners never touch each other's.
@@ -231,10 +238,12 @@ class Driver(Protocol):
         """
         ...
 
-    async def start(self, instance_id: str, progress: Progress) -> Access:
+    async def start(self, instance_id: str, progress: Progress, reachable: Reachable = tell_nobody) -> Access:
         """Restore or boot a cloned instance; return when it has its identity and its mounts, and listens.
 
-        A connection to its SSH port is answered then, though not at once.
+        A connection to its SSH port is answered then, though not at once. A handshake takes longer than all
+        that is left to do by then: a driver whose guest keeps connections waiting until it has its identity
+        may tell `reachable` before that. A second call takes the first one back: that guest did not come up.
 
         Identity: fresh random state *before* the first SSH handshake, clock, host name, machine id, SSH
         host key, authorized key. A cold boot is the fall-back where a RAM clone is impossible.

@@ -26,8 +26,10 @@ from claude_vm.drivers.api import (
     Owner,
     Problem,
     Progress,
+    Reachable,
     TemplateRecord,
     TemplateSpec,
+    tell_nobody,
 )
 from claude_vm.drivers.directories import open_directory
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError
@@ -99,7 +101,12 @@ class SimDriver:
                 raise DriverError(f"the instance {instance_id} was started already")
             self._store.write_instance(msgspec.structs.replace(instance, prestarted=True))
 
-    async def start(self, instance_id: str, progress: Progress) -> Access:
+    async def start(
+        self,
+        instance_id: str,
+        progress: Progress,
+        reachable: Reachable = tell_nobody,  # noqa: ARG002 - it is reached at once when it is started
+    ) -> Access:
         """Start the instance's SSH server.
 
         Raises:

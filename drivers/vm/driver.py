@@ -21,8 +21,10 @@ from claude_vm.drivers.api import (
     Owner,
     Problem,
     Progress,
+    Reachable,
     TemplateRecord,
     TemplateSpec,
+    tell_nobody,
 )
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError
 from claude_vm.drivers.images.debian import images as cached_images
@@ -95,7 +97,7 @@ class VmDriver:
             raise DriverError("this host has no RAM clones, so there is nothing to start ahead")
         await starting.prestart(await self._find_host(), self._estate, instance_id)
 
-    async def start(self, instance_id: str, progress: Progress) -> Access:
+    async def start(self, instance_id: str, progress: Progress, reachable: Reachable = tell_nobody) -> Access:
         """Restore or boot an instance.
 
         Raises:
@@ -103,7 +105,7 @@ class VmDriver:
         """
         host = await self._find_host()
         access, channel = await starting.start(
-            host, self._estate, instance_id, progress, ram_clones=_ram_clones()
+            host, self._estate, instance_id, progress, reachable, ram_clones=_ram_clones()
         )
         self._channels[instance_id] = channel
         return access

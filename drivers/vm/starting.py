@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from claude_vm.drivers.api import Access, InstanceSpec, Progress
+from claude_vm.drivers.api import Access, InstanceSpec, Progress, Reachable
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.vm.arguments import Guest, Host, Ram
@@ -66,9 +66,15 @@ async def prestart(host: Host, estate: Estate, instance_id: str) -> None:
 
 
 async def start(
-    host: Host, estate: Estate, instance_id: str, progress: Progress, *, ram_clones: bool
+    host: Host,
+    estate: Estate,
+    instance_id: str,
+    progress: Progress,
+    reachable: Reachable,
+    *,
+    ram_clones: bool,
 ) -> tuple[Access, Channel]:
-    """Restore or boot an instance; return how to reach it, and its helper's channel.
+    """Restore or boot an instance; return how to reach it, and its helper's channel. See `Driver.start`.
 
     Raises:
         DriverError: It does not come up. A VM that did start may still run: delete the instance.
@@ -79,7 +85,7 @@ async def start(
     generation = find_generation(estate.home, spec.template, spec.generation, estate.kind)
     if saved.waiting:
         try:
-            return await _go_on(estate, saved, generation, progress=progress)
+            return await _go_on(estate, saved, generation, progress=progress, reachable=reachable)
         except _RestoreError as error:
             progress("the snapshot does not work", error.message)
             await end_all(estate, instance_id, load(folder))
@@ -93,19 +99,21 @@ async def start(
             progress("no snapshot can be made", error.message)
     if snapshot is not None:
         try:
-            return await _start(host, estate, saved, generation, snapshot, progress=progress)
+            return await _start(
+                host, estate, saved, generation, snapshot, progress=progress, reachable=reachable
+            )
         except _RestoreError as error:
             progress("the snapshot does not work", error.message)
             await end_all(estate, instance_id, load(folder))
     for _ in range(BOOTS - 1):
         try:
-            return await _start(host, estate, saved, generation, None, progress=progress)
+            return await _start(host, estate, saved, generation, None, progress=progress, reachable=reachable)
         except BootError as error:
             if not kernel_crashed(error):
                 raise
             progress("booting again", "the guest's kernel crashed while it came up")
             await end_all(estate, instance_id, load(folder))
-    return await _start(host, estate, saved, generation, None, progress=progress)
+    return await _start(host, estate, saved, generation, None, progress=progress, reachable=reachable)
 
 
 def _silent(_phase: str, _detail: str) -> None:
@@ -139,6 +147,7 @@ async def _start(
     snapshot: Snapshot | None,
     *,
     progress: Progress,
+    reachable: Reachable,
 ) -> tuple[Access, Channel]:
     spec = saved.spec
     folder = folder_of(estate, spec.instance_id)
@@ -161,13 +170,19 @@ async def _start(
         else:
             await _restore(machine, snapshot)
         access = await _settle_in(
-            estate, machine, spec, generation, progress=progress, restored=snapshot is not None
+            estate,
+            machine,
+            spec,
+            generation,
+            progress=progress,
+            reachable=reachable,
+            restored=snapshot is not None,
         )
     return access, machine.channel
 
 
 async def _go_on(
-    estate: Estate, saved: Saved, generation: Generation, *, progress: Progress
+    estate: Estate, saved: Saved, generation: Generation, *, progress: Progress, reachable: Reachable
 ) -> tuple[Access, Channel]:
     """Let a QEMU go on that was started ahead.
 
@@ -189,7 +204,9 @@ async def _go_on(
         except BootError as error:
             raise _RestoreError(error.message, detail=error.detail) from error
         await _restore(machine, snapshot)
-        access = await _settle_in(estate, machine, spec, generation, progress=progress, restored=True)
+        access = await _settle_in(
+            estate, machine, spec, generation, progress=progress, reachable=reachable, restored=True
+        )
         return access, machine.channel
 
 
@@ -208,11 +225,12 @@ async def _settle_in(
     generation: Generation,
     *,
     progress: Progress,
+    reachable: Reachable,
     restored: bool,
 ) -> Access:
     """Make a running guest this instance: identity, disk, mounts, clock.
 
-    Its SSH port is open since its helper answers; nobody needs to try it.
+    Its SSH port is open since its helper answers; who connects waits there until the guest has its identity.
     """
     progress("identity", "")
     hypervisor = estate.hypervisor
@@ -221,6 +239,17 @@ async def _settle_in(
     key = folder_of(estate, spec.instance_id) / "client_key"
     write_private(key, identity.client_key.private)
     port = await machine.step("port", machine.monitor.ssh_port, HELPER_S)
+    access = Access(
+        address="127.0.0.1",
+        port=port,
+        user=record.user,
+        home=record.home,
+        host_key=identity.host_key.public,
+        client_key=key,
+        host_address=hypervisor.host_address,
+        restored=restored,
+    )
+    reachable(access)
     await machine.identify(identity, record.user, hypervisor.authorized_keys(estate.owner))
     if spec.disk_gib > record.disk_gib:
         size = spec.disk_gib << 30
@@ -237,16 +266,7 @@ async def _settle_in(
     for console in hypervisor.consoles:
         await machine.monitor.bound_console(console)
     await hypervisor.settle(machine)
-    return Access(
-        address="127.0.0.1",
-        port=port,
-        user=record.user,
-        home=record.home,
-        host_key=identity.host_key.public,
-        client_key=key,
-        host_address=hypervisor.host_address,
-        restored=restored,
-    )
+    return access
 
 
 def _guest(

@@ -7,7 +7,7 @@ import anyio
 import anyio.abc
 import structlog
 
-from claude_vm.drivers.api import Driver, InstanceSpec, Mount
+from claude_vm.drivers.api import Access, Driver, InstanceSpec, Mount
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core import effects as fx
 from claude_vm.supervisor.core import events as ev
@@ -19,7 +19,7 @@ from claude_vm.supervisor.daemon.instances import Instance, Watchers
 from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.daemon.timings import DRIVER_MARKS
 from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError, SshError
-from claude_vm.supervisor.ssh.link import connect
+from claude_vm.supervisor.ssh.link import Link, connect
 from claude_vm.supervisor.ssh.shells import Kind, prime
 
 log = structlog.get_logger()
@@ -106,12 +106,8 @@ class Execution:
                 self._watchers.watch_vm(instance)
                 return ev.PrestartDone(at=anyio.current_time(), instance_id=name)
             case fx.Start():
-                # one that was started ahead may have to be replaced by another process
-                instance.stop_watching()
-                instance.access = await driver.start(name, _marking(session))
-                self._watchers.watch_vm(instance)
-                restored = instance.access.restored
-                return ev.StartDone(at=anyio.current_time(), instance_id=name, restored=restored)
+                access = await self._start(instance, driver, session)
+                return ev.StartDone(at=anyio.current_time(), instance_id=name, restored=access.restored)
             case fx.Connect():
                 async with _vm_death_first():
                     await self._connect(instance, driver, session)
@@ -131,11 +127,34 @@ class Execution:
                 return ev.DeleteDone(at=anyio.current_time(), instance_id=name)
         raise AssertionError(effect)  # pragma: no cover - the core has no other effects
 
+    async def _start(self, instance: Instance, driver: Driver, session: Session | None) -> Access:
+        """Start it, and connect meanwhile: SSH's handshake is the longest part of a RAM clone's start."""
+        # one that was started ahead may have to be replaced by another process
+        instance.stop_watching()
+        failure: DriverError | None = None
+        async with anyio.create_task_group() as tasks:
+            ahead = _Ahead(instance, tasks)
+            try:
+                instance.access = await driver.start(instance.instance_id, _marking(session), ahead.begin)
+                self._watchers.watch_vm(instance)
+                if session is not None:
+                    session.mark("connect")
+                ahead.started()
+            except DriverError as error:
+                failure = error  # raised below: out of here it would come in a group
+                tasks.cancel_scope.cancel()
+        if failure is not None or instance.access is None:
+            raise failure or DriverError("the instance was not started")
+        return instance.access
+
     async def _connect(self, instance: Instance, driver: Driver, session: Session | None) -> None:
         """Connect, and have the shells wait: the one that its session needs, or both if nobody knows."""
         if instance.access is None:
             raise DriverError("the instance was not started")
-        instance.link = await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
+        ahead, instance.ahead = instance.ahead, None
+        if isinstance(ahead, SshError):
+            raise ahead
+        instance.link = ahead or await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
         if session is not None:
             session.mark("prime")
         if self._faults is not None:
@@ -188,10 +207,42 @@ class Execution:
         instance.stop_watching()
         instance.access = None
         await driver.delete(instance.instance_id)
-        link, instance.link = instance.link, None
-        if link is not None:
-            with anyio.move_on_after(CLOSE_TIMEOUT_S):
-                await link.aclose()
+        links = (instance.link, instance.ahead)
+        instance.link = instance.ahead = None
+        for link in links:
+            if isinstance(link, Link):
+                with anyio.move_on_after(CLOSE_TIMEOUT_S):
+                    await link.aclose()
+
+
+class _Ahead:
+    """A connection that is begun while the driver still starts the instance."""
+
+    def __init__(self, instance: Instance, tasks: anyio.abc.TaskGroup) -> None:
+        self._instance = instance
+        self._tasks = tasks
+        self._scope = anyio.CancelScope()
+
+    def begin(self, access: Access) -> None:
+        """Connect; what was begun before was to a guest that did not come up."""
+        self._scope.cancel()
+        self._scope = anyio.CancelScope()
+        link, self._instance.ahead = self._instance.ahead, None
+        if isinstance(link, Link):
+            self._tasks.start_soon(link.aclose)
+        self._tasks.start_soon(self._connect, access, self._scope)
+
+    def started(self) -> None:
+        """The guest is ready. What failed before is tried again, by the effect that is for it."""
+        if isinstance(self._instance.ahead, SshError):
+            self._instance.ahead = None
+
+    async def _connect(self, access: Access, scope: anyio.CancelScope) -> None:
+        with scope:
+            try:
+                self._instance.ahead = await connect(access, timeout_s=CONNECT_TIMEOUT_S)
+            except SshError as error:
+                self._instance.ahead = error
 
 
 @contextlib.asynccontextmanager

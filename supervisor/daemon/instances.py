@@ -11,6 +11,7 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core import events as ev
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.drivers import DriverSet
+from claude_vm.supervisor.ssh.errors import SshError
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.shells import Shells
 
@@ -25,7 +26,8 @@ class Instance:
 
     `key` is None if a dead supervisor left it for deletion. `scope` is that of its effect in flight, if there
     is one. `access`, `link` and `shells` are there from the end of the effect that made them until it is
-    deleted; `shells` until a session takes them.
+    deleted; `shells` until a session takes them. `ahead` is a connection that was made while it started, or
+    why there is none, until it becomes the `link`.
     """
 
     def __init__(self, instance_id: str, driver: str, key: PoolKey | None = None) -> None:
@@ -34,6 +36,7 @@ class Instance:
         self.key = key
         self.scope: anyio.CancelScope | None = None
         self.access: Access | None = None
+        self.ahead: Link | SshError | None = None
         self.link: Link | None = None
         self.shells: Shells | None = None
         self._watches: list[anyio.CancelScope] = []

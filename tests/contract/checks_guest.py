@@ -123,6 +123,29 @@ async def several_instances_start_at_the_same_time(case):
 
 
 @check
+async def who_connects_as_soon_as_it_is_told_how_is_answered_by_a_whole_guest(case):
+    told, answers = [], []
+
+    async def connect(access):
+        async with open_link(access, timeout_s=case.patience_s) as link:
+            answers.append((await link.run("cat /proc/sys/kernel/hostname")).stdout)
+
+    async with case.cloned() as instance_id:
+        async with anyio.create_task_group() as tasks:
+
+            def reachable(access):
+                told.append(access)
+                tasks.start_soon(connect, access)
+
+            with anyio.fail_after(case.patience_s):
+                access = await case.driver.start(instance_id, silent, reachable)
+            assert told in ([], [access])
+        async with open_link(access, timeout_s=case.patience_s) as link:
+            name = (await link.run("cat /proc/sys/kernel/hostname")).stdout
+        assert answers == [name] * len(told)
+
+
+@check
 async def no_two_clones_share_a_key(case):
     async with case.started() as (_, one), case.started() as (_, two):
         assert one.host_key.split()[:2] != two.host_key.split()[:2]

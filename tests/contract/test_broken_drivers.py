@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from claude_vm_tests_suite import CHECKS
 
-from claude_vm.drivers.api import InstanceRecord, InstanceStatus
+from claude_vm.drivers.api import InstanceRecord, InstanceStatus, tell_nobody
 from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.sim.driver import SimDriver
 from claude_vm.drivers.sim.script import Script
@@ -225,6 +225,13 @@ class BuildLeavesAFolder(SimDriver):
         return await super().build_template(spec, progress)
 
 
+class TellsAnotherWay(SimDriver):
+    async def start(self, instance_id, progress, reachable=tell_nobody):
+        access = await super().start(instance_id, progress)
+        reachable(msgspec.structs.replace(access, user="somebody"))
+        return access
+
+
 class OneAtATime(SimDriver):
     busy = False
 
@@ -290,6 +297,7 @@ BROKEN = {
     RemovesUsedTemplates: "a_template_that_an_instance_uses_stays",
     ForgetsUse: "templates_tell_when_they_were_used",
     BuildLeavesAFolder: "a_cancelled_build_leaves_the_former_generation_and_nothing_else",
+    TellsAnotherWay: "who_connects_as_soon_as_it_is_told_how_is_answered_by_a_whole_guest",
     OneAtATime: "several_instances_start_at_the_same_time",
     ReadOnlyThatIsNot: "read_only_holds_against_root_in_the_guest",
     MountsWhateverIsThere: "another_directory_under_the_name_of_a_mount_is_refused",

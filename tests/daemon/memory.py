@@ -13,6 +13,7 @@ from claude_vm.drivers.api import (
     InstanceRecord,
     InstanceStatus,
     TemplateRecord,
+    tell_nobody,
 )
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateMissingError
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
@@ -94,6 +95,7 @@ class Cloud:
         self.gates = {}
         self.refuse_connections = False
         self.replaces_processes = False
+        self.tells = 1  # how often a start tells that its guest can be reached, before its end
 
     def gate(self, method):
         self.gates[method] = Gate()
@@ -113,6 +115,9 @@ class MemoryDriver:
 
     async def _call(self, method, instance_id):
         self.cloud.calls.append((method, instance_id))
+        await self._pass(method)
+
+    async def _pass(self, method):
         await anyio.lowlevel.checkpoint()
         if method in self.cloud.gates:
             await self.cloud.gates[method].passed()
@@ -138,19 +143,25 @@ class MemoryDriver:
             raise DriverError("it was started already")
         vm.prestarted = True
 
-    async def start(self, instance_id, progress):
+    async def start(self, instance_id, progress, reachable=tell_nobody):
         await self._call("start", instance_id)
         vm = self._known(instance_id)
+        path = Path("/k\udcff")  # a path need not be text
+        access = Access("127.0.0.1", vm.port, "u", "/h", "key", path, "10.0.2.2", restored=True)
         for phase in ("restoring", "identity", "mounts", "SSH"):
             progress(phase, "")
+            if phase == "identity":
+                for _ in range(self.cloud.tells):
+                    reachable(access)
+                    await anyio.lowlevel.checkpoint()
+        await self._pass("end_of_start")
         if self.cloud.replaces_processes:  # what was started ahead is of no use: another process takes over
             vm.stopped.set()
             for _ in range(10):
                 await anyio.lowlevel.checkpoint()
             vm.stopped = anyio.Event()
         vm.running = True
-        path = Path("/k\udcff")  # a path need not be text
-        return Access("127.0.0.1", vm.port, "u", "/h", "key", path, "10.0.2.2", restored=True)
+        return access
 
     async def put_files(self, instance_id, files):
         await self._call("put_files", instance_id)
@@ -330,6 +341,7 @@ class World:
         self.cloud = Cloud()
         self.folder = folder
         self.boot = "boot-1"
+        self.attempts = 0  # to connect
         for module in (execution, detached):
             for name in ("connect", "prime", "attach", "held_sessions"):
                 if hasattr(module, name):
@@ -358,6 +370,10 @@ class World:
 
     async def _connect(self, access, *, timeout_s):
         await anyio.lowlevel.checkpoint()
+        self.attempts += 1
+        if "connect" in self.cloud.gates:
+            await self.cloud.gates["connect"].passed()
+        self._fail("connect")
         if self.cloud.refuse_connections:
             raise ConnectError("nobody answers")
         return MemoryLink(self.cloud.vm(access.port))
