@@ -6,6 +6,7 @@ also how we know, without asking again and again, that QEMU is about to run, and
 """
 
 import os
+import resource
 import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.lima import arguments, events, home, importing, instance, processes
 from claude_vm.drivers.lima.door import Order, hand_over
+from claude_vm.drivers.prerequisites.lima import parse_version, too_old
+from claude_vm.drivers.prerequisites.programs import template_tools, this_host
 from claude_vm.drivers.process import ProcessIdentity, run_tool
 from claude_vm.drivers.vm import accelerator, confine
 from claude_vm.drivers.vm.arguments import Guest, Host
@@ -41,6 +44,10 @@ _SLOTS_FD: Final = 12
 _TOOL_S: Final = 30.0
 _DOOR_S: Final = 60.0
 _PORT_TRIES: Final = 5
+_LOOKS: Final = 40
+_LOOK_S: Final = 0.05
+_MOST_MEMORY: Final = 1 << 30
+_LARGEST_FILE: Final = 64 << 20
 _PORT_TAKEN: Final = "Could not set up host forwarding rule"
 _BOOT_DONE: Final = ("/run/lima-boot-done", "/run/lima-ssh-ready")
 
@@ -77,6 +84,7 @@ class Lima:
 
     def __init__(self) -> None:
         self._children: dict[Path, list[int]] = {}
+        self._ports: dict[Path, int] = {}  # until QEMU has it, a port is free for everybody else
 
     def mark(self, owner: Owner) -> str:
         """Return the owner's mark with our name: the driver `qemu` must not take these VMs for its own."""
@@ -97,6 +105,10 @@ class Lima:
         environ = arguments.environment(os.environ, str(home.lima_home(home_folder)))
         done = await run_tool([_limactl(), "--version"], timeout_s=_TOOL_S, env=environ)
         version = done.stdout.decode(errors="replace").strip()
+        numbers = parse_version(version)
+        old = None if numbers is None else too_old(this_host(), _limactl(), numbers)
+        if old is not None:
+            raise DriverError(old.what, hint=old.fix)
         return msgspec.structs.replace(host, build=f"{host.build} {version}")
 
     def image_source(self, home_folder: Path, accelerator_name: str, image: str) -> Source | None:
@@ -105,7 +117,7 @@ class Lima:
         Raises:
             DriverError: There is no such image.
         """
-        if not image and shutil.which("mmdebstrap") is not None:
+        if not image and not template_tools(this_host()):
             return None
         program: list[str] = []
         if accelerator_name == "tcg":
@@ -186,7 +198,7 @@ class Lima:
                     machine = await stack.enter_async_context(attached(process, files))
                     break
                 except BootError as error:
-                    if number == _PORT_TRIES or _PORT_TAKEN not in error.detail:
+                    if number == _PORT_TRIES or not await _port_was_taken(error, files):
                         raise
                     await self.end(files)
             yield machine
@@ -194,7 +206,8 @@ class Lima:
     async def _start(self, host: Host, guest: Guest, files: LimaFiles) -> ProcessIdentity:
         """Start `limactl`, hand its QEMU what it needs, and return the process that QEMU is."""
         script = arguments.stand_in(sys.executable, confine.__file__, host.binary, str(files.door))
-        instance.furnish(files.folder, host, guest, instance.free_port(), script)
+        self._ports[files.folder] = instance.free_port(self._ports.values())
+        instance.furnish(files.folder, host, guest, self._ports[files.folder], script)
         program = [str(files.folder / instance.STAND_IN), *arguments.seen(host, guest)]
         environ = arguments.environment(os.environ, str(files.folder.parent), host.architecture, program)
         with (
@@ -211,11 +224,13 @@ class Lima:
             order = Order(tuple(number for _, number in given), tuple(arguments.unseen(host, guest)))
             descriptors = [ours for ours, _ in given]
             try:
-                return await while_alive(
+                process = await while_alive(
                     launcher, files, "limactl start", lambda: hand_over(door, order, descriptors), _DOOR_S
                 )
             finally:
                 files.door.unlink(missing_ok=True)
+            _bound(launcher.pid)
+            return process
 
     def authorized_keys(self, owner: Owner) -> Sequence[str]:
         """Return the key by which the host agent, and `limactl shell`, log in."""
@@ -243,6 +258,7 @@ class Lima:
                 await end(process)
         for pid in self._children.pop(files.folder, ()):
             reap(pid)
+        self._ports.pop(files.folder, None)
 
     async def sweep(self, home_folder: Path) -> Sequence[str]:
         """Remove the instances of killed imports; return their names.
@@ -264,6 +280,27 @@ class Lima:
         if files.folder.name.startswith(f"{home.BUILD}."):
             with suppress(FileNotFoundError):
                 shutil.rmtree(files.folder)
+
+
+async def _port_was_taken(error: BootError, files: LimaFiles) -> bool:
+    """Tell whether QEMU ended because of its port. The host agent may pass on what it said a moment later."""
+    for _ in range(_LOOKS):
+        if _PORT_TAKEN in error.detail or _PORT_TAKEN in files.said():
+            return True
+        await anyio.sleep(_LOOK_S)
+    return False
+
+
+def _bound(pid: int) -> None:
+    """Bound what a host agent may take of the host's memory and disk, after it has started QEMU.
+
+    It keeps, and writes into its log, whatever the guest answers when it logs in, of any length and for ever.
+    One that is ended by this takes neither its VM nor a session with it.
+    """
+    if sys.platform == "linux":
+        for limit, most in ((resource.RLIMIT_DATA, _MOST_MEMORY), (resource.RLIMIT_FSIZE, _LARGEST_FILE)):
+            with suppress(OSError):  # it has ended
+                resource.prlimit(pid, limit, (most, most))
 
 
 def _ours(files: Files) -> LimaFiles:

@@ -9,7 +9,8 @@ import os
 import re
 import socket
 import struct
-from contextlib import suppress
+from collections.abc import Collection
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -101,16 +102,19 @@ def boot_name(folder: Path) -> str:
     return ""
 
 
-def free_port() -> int:
-    """Return a TCP port of the loopback that nobody uses at this moment.
+def free_port(given: Collection[int] = ()) -> int:
+    """Return a TCP port of the loopback that nobody uses at this moment, and none that was `given` already.
 
     Raises:
         DriverError: There is none.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind(("127.0.0.1", 0))
-        except OSError as error:
-            raise DriverError(f"there is no free port: {error.strerror}") from error
-        port: int = probe.getsockname()[1]
-        return port
+    with ExitStack() as refused:  # held until the end, so that the next one is another
+        while True:
+            probe = refused.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            try:
+                probe.bind(("127.0.0.1", 0))
+            except OSError as error:
+                raise DriverError(f"there is no free port: {error.strerror}") from error
+            port: int = probe.getsockname()[1]
+            if port not in given:
+                return port

@@ -12,8 +12,13 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools, this_host
 from claude_vm.drivers.process import run_tool
 
-OLDEST: Final = (2, 0)
-"""The oldest version whose files and arguments are those that the driver knows."""
+OLDEST: Final = (2, 1, 2)
+"""The oldest version whose files and arguments are those that the driver knows.
+
+An instance's disk is one file, ``disk``, since 2.1.0; before, it was a copy of its image and an overlay of
+that. It has the name by which a running QEMU is told to grow it since 2.1.2.
+Source: Lima, `pkg/limatype/filenames`, `pkg/driver/qemu`.
+"""
 
 _ANSWER_S: Final = 20.0
 
@@ -39,17 +44,23 @@ async def inspect(host: Host, *, limactl: str = "limactl") -> LimaFacts:
     path = host.which(limactl)
     if path is None:
         problems.append(Problem("limactl is not installed", install_hint(host)))
-    else:
-        version, problem = await _version(host, path)
-        problems += [problem] if problem is not None else []
-    if host.uid == 0:
+    if host.uid == 0:  # it would not even say its version
         problems.append(
             Problem("limactl refuses to run as root", "run claude-vm as a normal user, or use --driver qemu")
         )
+    elif path is not None:
+        version, problem = await _version(host, path)
+        problems += [problem] if problem is not None else []
     if host.system != "darwin":  # where Lima has the system's own hypervisor, and images of its own
         problems += hypervisor(host)
-        problems += template_tools(host)
+        problems += [_imported(problem) for problem in template_tools(host)]
     return LimaFacts(path or "", version, tuple(problems))
+
+
+def _imported(problem: Problem) -> Problem:
+    """Return what it means to Lima that no image can be built here."""
+    what = f"{problem.what}; so `template:debian-13` is imported, which takes longer"
+    return Problem(what, problem.fix, fatal=False)
 
 
 def install_hint(host: Host) -> str:
@@ -95,9 +106,13 @@ async def _version(host: Host, path: str) -> tuple[str, Problem | None]:
         return "", Problem(
             f"{path} does not say its version: {text!r}", f"reinstall it: {install_hint(host)}"
         )
-    shown = ".".join(str(number) for number in numbers)
-    if numbers < OLDEST:
-        oldest = ".".join(str(number) for number in OLDEST)
-        upgrade = install_hint(host).replace("brew install", "brew upgrade")
-        return shown, Problem(f"{path} is version {shown}; {oldest} or newer is needed", upgrade)
-    return shown, None
+    return ".".join(map(str, numbers)), too_old(host, path, numbers)
+
+
+def too_old(host: Host, path: str, numbers: tuple[int, ...]) -> Problem | None:
+    """Return what is wrong with a `limactl` of this version, if something is."""
+    if numbers >= OLDEST:
+        return None
+    shown, oldest = (".".join(map(str, version)) for version in (numbers, OLDEST))
+    upgrade = install_hint(host).replace("brew install", "brew upgrade")
+    return Problem(f"{path} is version {shown}; {oldest} or newer is needed", upgrade)

@@ -100,7 +100,7 @@ async def test_lima_of_a_known_version_is_usable(limactl):
 @pytest.mark.parametrize(
     ("said", "status", "what"),
     [
-        ("limactl version 1.2.1", 0, "is version 1.2.1; 2.0 or newer is needed"),
+        ("limactl version 2.1.1", 0, "is version 2.1.1; 2.1.2 or newer is needed"),
         ("limactl version two", 0, "does not say its version"),
         ("no such thing", 3, "does not work"),
     ],
@@ -121,7 +121,7 @@ async def test_without_lima_the_way_to_it_is_told():
 
 
 async def test_root_is_told_that_lima_refuses_it(limactl):
-    facts = await lima.inspect(host(uid=0, limactl=limactl("limactl version 2.2.0")))
+    facts = await lima.inspect(host(uid=0, limactl=limactl("it refuses root", 1)))
     (problem,) = facts.problems
     assert "root" in problem.what
     assert "--driver qemu" in problem.fix
@@ -181,3 +181,12 @@ def test_doctor_goes_on_when_the_settings_are_wrong(user):
     (user.home / ".claude-vm.toml").write_text("nonsense = 1\n")
     _, found = reports(user)
     assert any("nonsense" in what for what, _ in found["qemu"]["problems"])
+
+
+@pytest.mark.parametrize("words", [("shell", "true"), ("setup",)])
+def test_a_driver_that_can_not_be_used_is_told_before_anything_is_built_for_it(user, words):
+    done = user.run("--driver", "lima", *words, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == (125 if words[0] == "shell" else 1)
+    assert b"limactl is not installed" in done.stderr
+    assert b"no template" not in done.stderr
+    assert b"Claude Code" not in done.stderr

@@ -154,14 +154,15 @@ async def test_a_failed_import_says_why_and_is_cleaned(limactl, work, short):
 
 
 def test_without_a_way_to_build_an_image_one_of_limas_templates_is_taken(short, monkeypatch):
-    there = {"limactl"}
-    monkeypatch.setattr(
-        "claude_vm.drivers.lima.hypervisor.shutil.which", lambda name: f"/b/{name}" if name in there else None
-    )
+    there = {"limactl", "newuidmap", "newgidmap"}
+    monkeypatch.setattr("shutil.which", lambda name, path=None: f"/b/{name}" if name in there else None)
+    monkeypatch.setattr("claude_vm.drivers.prerequisites.programs.KEYRING", __file__)
     found = Lima().image_source(short / "home", "kvm", "")
     assert isinstance(found, Import)
     assert found.identity == importing.DEFAULT
-    there.add("mmdebstrap")
+    there.add("mmdebstrap")  # which is not all that a build needs
+    assert Lima().image_source(short / "home", "kvm", "") is not None
+    there.add("mke2fs")
     assert Lima().image_source(short / "home", "kvm", "") is None
     asked = Lima().image_source(short / "home", "kvm", str(Path(__file__)))
     assert asked is not None

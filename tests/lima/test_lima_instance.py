@@ -119,3 +119,12 @@ def test_a_port_is_one_that_can_be_had():
     port = instance.free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
+
+
+def test_a_port_that_was_given_to_another_instance_is_not_given_again(monkeypatch):
+    once = instance.free_port()
+    numbers = iter([once, once + 1 if once < 65535 else once - 1])
+    real = socket.socket.bind
+    monkeypatch.setattr(socket.socket, "getsockname", lambda _self: ("127.0.0.1", next(numbers)))
+    monkeypatch.setattr(socket.socket, "bind", lambda self, _address: real(self, ("127.0.0.1", 0)))
+    assert instance.free_port({once}) != once

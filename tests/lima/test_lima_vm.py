@@ -5,6 +5,7 @@ Runs against the `limactl` that comes first on ``PATH``, whichever that is.
 
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -183,7 +184,7 @@ async def test_a_port_that_somebody_took_is_replaced_by_another(site, driver, mo
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
 
-        def free_port():
+        def free_port(_given):
             ports.append(original() if ports else taken.getsockname()[1])
             return ports[-1]
 
@@ -192,6 +193,22 @@ async def test_a_port_that_somebody_took_is_replaced_by_another(site, driver, mo
             access = await driver.start(name, silent)
             assert ports == [taken.getsockname()[1], access.port]
             assert await say(access, "echo fine") == "fine\n"
+
+
+async def test_what_a_host_agent_takes_of_the_host_is_bounded_and_its_vm_is_not(site, driver):
+    async with site.cloned(driver) as name:
+        await driver.start(name, silent)
+        bounds = {}
+        for process in of_instance(site.folder(name)):
+            bounds[process.pid] = [
+                resource.prlimit(process.pid, limit)[0]
+                for limit in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE)
+            ]
+        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in bounds}
+        vm = [pid for pid, word in words.items() if b"qemu-system" in word]
+        assert [bounds.pop(pid) for pid in vm] == [[resource.RLIM_INFINITY] * 2]
+        assert bounds
+        assert all(found == [1 << 30, 64 << 20] for found in bounds.values()), (bounds, words)
 
 
 async def test_a_host_agent_that_is_killed_takes_nothing_with_it_and_leaves_nothing(site, driver):

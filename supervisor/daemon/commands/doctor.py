@@ -70,7 +70,7 @@ async def _chosen(reports: Sequence[DriverReport]) -> list[DriverReport]:
     found: list[DriverReport] = []
     for report in reports:
         if report.driver == taken:
-            why = "; ".join([*before, "it is usable" if report.usable else "it is installed"])
+            why = "; ".join([*before, f"{taken} is usable" if report.usable else f"{taken} is installed"])
             found.append(msgspec.structs.replace(report, auto=True, auto_reason=why))
         else:
             found.append(report)

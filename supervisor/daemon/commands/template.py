@@ -8,6 +8,7 @@ from claude_vm.context.config.layers import Settings
 from claude_vm.context.loopback import guest_proxies
 from claude_vm.context.project import Project, template_name
 from claude_vm.drivers.api import Driver, TemplateRecord, TemplateSpec
+from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.certificates import host_certificates
 from claude_vm.drivers.images.claude_code import ensure_claude_code
 from claude_vm.supervisor.daemon.commands.command import Command, project_owner, unless_interrupted
@@ -68,15 +69,28 @@ async def usable_template(
     else:
         code, lacking = "template-stale", "has a template of another version of claude-vm"
         agent = template.claude_version is not None
+    await _check(driver)
     if not command.flags.auto_setup and not await command.confirm(
         f"This project {lacking}. Build it now (some minutes, once)?"
     ):
         raise CommandError(
             code,
             f"{project.template_root} {lacking}",
-            hint="build it with: claude-vm setup   (or pass --auto-setup)",
+            hint=f"build it with: claude-vm{_as_asked(command)} setup   (or pass --auto-setup)",
         )
     return await build_template(command, driver, settings, project, agent=agent)
+
+
+async def _check(driver: Driver) -> None:
+    """Raise DriverError where the driver can't be used on this host: building would come to that too late."""
+    for problem in await driver.diagnose():
+        if problem.fatal:
+            raise DriverError(problem.what, hint=problem.fix)
+
+
+def _as_asked(command: Command) -> str:
+    """Return the flag by which another command means the same driver."""
+    return f" --driver {command.flags.driver}" if command.flags.driver else ""
 
 
 async def _build(
@@ -88,6 +102,7 @@ async def _build(
     agent: bool,
     progress: Progress,
 ) -> TemplateRecord:
+    await _check(driver)
     claude = None
     if agent:
         claude = await ensure_claude_code(command.host.home / "cache", progress, environ=command.environ)
