@@ -1,11 +1,13 @@
-"""A host directory that is to be mounted, opened as the one that was meant and no other.
+"""Host directories in which others are at work too: those that are mounted, and those that are removed.
 
 A path is only a name: between the moment somebody looks at it and the moment it is opened, another directory
-may have come to bear it.
+may have come to bear it, or nothing.
 """
 
 import os
-from typing import Final
+import shutil
+from pathlib import Path
+from typing import Any, Final
 
 from claude_vm.drivers.api import Mount
 from claude_vm.drivers.errors import MountChangedError
@@ -32,3 +34,20 @@ def open_directory(mount: Mount) -> int:
             hint="it was replaced meanwhile; start the session again",
         )
     return descriptor
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder that may be gone, and of which others may remove something at the same time.
+
+    A program that is killed may have children that clean up after it, as Lima's host agent does.
+
+    Raises:
+        OSError: Something can't be removed, or something new has come.
+    """
+    shutil.rmtree(folder, onerror=_unless_gone)
+
+
+def _unless_gone(_function: Any, _path: Any, info: Any) -> None:
+    """Be the ``onerror`` of `shutil.rmtree` that takes what is gone for removed, and goes on."""
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]

@@ -19,6 +19,7 @@ import anyio.to_thread
 import msgspec
 
 from claude_vm.drivers.api import GuestFile, Owner, Problem, Progress
+from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.lima import arguments, events, home, importing, instance, processes
@@ -278,8 +279,7 @@ class Lima:
         for path in (files.monitor, files.helper, files.door):
             path.unlink(missing_ok=True)
         if files.folder.name.startswith(f"{home.BUILD}."):
-            with suppress(FileNotFoundError):
-                shutil.rmtree(files.folder)
+            remove_tree(files.folder)
 
 
 async def _port_was_taken(error: BootError, files: LimaFiles) -> bool:

@@ -7,7 +7,6 @@ found: by the record, or by the mark in its argument list.
 
 import os
 import re
-import shutil
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import anyio.to_thread
 import msgspec
 
 from claude_vm.drivers.api import InstanceRecord, InstanceSpec, InstanceStatus
+from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import ProcessIdentity, find_marked
 from claude_vm.drivers.vm.arguments import SLOTS
@@ -104,15 +104,9 @@ async def delete(estate: Estate, instance_id: str) -> None:
     await end_all(estate, instance_id, load(folder))
     try:
         estate.hypervisor.tidy(estate.files(folder))
-        await anyio.to_thread.run_sync(_remove, folder)
+        await anyio.to_thread.run_sync(remove_tree, folder)
     except OSError as error:
         raise DriverError(f"can't remove the instance {instance_id}: {error}") from error
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder that may be gone, or half gone."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
 
 
 async def end_all(estate: Estate, instance_id: str, saved: Saved | None) -> None:

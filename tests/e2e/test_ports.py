@@ -34,14 +34,14 @@ def serve(stream):
                 stream.sendall(piece)
         else:
             stream.sendall(b" ".join(word).upper())
-def listen(address, port):
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.create_server((address, port), family=family)
+def accept(listener):
     while True:
         threading.Thread(target=serve, args=(listener.accept()[0],)).start()
 for place in sys.argv[1:]:
     address, _, port = place.rpartition("@")
-    threading.Thread(target=listen, args=(address, int(port))).start()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, int(port)), family=family)
+    threading.Thread(target=accept, args=(listener,)).start()
 print("up", flush=True)
 """
 
