@@ -9,7 +9,7 @@ import pytest
 from claude_vm.drivers.api import InstanceSpec, TemplateSpec
 from claude_vm.drivers.images.bootstrap import DISK, INITRD, KERNEL, bootstrap, clean
 from claude_vm.drivers.images.rootfs import ImageSpec, guest_tree, tree_archive
-from claude_vm.drivers.lima import hypervisor
+from claude_vm.drivers.lima import arguments, hypervisor
 from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.lima.home import lima_home
 from claude_vm.drivers.lima.importing import Import
@@ -78,7 +78,7 @@ async def test_an_ordinary_image_becomes_a_template_of_ours(ordinary, owner, mon
         "kernel": {
             "location": str(kernel),
             "arch": machine,
-            "cmdline": "root=/dev/vda console=ttyS0 net.ifnames=0",
+            "cmdline": f"root=/dev/vda console=ttyS0 net.ifnames=0 {arguments.KERNEL_ARGUMENTS}",
         },
         "initrd": {"location": str(initrd), "arch": machine},
     }
