@@ -28,9 +28,12 @@ endif
 test: system system-test dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Twice where the real one is on the PATH: the summaries say which limactl it was.
+# Twice where the real one is on the PATH: the summaries say which limactl it was. The second command runs the
+# end-to-end suite, that of the driver qemu, with the driver lima.
+LIMA_E2E ?= tests/e2e
 test-lima: system system-test dev
 	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest -k lima $(PYTEST_ARGS)
+	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest $(LIMA_E2E) --driver lima $(PYTEST_ARGS)
 
 check: dev
 	@$(BIN)/ruff format --check .
