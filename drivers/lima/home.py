@@ -3,7 +3,9 @@
 ``<home>/lima`` is the ``LIMA_HOME`` of a data folder, with one folder for each instance of all supervisors:
 ``<supervisor id>.<instance id>``, and ``build.<hex>`` while a template is built. Lima puts sockets into them,
 and writes their paths into QEMU's options as they are. So a data folder whose path is too long, or has a
-character that would mean something there, has its instances in a folder of ``/var/tmp`` instead.
+character that would mean something there, has its instances in a folder of ``/var/tmp`` instead. Anybody may
+have made one of that name before us, with records that name processes to be ended. So nothing is read from a
+folder, or made in it, that is not ours; once it is, nobody can put another in its place.
 
 Source: Lima's `pkg/limatype/dirnames` and `filenames` (v2.2): names, longest socket, reserved names.
 """
@@ -42,6 +44,33 @@ def lima_home(home: Path) -> Path:
     return ELSEWHERE / f"claude-vm-{os.getuid()}-{digest}"
 
 
+def is_ours(folder: Path) -> bool:
+    """Tell whether this is a real folder of ours, which nobody else may write to. It may be missing."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def checked(home: Path) -> Path:
+    """Return the ``LIMA_HOME`` of a data folder, as `lima_home` does. It need not exist.
+
+    Raises:
+        DriverError: It exists, and others have made it or may write to it.
+    """
+    folder = lima_home(home)
+    if os.path.lexists(folder) and not is_ours(folder):
+        elsewhere = "set CLAUDE_VM_HOME to a folder with a short path, without special characters"
+        # Nobody can remove what is another's in a folder such as /var/tmp.
+        ours = folder.lstat().st_uid == os.getuid()
+        raise DriverError(
+            f"{folder} is no folder of ours, or others may write to it",
+            hint=f"remove it, or {elsewhere}" if ours else elsewhere,
+        )
+    return folder
+
+
 def make(home: Path) -> Path:
     """Make the ``LIMA_HOME`` of a data folder, with the key that Lima logs in with, and return it.
 
@@ -54,12 +83,7 @@ def make(home: Path) -> Path:
     config = folder / CONFIG
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-            raise DriverError(
-                f"{folder} is no folder of ours, or others may write to it",
-                hint="remove it, or set CLAUDE_VM_HOME to a folder with a short path",
-            )
+        checked(home)
         config.mkdir(mode=0o700, exist_ok=True)
         if not (config / KEY).exists():
             _make_key(config)
@@ -93,9 +117,9 @@ def public_key(home: Path) -> str:
     """Return the public key of the one that Lima logs in with.
 
     Raises:
-        DriverError: There is none.
+        DriverError: There is none, or it is not ours.
     """
-    path = lima_home(home) / CONFIG / f"{KEY}.pub"
+    path = checked(home) / CONFIG / f"{KEY}.pub"
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
@@ -108,8 +132,12 @@ def instance_name(supervisor_id: str, instance_id: str) -> str:
 
 
 def folder_of(owner: Owner, folder: Path) -> Path:
-    """Return Lima's folder for a VM that is run for `folder`: itself, or one for a template's build."""
-    root = lima_home(owner.home)
+    """Return Lima's folder for a VM that is run for `folder`: itself, or one for a template's build.
+
+    Raises:
+        DriverError: Others could write to what it lies in.
+    """
+    root = checked(owner.home)
     if folder.parent == root:
         return folder
     return root / f"{BUILD}.{folder.name.rpartition('-')[2]}"

@@ -149,22 +149,27 @@ class Lima:
         ]
 
     def folder(self, owner: Owner, instance_id: str) -> Path:
-        """Return where an instance is, or would be."""
-        return home.lima_home(owner.home) / home.instance_name(owner.supervisor_id, instance_id)
+        """Return where an instance is, or would be.
+
+        Raises:
+            DriverError: Others could write to what it lies in.
+        """
+        return home.checked(owner.home) / home.instance_name(owner.supervisor_id, instance_id)
 
     def folders(self, owner: Owner) -> Sequence[tuple[str, Path]]:
         """Return the names and folders of an owner's instances."""
-        root = home.lima_home(owner.home)
-        found = root.glob(home.instance_name(owner.supervisor_id, "i-*"))
-        return [(path.name.rpartition(".")[2], path) for path in found]
+        return _instances(owner.home, home.instance_name(owner.supervisor_id, "i-*"))
 
     def everybody(self, home_folder: Path) -> Sequence[tuple[str, Path]]:
         """Return the names and folders of the instances of all owners of a home."""
-        found = home.lima_home(home_folder).glob("*.i-*")
-        return [(path.name.rpartition(".")[2], path) for path in found]
+        return _instances(home_folder, "*.i-*")
 
     def files(self, owner: Owner, folder: Path) -> LimaFiles:
-        """Return the files of a VM; its sockets have short names elsewhere."""
+        """Return the files of a VM; its sockets have short names elsewhere.
+
+        Raises:
+            DriverError: Others could write to what they lie in.
+        """
         name = folder.name.rpartition("-")[2]
         where = home.folder_of(owner, folder)
         return LimaFiles(where, owner.runtime / f"{name}.m", owner.runtime / f"{name}.h")
@@ -267,7 +272,8 @@ class Lima:
         Raises:
             DriverError: One can't be removed.
         """
-        return await importing.sweep(home.lima_home(home_folder), home_folder / "cache")
+        root = home.lima_home(home_folder)
+        return await importing.sweep(root, home_folder / "cache") if home.is_ours(root) else ()
 
     def tidy(self, files: Files) -> None:
         """Remove the sockets, and the folder of a build.
@@ -301,6 +307,13 @@ def _bound(pid: int) -> None:
         for limit, most in ((resource.RLIMIT_DATA, _MOST_MEMORY), (resource.RLIMIT_FSIZE, _LARGEST_FILE)):
             with suppress(OSError):  # it has ended
                 resource.prlimit(pid, limit, (most, most))
+
+
+def _instances(home_folder: Path, pattern: str) -> list[tuple[str, Path]]:
+    """Return the names and folders of instances; nothing where they would not be in a folder of ours."""
+    root = home.lima_home(home_folder)
+    found = root.glob(pattern) if home.is_ours(root) else ()
+    return [(path.name.rpartition(".")[2], path) for path in found]
 
 
 def _ours(files: Files) -> LimaFiles:

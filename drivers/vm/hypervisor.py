@@ -79,7 +79,11 @@ class Hypervisor(Protocol):
         ...
 
     def folder(self, owner: Owner, instance_id: str) -> Path:
-        """Return where an instance is, or would be."""
+        """Return where an instance is, or would be.
+
+        Raises:
+            DriverError: Others could write to what it lies in.
+        """
         ...
 
     def folders(self, owner: Owner) -> Sequence[tuple[str, Path]]:
@@ -91,7 +95,11 @@ class Hypervisor(Protocol):
         ...
 
     def files(self, owner: Owner, folder: Path) -> Files:
-        """Return the files of a VM that is run for this folder: an instance's, or a build's."""
+        """Return the files of a VM that is run for this folder: an instance's, or a build's.
+
+        Raises:
+            DriverError: Others could write to what they lie in.
+        """
         ...
 
     def launch(

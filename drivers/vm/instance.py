@@ -46,7 +46,7 @@ def folder_of(estate: Estate, instance_id: str) -> Path:
     """Where an instance is, or would be.
 
     Raises:
-        DriverError: That is no instance id.
+        DriverError: That is no instance id, or others could write there.
     """
     if not _ID.fullmatch(instance_id):
         raise DriverError(f"{instance_id!r} is no instance id")
@@ -85,6 +85,7 @@ async def clone(estate: Estate, spec: InstanceSpec) -> None:
         )
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder_of(estate, spec.instance_id)  # if somebody else has just made what it lies in, it is refused
         folder.mkdir(mode=0o700)
         save(folder, Saved(spec))
         # Now that the folder names the generation, nobody removes it any more: was it in time?
@@ -144,7 +145,10 @@ def status(estate: Estate, instance_id: str) -> InstanceStatus:
     """Tell what an instance is, by its record and its process."""
     if not _ID.fullmatch(instance_id):
         return InstanceStatus.ABSENT
-    folder = folder_of(estate, instance_id)
+    try:
+        folder = folder_of(estate, instance_id)
+    except DriverError:  # what is there is somebody else's
+        return InstanceStatus.RUNNING if _marked(estate, instance_id) else InstanceStatus.ABSENT
     saved = load(folder)
     if saved is not None and saved.process is not None:
         return InstanceStatus.RUNNING if saved.process.is_alive() else InstanceStatus.STOPPED

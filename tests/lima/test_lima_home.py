@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from claude_vm.drivers.api import Owner
+from claude_vm.drivers.api import InstanceSpec, InstanceStatus, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 from claude_vm.drivers.lima import home, hypervisor
 from claude_vm.drivers.lima.driver import open_driver
+from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.vm import instance
+from claude_vm.drivers.vm.hypervisor import Estate
+from claude_vm.drivers.vm.instance import Saved, save
+from claude_vm.drivers.vm.store import Generation, Stored
 
 LONGEST = "i-0123456789"
 
@@ -84,6 +89,89 @@ def test_a_folder_that_is_a_link_to_somewhere_is_refused(short, elsewhere):
     home.lima_home(short / "a b").symlink_to("trap")
     with pytest.raises(DriverError):
         home.make(short / "a b")
+
+
+def open_to_all(root):
+    root.chmod(0o777)
+
+
+def behind_a_link(root):
+    root.symlink_to(root.rename(root.with_name("trap")))
+
+
+def of_somebody_else(root, monkeypatch):
+    uid = os.getuid() + 1
+    monkeypatch.setattr(home.os, "getuid", lambda: uid)
+    root.rename(root.with_name(root.name.replace(f"-{uid - 1}-", f"-{uid}-")))
+
+
+@pytest.fixture(params=[open_to_all, behind_a_link, of_somebody_else])
+def trap(request, short, elsewhere, monkeypatch):
+    """A data folder, and a process of ours that is named where its instances would be, by somebody else."""
+    root = home.lima_home(short / "a b")
+    for name in ("sv.i-0123456789", "import.0123456789"):
+        (root / name).mkdir(parents=True)
+    with subprocess.Popen(["sleep", "1000"]) as victim:
+        try:
+            named = ProcessIdentity.of(victim.pid)
+            spec = InstanceSpec("i-0123456789", "t", "g", 1, 512, 8)
+            save(root / "sv.i-0123456789", Saved(spec, process=named))
+            assert _estate(short).hypervisor.folders(_estate(short).owner)
+            request.param(root, *((monkeypatch,) if request.param is of_somebody_else else ()))
+            yield short / "a b", victim
+        finally:
+            victim.kill()
+
+
+def _estate(short):
+    return Estate(Owner(short / "a b", "sv", short), hypervisor.Lima())
+
+
+@pytest.mark.anyio
+async def test_what_others_have_put_where_the_instances_would_be_is_not_believed(short, trap):
+    folder, victim = trap
+    planted = {path.name for path in home.lima_home(folder).iterdir()}
+    estate = _estate(short)
+    assert list(estate.hypervisor.everybody(folder)) == []
+    assert list(await estate.hypervisor.sweep(folder)) == []
+    async with open_driver(estate.owner) as driver:
+        assert await driver.list_instances() == []
+        assert await driver.poll("i-0123456789") is InstanceStatus.ABSENT
+        with pytest.raises(DriverError, match="others may write"):
+            await driver.delete("i-0123456789")
+    assert victim.poll() is None
+    assert {path.name for path in home.lima_home(folder).iterdir()} == planted
+
+
+@pytest.mark.anyio
+async def test_nothing_is_made_in_a_folder_of_others(short, trap):
+    folder, _ = trap
+    estate = _estate(short)
+    for attempt in (
+        lambda: home.make(folder),
+        lambda: home.public_key(folder),
+        lambda: estate.hypervisor.folder(estate.owner, "i-0123456789"),
+        lambda: estate.files(Path("/t/.building-0123abcd")),
+    ):
+        with pytest.raises(DriverError, match="others may write") as caught:
+            attempt()
+        ours = home.lima_home(folder).lstat().st_uid == os.getuid()
+        assert ("remove it" in caught.value.hint) is ours
+        assert "set CLAUDE_VM_HOME to a folder with a short path" in caught.value.hint
+
+
+@pytest.mark.anyio
+async def test_a_folder_that_others_make_at_the_last_moment_gets_no_clone(short, elsewhere, monkeypatch):
+    def find_generation(*_):
+        home.lima_home(short / "a b").mkdir(exist_ok=True)
+        home.lima_home(short / "a b").chmod(0o777)
+        record = TemplateRecord("t", "g", "lima", "/p", 0, 1, 512, 8, 0, "u", "/h", None, "image")
+        return Generation(short, Stored(record, 1, 1, "", "", ""))
+
+    monkeypatch.setattr(instance, "find_generation", find_generation)
+    with pytest.raises(DriverError, match="others may write"):
+        await instance.clone(_estate(short), InstanceSpec("i-0123456789", "t", "g", 1, 512, 8))
+    assert list(home.lima_home(short / "a b").iterdir()) == []
 
 
 def test_a_missing_key_is_told(short):
