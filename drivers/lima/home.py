@@ -85,15 +85,22 @@ def make(home: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         checked(home)
         config.mkdir(mode=0o700, exist_ok=True)
-        if not (config / KEY).exists():
+        if not _has_key(config):
             _make_key(config)
     except OSError as error:
         raise DriverError(f"Lima's folder {folder} can't be made: {error.strerror}") from error
     return folder
 
 
+def _has_key(config: Path) -> bool:
+    return all((config / name).exists() for name in (KEY, f"{KEY}.pub"))
+
+
 def _make_key(config: Path) -> None:
-    """Make the key whole or not at all; of several makers the first one wins. The public half comes first."""
+    """Make the key whole or not at all; of several makers the first one wins. The public half comes first.
+
+    What is left of another pair goes before, so that there are never two halves that don't belong together.
+    """
     key = new_key()
     halves = ((f"{KEY}.pub", f"{key.public} lima\n"), (KEY, key.private))
     temporary = [config / f".{name}.{os.getpid()}" for name, _ in halves]
@@ -101,8 +108,9 @@ def _make_key(config: Path) -> None:
     locked = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(locked, fcntl.LOCK_EX)
-        if (config / KEY).exists():
+        if _has_key(config):
             return
+        (config / KEY).unlink(missing_ok=True)
         for path, (name, text) in zip(temporary, halves, strict=True):
             path.unlink(missing_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

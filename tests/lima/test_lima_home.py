@@ -18,6 +18,10 @@ from claude_vm.drivers.vm.store import Generation, Stored
 LONGEST = "i-0123456789"
 
 
+class DiedError(Exception):
+    """The process was killed here."""
+
+
 @pytest.fixture
 def elsewhere(short, monkeypatch):
     """A folder in place of the one for data folders that Lima can't use."""
@@ -74,6 +78,36 @@ def test_of_many_that_make_the_key_one_does(short):
     home.make(short / "home")
     assert key.read_bytes() == before
     assert {path.name for path in key.parent.iterdir()} == {"user", "user.pub", ".user.lock"}
+
+
+@pytest.mark.parametrize("lost", ["user", "user.pub"])
+def test_a_key_of_which_half_is_lost_is_made_anew(short, lost):
+    config = home.make(short / "home") / "_config"
+    before = (config / "user").read_bytes()
+    (config / lost).unlink()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: home.make(short / "home"), range(32)))
+    assert (config / "user").read_bytes() != before
+    key = config / "user"
+    told = subprocess.run(["ssh-keygen", "-y", "-f", key], capture_output=True, check=True, text=True).stdout
+    assert told.split()[:2] == home.public_key(short / "home").split()[:2]
+
+
+def test_a_maker_of_the_key_that_dies_on_the_way_leaves_no_halves_of_different_pairs(short, monkeypatch):
+    config = home.make(short / "home") / "_config"
+    (config / "user.pub").unlink()
+    with monkeypatch.context() as patched:
+        rename = Path.rename
+
+        def public_half_only(path, to):
+            if to == config / "user":
+                raise DiedError
+            return rename(path, to)
+
+        patched.setattr(Path, "rename", public_half_only)
+        with pytest.raises(DiedError):
+            home.make(short / "home")
+    assert not (config / "user").exists()
 
 
 def test_a_folder_that_others_may_write_to_is_refused(short, elsewhere):
