@@ -1,7 +1,6 @@
 """Which processes are those of an instance."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +8,9 @@ import sys
 import psutil
 import pytest
 
+from claude_vm.drivers.lima import processes
 from claude_vm.drivers.lima.processes import of_instance
+from claude_vm.drivers.process import Marked
 
 NAME = "sv.i-0123456789"
 SLEEP = "import signal; signal.pause()"
@@ -63,9 +64,47 @@ def test_others_that_bear_the_name_are_left_alone(folder, start, short):
     assert pids(folder) == []
 
 
-def test_a_script_that_stands_for_limactl_is_limactl(folder, start):
-    script = shutil.which("true").replace("true", "limactl")
-    agent = start("python3", "-c", SLEEP, script, f"{folder}/ha.pid")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("sh", "-c", SLEEP, "tail -f {folder}/serial.log"),
+        ("sh", "-c", SLEEP, "{folder}/start-qemu.bak"),
+        ("python3", "-c", SLEEP, "read.py", "{folder}/ha.stdout.log"),
+        ("python3", "-c", SLEEP, "{folder}/confine.py"),
+        ("ssh", "-c", SLEEP, "elsewhere", "cat {folder}/ha.stderr.log"),
+        ("ssh", "-c", SLEEP, "-o", "SetEnv=LOG={folder}/ha.stderr.log", "elsewhere"),
+        ("sha256sum", "-c", SLEEP, "{folder}/disk"),
+        ("shellcheck", "-c", SLEEP, "{folder}/start-qemu"),
+        ("grep", "-c", SLEEP, "limactl", "{folder}/ha.stderr.log"),
+        ("grep", "-c", SLEEP, "{folder}/limactl"),
+    ],
+)
+def test_a_program_of_somebodys_own_that_only_reads_there_is_left_alone(folder, start, argv):
+    start(*(word.format(folder=folder) for word in argv), env={"LIMA_HOME": str(folder.parent)})
+    assert pids(folder) == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("/bin/sh", "{folder}/start-qemu", "-name", "guest=x"),
+        ("/usr/bin/python3", "-I", "-S", "/x/vm/confine.py", "door=/d", "qemu", "file={folder}/disk"),
+        ("ssh", "-F", "/dev/null", "-o", 'ControlPath="{folder}/ssh.sock"', "-p", "1", "127.0.0.1"),
+        ("ssh", "-F", "{folder}/ssh.config", "lima-x"),
+        ("/usr/bin/ssh", "-S", "{folder}/ssh.sock", "-O", "exit", "x"),
+        ("ssh: {folder}/ssh.sock [mux]",),
+    ],
+)
+def test_what_lima_and_its_qemu_begin_with_is_told_by_how_it_is_called(folder, argv):
+    words = [word.format(folder=folder) for word in argv]
+    assert processes._is_ours(Marked(1, words), folder)
+    others = [word.replace(NAME, f"{NAME}0") for word in words]
+    assert not processes._is_ours(Marked(1, others), folder)
+
+
+def test_a_script_that_stands_for_limactl_is_limactl(folder, start, short):
+    (short / "limactl").write_text(SLEEP)
+    agent = start("python3", f"{short}/limactl", "hostagent", f"{folder}/ha.pid")
     assert pids(folder) == [agent]
 
 
