@@ -166,6 +166,9 @@ class VmDriver:
             DriverError: With the failing tool's last output.
         """
         await self._remove_dead_builds()
+        # What is left of an image's maker stands in no build's way, and `collect_garbage` tells of it.
+        with suppress(DriverError, OSError):
+            await self._estate.hypervisor.sweep(self._home)
         host = await self._find_host()
         try:
             built = await build(host, self._estate, spec, progress)
@@ -217,7 +220,11 @@ class VmDriver:
             folder.parent.rmdir()
 
     async def collect_garbage(self, *, images: bool = False) -> Sequence[str]:
-        """Remove what nothing uses any more."""
+        """Remove what nothing uses any more.
+
+        Raises:
+            DriverError: Something could not be removed.
+        """
         removed = await self._remove_dead_builds()
         kept: set[str] = set()
         for folder in sorted((self._home / "templates").glob(f"*/{self.name}/[0-9]*")):
@@ -230,7 +237,8 @@ class VmDriver:
                 kept.add(store.find_generation(self._home, name, folder.name, self.name).stored.record.image)
         if images:
             removed += await self._remove_images(kept)
-        return removed
+        swept = await self._estate.hypervisor.sweep(self._home)
+        return [*removed, *(f"interrupted {name}" for name in swept)]
 
     async def _remove_images(self, kept: set[str]) -> list[str]:
         cache = self._home / "cache"
@@ -267,7 +275,7 @@ class VmDriver:
         return True
 
     async def _remove_dead_builds(self) -> list[str]:
-        removed = [f"interrupted {name}" for name in await self._estate.hypervisor.sweep(self._home)]
+        removed = []
         for folder in await anyio.to_thread.run_sync(store.dead_builds, self._home, self.name):
             await end_build(self._estate, folder)
             with suppress(FileNotFoundError):

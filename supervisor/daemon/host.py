@@ -130,12 +130,12 @@ async def _clean_up(drivers: DriverSet, runtime: Path, boot: str) -> None:
     """What other supervisors and dead builders left. Beside the first commands, which need none of it."""
     owner = drivers.owner
     await _sweep_others(owner, runtime, boot)
-    try:
-        for name in registry.ALL:
+    for name in registry.ALL:
+        try:
             for removed in await (await drivers.get(name)).collect_garbage():
                 log.info("garbage-removed", what=removed)
-    except (DriverError, OSError) as error:
-        log.warning("clean-up-failed", error=str(error))
+        except (DriverError, OSError) as error:
+            log.warning("clean-up-failed", driver=name, error=str(error))
 
 
 def _sweep_soon(tasks: anyio.abc.TaskGroup, drivers: DriverSet, runtime: Path, boot: str) -> None:

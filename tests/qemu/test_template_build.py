@@ -141,3 +141,20 @@ async def test_a_build_that_fails_for_another_reason_does_not_condemn_kvm(open_w
             with pytest.raises(DriverError, match="the disk is full"):
                 await opened.build_template(SPEC, silent)
     assert builds.tried == ["kvm", "kvm"]
+
+
+async def test_what_cannot_be_swept_keeps_no_template_from_being_built_and_is_told_when_cleaning(
+    open_with, monkeypatch
+):
+    async def sweep(*_):
+        raise DriverError("a file that can't be removed")
+
+    monkeypatch.setattr(Qemu, "sweep", sweep)
+    async with open_with(Builds({})) as opened:
+        assert (await opened.build_template(SPEC, silent)).name == "t"
+        dead = store.template_folder(opened._home, "t", "qemu") / f"{store.BUILDING}00000000"
+        dead.mkdir(parents=True)
+        (dead / "lock").touch()
+        with pytest.raises(DriverError, match="can't be removed"):
+            await opened.collect_garbage()
+        assert not dead.exists()
