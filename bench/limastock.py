@@ -7,6 +7,7 @@ system. Its disk is an overlay of another image, from which the guest itself too
 
 import os
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -56,19 +57,43 @@ class Ordinary(msgspec.Struct, frozen=True):
         """Run a command to its end.
 
         Raises:
-            BenchError: It fails.
+            BenchError: It fails, or takes too long.
         """
+        _run(argv, self.env)
+
+
+def _run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    """Run a command that must succeed.
+
+    Raises:
+        BenchError: It fails, with its last line, or takes longer than `COMMAND_S`.
+    """
+    said = " ".join((Path(argv[0]).name, *argv[1:]))
+    try:
         done = subprocess.run(
             argv,
-            env=self.env,
+            env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
             timeout=COMMAND_S,
         )
-        if done.returncode:
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise BenchError(f"{' '.join(argv[1:])}: {''.join(last)[-300:]}")
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"{said} takes longer than {COMMAND_S:.0f} s") from error
+    except OSError as error:
+        raise BenchError(f"{said}: {error.strerror}") from error
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise BenchError(f"{said}: {''.join(last)[-300:]}")
+
+
+def copy_disk(source: Path, target: Path) -> None:
+    """Copy a disk with all that it has of others.
+
+    Raises:
+        BenchError: It fails.
+    """
+    _run(["qemu-img", "convert", "-O", "qcow2", str(source), str(target)])
 
 
 def make_ordinary(guests: Guests, site: Site) -> Ordinary:
@@ -91,7 +116,7 @@ def make_ordinary(guests: Guests, site: Site) -> Ordinary:
         login.run("if [ $(id -u) = 0 ]; then sh -s; else sudo -n sh -s; fi", data=_PREPARE.encode())
         power_off(own, login, instance_id)
         source = lima_home(site.home) / instance_name(SUPERVISOR_ID, instance_id) / "disk"
-        subprocess.run(["qemu-img", "convert", "-O", "qcow2", source, disk], check=True, capture_output=True)
+        copy_disk(source, disk)
     ordinary = Ordinary(site.by_hand, _environment(site, guests))
     ordinary.lima_home.mkdir(mode=0o700)
     told = site.root / "lima.yaml"
