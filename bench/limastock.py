@@ -174,10 +174,7 @@ def _environment(site: Site, guests: Guests) -> dict[str, str]:
         architecture = accelerator.architecture()
     except DriverError as error:
         raise UnavailableError(str(error)) from error
-    program: list[str] = []
-    if choice.name == "tcg":
-        program = [f"qemu-system-{architecture}", "-machine", "q35,vmport=off"]
-        program += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
+    program = arguments.emulated(architecture) if choice.name == "tcg" else []
     inherited = {**os.environ, "HOME": site.env["HOME"]}
     found = arguments.environment(inherited, str(site.by_hand), architecture, program)
     return {**found, "TERM": "xterm-256color"}

@@ -12,10 +12,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from claude_vm.drivers.vm.accelerator import MACHINES
 from claude_vm.drivers.vm.arguments import (
     EXTRA_KERNEL_ARGUMENTS,
     Guest,
     Host,
+    board,
     generation_id,
     helper,
     machine,
@@ -64,6 +66,18 @@ def unseen(host: Host, guest: Guest) -> list[str]:
 def kernel_arguments(guest: Guest) -> str:
     """Return what goes into the file of the kernel's arguments."""
     return f"{guest.kernel_arguments} {EXTRA_KERNEL_ARGUMENTS}"
+
+
+def emulated(architecture: str) -> list[str]:
+    """Return the QEMU that emulates a processor, for a VM that is not made by `seen` and `unseen`.
+
+    Lima would take KVM as soon as there is a device for it.
+    """
+    return [
+        f"qemu-system-{architecture}",
+        *("-machine", board(MACHINES[architecture], architecture)),
+        *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
+    ]
 
 
 def start(limactl: str, name: str) -> list[str]:

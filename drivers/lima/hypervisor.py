@@ -120,11 +120,7 @@ class Lima:
         """
         if not image and not template_tools(this_host()):
             return None
-        program: list[str] = []
-        if accelerator_name == "tcg":
-            # Lima would take KVM as soon as there is a device for it.
-            program = [f"qemu-system-{accelerator.architecture()}", "-machine", "q35,vmport=off"]
-            program += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
+        program = arguments.emulated(accelerator.architecture()) if accelerator_name == "tcg" else []
         return importing.Import(
             image or importing.DEFAULT, _limactl(), home.make(home_folder), program=program
         )

@@ -25,7 +25,8 @@ INSTALL_HINT: Final = (
     "install QEMU: `sudo apt install qemu-system-x86 qemu-utils` (on Arm qemu-system-arm), "
     "or `brew install qemu`"
 )
-_MACHINES: Final = {"x86_64": "q35", "aarch64": "virt"}
+MACHINES: Final = {"x86_64": "q35", "aarch64": "virt"}
+"""The type of machine of each architecture that we have one for, both in QEMU's words."""
 _TOOL_S: Final = 30
 
 
@@ -43,7 +44,7 @@ def architecture() -> str:
         DriverError: We have no machine for it.
     """
     name = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-    if name not in _MACHINES:
+    if name not in MACHINES:
         raise DriverError(f"the architecture {name} is not supported", hint="x86-64 and 64-bit Arm are")
     return name
 
@@ -99,7 +100,7 @@ async def find_host(accelerator: str) -> Host:
         binary=binary,
         build=f"{said.stdout.decode(errors='replace').splitlines()[0]} {status.st_size} {status.st_mtime_ns}",
         architecture=name,
-        machine=versioned(machines.stdout.decode(errors="replace"), _MACHINES[name]),
+        machine=versioned(machines.stdout.decode(errors="replace"), MACHINES[name]),
         accelerator=accelerator,
         cpu=_model() if accelerator != "tcg" else "",
         sandbox=sys.platform == "linux",

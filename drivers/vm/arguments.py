@@ -147,17 +147,18 @@ def memory(guest: Guest) -> Sequence[str]:
     return ("-object", f"{backend},mem-path={quote(guest.ram.path)}")
 
 
+def board(machine_type: str, architecture: str) -> str:
+    """The value of ``-machine``, as far as it does not depend on the guest."""
+    return f"{machine_type},{'gic-version=max' if architecture == 'aarch64' else 'vmport=off'}"
+
+
 def machine(host: Host, guest: Guest) -> Sequence[str]:
     """Board, processor and the memory's size."""
-    board = [host.machine]
-    if host.architecture == "aarch64":
-        board.append("gic-version=max")
-    else:
-        board.append("vmport=off")
+    chosen = board(host.machine, host.architecture)
     if guest.ram is not None:
-        board.append("memory-backend=ram")
+        chosen += ",memory-backend=ram"
     return (
-        *("-machine", ",".join(board)),
+        *("-machine", chosen),
         *accelerator(host),
         *("-m", f"{guest.memory_mib}M", "-smp", f"cpus={guest.cpus}"),
     )

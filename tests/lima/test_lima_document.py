@@ -4,15 +4,21 @@ import json
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claude_vm.bench import limastock
+from claude_vm.bench.site import Site
 from claude_vm.drivers.api import Mount
 from claude_vm.drivers.lima import arguments
 from claude_vm.drivers.lima.document import QEMU, VZ, Instance, document
+from claude_vm.drivers.lima.hypervisor import Lima
+from claude_vm.drivers.lima.importing import Import
+from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.arguments import Guest, Host, Ram, Slot
 
 HOST = Host("/usr/bin/qemu-system-x86_64", "QEMU 7.2 limactl 2.2.0", "x86_64", "pc-q35-7.2", "tcg")
@@ -161,3 +167,29 @@ def test_questions_to_qemu_go_to_qemu_and_a_start_goes_through_the_door(tmp_path
     begun = say("-name", "guest=x", "-m", "1")
     assert begun == f"python 3|-I -S /c/confine.py door=/r/it's.d {tmp_path / 'qemu'} -name guest=x -m 1"
     assert shlex.split(text.splitlines()[1])[-2:] == [str(tmp_path / "qemu"), "$@"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "board"), [("x86_64", "q35,vmport=off"), ("aarch64", "virt,gic-version=max")]
+)
+def test_a_foreign_image_is_emulated_on_the_board_of_its_architecture(architecture, board):
+    program = arguments.emulated(architecture)
+    assert program[:3] == [f"qemu-system-{architecture}", "-machine", board]
+    assert program[3] == "-accel"
+    assert program[4].startswith("tcg,")
+    assert program[5:] == ["-cpu", "max"]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_import_and_the_bench_emulate_the_hosts_own_architecture(machine, short, monkeypatch):
+    monkeypatch.setattr(accelerator.platform, "machine", lambda: machine)
+    monkeypatch.setattr("claude_vm.drivers.lima.hypervisor.shutil.which", lambda name: f"/b/{name}")
+    found = Lima().image_source(short / "home", "tcg", "template:debian-13")
+    assert isinstance(found, Import)
+    assert found._program == arguments.emulated(machine)
+    assert Lima().image_source(short / "home", "kvm", "template:debian-13")._program == []
+
+    monkeypatch.setattr(accelerator, "choose", lambda _home: accelerator.Choice("tcg", "none"))
+    site = Site(short / "site", short)
+    told = limastock._environment(site, SimpleNamespace(site=site))
+    assert told[f"QEMU_SYSTEM_{machine.upper()}"] == shlex.join(arguments.emulated(machine))
