@@ -79,7 +79,7 @@ class Lima:
     name = "lima"
     disk = "disk"
     drive: Final[Mapping[str, str]] = {"device": "boot-disk"}
-    consoles = ("char-serial", "char-serial-virtio")
+    consoles = ("char-serial", "char-serial-virtio", "char-serial-pci")  # the last one on Arm only
     host_address = arguments.HOST_ADDRESS
     kernel_arguments = arguments.KERNEL_ARGUMENTS
 

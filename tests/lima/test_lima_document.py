@@ -193,3 +193,7 @@ def test_the_import_and_the_bench_emulate_the_hosts_own_architecture(machine, sh
     site = Site(short / "site", short)
     told = limastock._environment(site, SimpleNamespace(site=site))
     assert told[f"QEMU_SYSTEM_{machine.upper()}"] == shlex.join(arguments.emulated(machine))
+
+
+def test_all_consoles_that_lima_adds_on_some_architecture_are_closed():
+    assert set(Lima.consoles) == {"char-serial", "char-serial-pci", "char-serial-virtio"}
