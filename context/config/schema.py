@@ -29,7 +29,8 @@ from claude_vm.context.ports import PortSpec
 WORDS = ListOf(Text(), "strings")
 SCRIPTS = ListOf(ExistingFile(), "files that exist")
 PACKAGE = r"[a-z0-9*][a-z0-9+.*-]*(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~*-]+)?"
-IMAGE = r"https?://[^#\s]+#sha(?:256|512):[0-9a-f]+|template:[A-Za-z0-9_][A-Za-z0-9._/-]*"
+DIGEST = r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})"
+IMAGE = rf"https://[^#\s]+#{DIGEST}|template:[A-Za-z0-9_][A-Za-z0-9._/-]*"
 KEY_NAME = r"(?:ctrl-[a-z@\[\]\\^_]|[!-+\--~])"
 HOST_NAME = r"(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?(?::[0-9]{1,5})?"
 SHARE = ("CLAUDE.md", "settings.json", "file-suggestion.sh", "statusline.sh", "skills", "commands")

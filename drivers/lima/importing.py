@@ -48,7 +48,7 @@ _INSTALL_S: Final = 1800.0
 _COMMAND_S: Final = 300.0
 _LOCK_S: Final = 0.1
 _TEMPLATE: Final = re.compile(r"template:[A-Za-z0-9_][A-Za-z0-9._/-]*")
-_ADDRESS: Final = re.compile(r"(https?://[^#\s]+)#(sha(?:256|512):[0-9a-f]+)")
+_ADDRESS: Final = re.compile(r"(https://[^#\s]+)#(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
 _LIMA_ARCHITECTURES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 
 _CONVERT: Final = """\
@@ -102,7 +102,7 @@ def check(source: str) -> str:
         return source
     raise DriverError(
         f"{source!r} is no image",
-        hint="[vm] image is a path, https://ADDRESS#sha256:DIGEST, or template:NAME",
+        hint="[vm] image is a path, https://ADDRESS#sha256:DIGEST (64 digits; or sha512), or template:NAME",
     )
 
 

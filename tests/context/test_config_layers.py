@@ -382,6 +382,29 @@ def test_every_key_names_a_field_and_every_alias_a_key():
     assert set(ALIASES.values()) <= set(settings_table())
 
 
-@pytest.mark.parametrize("image", ["template:debian-13", "https://example.org/a.qcow2#sha256:0123"])
+ADDRESS = "https://example.org/a.qcow2"
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["template:debian-13", f"{ADDRESS}#sha256:{'0123abcd' * 8}", f"{ADDRESS}#sha512:{'0123abcd' * 16}"],
+)
 def test_image_may_be_a_name_of_limas_or_an_address_with_its_digest(load, image):
     assert load(f"[vm]\nimage = '{image}'").vm.image == image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        f"http://example.org/a.qcow2#sha256:{'0' * 64}",
+        f"{ADDRESS}#sha256:{'0' * 63}",
+        f"{ADDRESS}#sha256:{'0' * 128}",
+        f"{ADDRESS}#sha512:{'0' * 64}",
+        f"{ADDRESS}#sha256:{'A' * 64}",
+        f"{ADDRESS}#sha256:",
+        ADDRESS,
+    ],
+)
+def test_an_image_over_an_open_line_or_without_its_whole_digest_is_refused(load, image):
+    with pytest.raises(ConfigError, match=r"vm\.image"):
+        load(f"[vm]\nimage = '{image}'")

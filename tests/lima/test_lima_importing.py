@@ -14,7 +14,8 @@ from claude_vm.drivers.lima.hypervisor import Lima
 from claude_vm.drivers.lima.importing import Import, check, document
 
 SPEC = ImageSpec(uid=1000, gid=1000, packages=("git", "python3"))
-ADDRESS = "https://example.org/a.qcow2#sha512:0123abcd"
+DIGEST = f"sha512:{'0123abcd' * 16}"
+ADDRESS = f"https://example.org/a.qcow2#{DIGEST}"
 
 LIMACTL = """\
 #!/bin/sh
@@ -52,7 +53,10 @@ def work(short):
     return folder
 
 
-@pytest.mark.parametrize("source", ["template:debian-13", "template:_images/x", ADDRESS, __file__])
+@pytest.mark.parametrize(
+    "source",
+    ["template:debian-13", "template:_images/x", ADDRESS, f"https://x#sha256:{'0' * 64}", __file__],
+)
 def test_an_image_is_a_file_an_address_with_its_digest_or_a_template(source):
     assert check(source) == source
 
@@ -63,7 +67,12 @@ def test_an_image_is_a_file_an_address_with_its_digest_or_a_template(source):
         "",
         "image.qcow2",
         "https://example.org/a.qcow2",
-        "ftp://x#sha256:00",
+        f"ftp://x#sha256:{'0' * 64}",
+        f"http://example.org/a.qcow2#{DIGEST}",
+        ADDRESS[:-1],
+        f"{ADDRESS}0",
+        ADDRESS.upper().replace("HTTPS", "https").replace("SHA", "sha"),
+        ADDRESS.replace("sha512", "sha256"),
         "template:",
         "template:-x",
         "/no/such",
@@ -81,11 +90,7 @@ def test_anything_else_is_refused_with_what_it_may_be(source):
         ("template:debian-13", {"base": "template:debian-13"}),
         (
             ADDRESS,
-            {
-                "images": [
-                    {"location": ADDRESS.partition("#")[0], "digest": "sha512:0123abcd", "arch": "x86_64"}
-                ]
-            },
+            {"images": [{"location": ADDRESS.partition("#")[0], "digest": DIGEST, "arch": "x86_64"}]},
         ),
         ("/a b", {"images": [{"location": "/a b", "arch": "x86_64"}]}),
     ],
