@@ -8,7 +8,7 @@ import pytest
 
 from claude_vm.drivers.api import InstanceSpec, TemplateSpec
 from claude_vm.drivers.images.bootstrap import DISK, INITRD, KERNEL, bootstrap, clean
-from claude_vm.drivers.images.rootfs import ImageSpec, guest_tree, tree_archive
+from claude_vm.drivers.images.rootfs import ImageSpec, TreeFile, guest_tree, tree_archive
 from claude_vm.drivers.lima import arguments, hypervisor
 from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.lima.home import lima_home
@@ -41,7 +41,6 @@ printf 'datasource_list: [NoCloud]\\n' >/etc/cloud/cloud.cfg.d/90-datasource.cfg
 printf 'network: {config: disabled}\\n' >/etc/cloud/cloud.cfg.d/91-network.cfg
 rm -f /etc/resolv.conf
 printf 'nameserver 10.0.2.3\\n' >/etc/resolv.conf
-rm -f /etc/systemd/system/claude-vm-helper.service
 python3 /usr/lib/claude-vm/image/initrd.py /boot/claude-vm-initrd
 cp -L /boot/vmlinuz-* /boot/claude-vm-kernel
 touch /boot/claude-vm-terminfo /boot/claude-vm-locales
@@ -54,9 +53,10 @@ useradd --create-home --uid 4711 somebody
 async def ordinary(tmp_path):
     """An image as others have it: a qcow2 file, a kernel, an initial RAM disk."""
     spec = ImageSpec(uid=0, gid=0, packages=PACKAGES, disk_gib=4)
+    own = [file for file in guest_tree() if "/image/" in file.path]  # nothing that would configure the system
     tree = [
-        file if not file.path.endswith("image/customize") else type(file)(file.path, 0o755, ORDINARY.encode())
-        for file in guest_tree()
+        TreeFile(file.path, 0o755, ORDINARY.encode()) if file.path.endswith("/customize") else file
+        for file in own
     ]
     work = tmp_path / ".ordinary.partial"
     work.mkdir()
