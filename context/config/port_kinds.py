@@ -22,7 +22,9 @@ class Ports(FromToml):
             raise BadValueError(f"is {type_name(value)}, not an array")
         found: list[PortSpec | str] = []
         for index, item in enumerate(value):
-            if item == NONE and len(value) == 1:
+            if item == NONE:
+                if len(value) > 1:
+                    raise BadValueError("stands alone, without a port or auto beside it", item=index)
                 return ()
             found.append(AUTO if item == AUTO else _port(item, index))
         return tuple(found)

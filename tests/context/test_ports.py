@@ -120,7 +120,8 @@ WRONG = (
     ("[network]\npublish = 3000", ("an integer, not an array",)),
     ("[network]\npublish = [3000]", ("item 1 is an integer, not a string",)),
     ('[network]\npublish = ["3000", "80"]', ("network.publish = '80'", "below 1024")),
-    ('[network]\npublish = ["none", "3000"]', ("'none'", "not of this form")),
+    ('[network]\npublish = ["none", "3000"]', ("network.publish = 'none'", "stands alone")),
+    ('[network]\npublish = ["auto", "none"]', ("network.publish = 'none'", "stands alone")),
     ("ports = 3", ("an integer, not an array",)),
     ("ports = [3]", ("port 1 is an integer, not a table",)),
     ("[[ports]]\nguest = 3000\n[[ports]]\nguest = 22\nhost = 2222", (":3: ports", "port 2 ", "SSH")),
@@ -146,3 +147,11 @@ def test_a_wrong_flag_is_told_in_the_one_report(load):
     first, second = caught.value.problems
     assert "vm.cpus" in str(first)
     assert "command line: --publish = '80': item 2" in str(second) or "'80'" in str(second)
+
+
+@pytest.mark.parametrize("flags", [("none", "3000"), ("3000", "none"), ("none", "auto")])
+def test_none_beside_another_flag_is_told_to_stand_alone(load, flags):
+    with pytest.raises(ConfigError, match=r"--publish = 'none': stands alone"):
+        load("", *flags)
+    assert planned(load("", "none")) == []
+    assert planned(load("", "auto", "3000")) == ["3000", "auto"]
