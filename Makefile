@@ -7,7 +7,7 @@ BIN     = $(VENV)/bin
 # What `make run` does without ARGS: proves that Claude Code runs in a VM, and that it sees this project.
 DEMO    = 'uname -srm; claude --version; pwd; ls -A'
 
-.PHONY: help run test test-lima check format bench soak chaos system system-test venv dev clean
+.PHONY: help run test test-lima test-lima-import check format bench soak chaos system system-test venv dev clean
 
 help:
 	@echo "make run [ARGS='…']  set up what is missing, then run claude-vm in this folder"
@@ -34,6 +34,10 @@ LIMA_E2E ?= tests/e2e
 test-lima: system system-test dev
 	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest -k lima $(PYTEST_ARGS)
 	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest $(LIMA_E2E) --driver lima $(PYTEST_ARGS)
+
+# Installs a system's packages inside a guest: ten minutes under software emulation.
+test-lima-import: system system-test dev
+	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest tests/lima/imported_image.py $(PYTEST_ARGS)
 
 check: dev
 	@$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""An ordinary image of Debian with cloud-init becomes a template, by real boots."""
+"""An ordinary image with cloud-init becomes a template, by real boots. For ``make test-lima-import``."""
 
 import os
 import shutil
