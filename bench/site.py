@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_vm.bench.errors import BenchError, UnavailableError
+from claude_vm.drivers.lima.home import is_ours, lima_home
 from claude_vm.drivers.process import find_marked
 from claude_vm.supervisor.wire import paths
 
@@ -138,9 +139,10 @@ class Site:
         for found in find_marked(str(self.by_hand)):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(found.pid, signal.SIGKILL)
-        runtime = self.runtime
-        if not runtime.is_relative_to(self.root):
-            shutil.rmtree(runtime, ignore_errors=True)
+        # These have short paths elsewhere, where those of the home are too long.
+        for folder in (self.runtime, lima_home(self.home)):
+            if not folder.is_relative_to(self.root) and is_ours(folder):
+                shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.root, ignore_errors=True)
 
 
