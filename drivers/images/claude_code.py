@@ -28,6 +28,7 @@ import anyio.to_thread
 import msgspec
 
 from claude_vm.drivers.api import Progress
+from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import BadImageError, DownloadError, DriverError
 from claude_vm.drivers.images.fetch import Fetcher
 from claude_vm.drivers.images.lock import hold
@@ -60,6 +61,25 @@ class _Record(msgspec.Struct, frozen=True):
     integrity: str
     sha512: str
     size: int
+
+
+async def remove_downloads(cache: Path) -> list[str]:
+    """Remove the cached programs, unless the cache is somebody else's (a link); return their names.
+
+    Templates have copies of their own.
+
+    Raises:
+        DriverError: One can't be removed.
+    """
+    folder = cache / "claude-code"
+    if cache.is_symlink() or not folder.is_dir():
+        return []
+    async with hold(folder / ".lock"):
+        found = sorted(path for path in folder.iterdir() if path.is_dir())
+        for path in found:
+            with _disk_errors(folder):
+                await _in_thread(partial(remove_tree, path))
+    return [f"Claude Code {path.name}" for path in found]
 
 
 async def ensure_claude_code(

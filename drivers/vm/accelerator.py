@@ -5,11 +5,13 @@ half there). So KVM needs a device that we may use *and* a processor that says i
 does not boot with it is the proof of the opposite, remembered until the host boots again.
 """
 
+import grp
 import hashlib
 import os
 import platform
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +51,18 @@ def architecture() -> str:
     return name
 
 
+def _way_in(device: Path) -> str:
+    """Return how this user could come to open a device that is there."""
+    try:
+        status = device.stat()
+        group = grp.getgrgid(status.st_gid).gr_name
+    except (OSError, KeyError):
+        return "ask the administrator"
+    if status.st_gid != 0 and status.st_mode & 0o060 == 0o060:
+        return f"`sudo usermod -aG {group} $USER`, then log in again"
+    return f"its mode is {stat.S_IMODE(status.st_mode):04o} and its group {group}; ask the administrator"
+
+
 def choose(
     home: Path,
     *,
@@ -62,7 +76,7 @@ def choose(
     if not device.exists():
         return Choice("tcg", f"no {device}: software emulation, many times slower")
     if not os.access(device, os.R_OK | os.W_OK):
-        return Choice("tcg", f"{device} may not be opened: `sudo usermod -aG kvm $USER`, then log in again")
+        return Choice("tcg", f"{device} may not be opened: {_way_in(device)}")
     text = cpu()
     flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     if flags is not None and not {"vmx", "svm"} & set(flags[1].split()):

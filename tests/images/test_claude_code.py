@@ -11,7 +11,7 @@ import pytest
 
 from claude_vm.drivers.errors import BadImageError, DownloadError, DriverError
 from claude_vm.drivers.images import claude_code, npm_package
-from claude_vm.drivers.images.claude_code import ensure_claude_code
+from claude_vm.drivers.images.claude_code import ensure_claude_code, remove_downloads
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +81,20 @@ async def test_the_newest_version_is_downloaded_verified_and_made_executable(reg
     assert any("%" in detail for _, detail in get.told)
     record = (found.binary.parent / "claude.json").read_text()
     assert made.integrity(made.package(made.program("new"))) in record
+
+
+async def test_what_was_downloaded_can_be_removed_but_not_from_somebody_elses_cache(registry, get, tmp_path):
+    registry.publish("2.1.0")
+    binary = (await get()).binary
+    cache = binary.parents[2]
+    (tmp_path / "link").symlink_to(cache)
+    assert await remove_downloads(tmp_path / "link") == []
+    assert binary.exists()
+    assert await remove_downloads(cache) == [f"Claude Code {binary.parent.name}"]
+    assert not binary.exists()
+    assert await remove_downloads(cache) == []
+    assert await remove_downloads(tmp_path / "nothing") == []
+    assert (await get()).binary.exists()
 
 
 async def test_a_second_call_downloads_nothing(registry, get):

@@ -1,3 +1,4 @@
+import grp
 import os
 from pathlib import Path
 
@@ -49,7 +50,15 @@ def test_no_device_is_emulation(tmp_path):
 def test_a_device_of_somebody_else_is_emulation_and_says_what_to_do(tmp_path, device, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, _mode: path != device)
 
-    assert "usermod" in choose(tmp_path, system="linux", device=device, cpu=virtualizing).reason
+    group = grp.getgrgid(os.getgid() or 1)
+    os.chown(device, -1, group.gr_gid)
+    device.chmod(0o660)
+    reason = choose(tmp_path, system="linux", device=device, cpu=virtualizing).reason
+    assert f"`sudo usermod -aG {group.gr_name} $USER`" in reason
+    device.chmod(0o600)
+    reason = choose(tmp_path, system="linux", device=device, cpu=virtualizing).reason
+    assert "usermod" not in reason
+    assert "its mode is 0600" in reason
 
 
 def test_kvm_that_failed_is_not_tried_again_until_the_next_boot(tmp_path, device, monkeypatch):

@@ -239,7 +239,7 @@ async def _tell_phases(command: Command, session: Session, before: Sequence[Pool
             came = how_it_came(session.source, session.plan.key, before)
             await command.say_verbose(f"claude-vm: {came}")
         if show:
-            await client.note(f"claude-vm: {phase} ({time.monotonic() - begun:.1f} s)", level)
+            await client.note(f"claude-vm: {phase} (at {time.monotonic() - begun:.1f} s)", level)
 
 
 async def _lock_worktrees(command: Command, session: Session, project: Project) -> None:

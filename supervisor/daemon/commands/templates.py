@@ -10,6 +10,7 @@ from claude_vm.context.project import template_name
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Driver, TemplateRecord
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.images.claude_code import remove_downloads
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.stop import stop_sessions
 from claude_vm.supervisor.daemon.commands.table import ago, size_text, table
@@ -71,6 +72,8 @@ async def clean_all(command: Command, request: CleanAll) -> int:
     for name in registry.ALL:
         for removed in await (await command.host.drivers.get(name)).collect_garbage(images=True):
             await command.say_verbose(f"removed {removed}")
+    for removed in await remove_downloads(command.host.home / "cache"):
+        await command.say_verbose(f"removed {removed}")
     return 0
 
 
