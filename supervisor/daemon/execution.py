@@ -19,7 +19,7 @@ from claude_vm.supervisor.daemon.instances import Instance, Watchers
 from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.daemon.timings import DRIVER_MARKS
 from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError, SshError
-from claude_vm.supervisor.ssh.link import Link, connect
+from claude_vm.supervisor.ssh.link import connect
 from claude_vm.supervisor.ssh.shells import Kind, prime
 
 log = structlog.get_logger()
@@ -151,9 +151,9 @@ class Execution:
         """Connect, and have the shells wait: the one that its session needs, or both if nobody knows."""
         if instance.access is None:
             raise DriverError("the instance was not started")
+        if instance.refusal is not None:
+            raise instance.refusal
         ahead, instance.ahead = instance.ahead, None
-        if isinstance(ahead, SshError):
-            raise ahead
         instance.link = ahead or await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
         if session is not None:
             session.mark("prime")
@@ -210,7 +210,7 @@ class Execution:
         links = (instance.link, instance.ahead)
         instance.link = instance.ahead = None
         for link in links:
-            if isinstance(link, Link):
+            if link is not None:
                 with anyio.move_on_after(CLOSE_TIMEOUT_S):
                     await link.aclose()
 
@@ -228,21 +228,20 @@ class _Ahead:
         self._scope.cancel()
         self._scope = anyio.CancelScope()
         link, self._instance.ahead = self._instance.ahead, None
-        if isinstance(link, Link):
+        if link is not None:
             self._tasks.start_soon(link.aclose)
         self._tasks.start_soon(self._connect, access, self._scope)
 
     def started(self) -> None:
         """The guest is ready. What failed before is tried again, by the effect that is for it."""
-        if isinstance(self._instance.ahead, SshError):
-            self._instance.ahead = None
+        self._instance.refusal = None
 
     async def _connect(self, access: Access, scope: anyio.CancelScope) -> None:
         with scope:
             try:
                 self._instance.ahead = await connect(access, timeout_s=CONNECT_TIMEOUT_S)
             except SshError as error:
-                self._instance.ahead = error
+                self._instance.refusal = error
 
 
 @contextlib.asynccontextmanager

@@ -26,8 +26,8 @@ class Instance:
 
     `key` is None if a dead supervisor left it for deletion. `scope` is that of its effect in flight, if there
     is one. `access`, `link` and `shells` are there from the end of the effect that made them until it is
-    deleted; `shells` until a session takes them. `ahead` is a connection that was made while it started, or
-    why there is none, until it becomes the `link`.
+    deleted; `shells` until a session takes them. `ahead` is a connection that was made while it started,
+    until it becomes the `link`; `refusal` is why none could be made.
     """
 
     def __init__(self, instance_id: str, driver: str, key: PoolKey | None = None) -> None:
@@ -36,7 +36,8 @@ class Instance:
         self.key = key
         self.scope: anyio.CancelScope | None = None
         self.access: Access | None = None
-        self.ahead: Link | SshError | None = None
+        self.ahead: Link | None = None
+        self.refusal: SshError | None = None
         self.link: Link | None = None
         self.shells: Shells | None = None
         self._watches: list[anyio.CancelScope] = []

@@ -153,7 +153,8 @@ class MemoryDriver:
             if phase == "identity":
                 for _ in range(self.cloud.tells):
                     reachable(access)
-                    await anyio.lowlevel.checkpoint()
+                    for _ in range(10):  # time enough to connect
+                        await anyio.lowlevel.checkpoint()
         await self._pass("end_of_start")
         if self.cloud.replaces_processes:  # what was started ahead is of no use: another process takes over
             vm.stopped.set()
@@ -220,6 +221,7 @@ class MemoryLink:
     def __init__(self, vm):
         self.vm = vm
         self.lost = ""
+        self.closed = False
         self.over = anyio.Event()
         self.news = anyio.Event()
         vm.links.append(self)
@@ -236,6 +238,7 @@ class MemoryLink:
         return self.lost
 
     async def aclose(self):
+        self.closed = True
         self.lose("closed from this side")
 
 

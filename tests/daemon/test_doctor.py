@@ -1,7 +1,9 @@
 """What a host has and lacks, per driver: hosts are made up; the command runs for real."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from claude_vm_tests_user import script
@@ -184,9 +186,18 @@ def test_doctor_goes_on_when_the_settings_are_wrong(user):
 
 
 @pytest.mark.parametrize("words", [("shell", "true"), ("setup",)])
-def test_a_driver_that_can_not_be_used_is_told_before_anything_is_built_for_it(user, words):
-    done = user.run("--driver", "lima", *words, env={"PATH": "/usr/bin:/bin"})
+def test_a_driver_that_can_not_be_used_is_told_before_anything_is_built_for_it(user, words, limactl):
+    old = Path(limactl("limactl version 1.2.1")).parent
+    done = user.run("--driver", "lima", *words, env={"PATH": f"{old}:/usr/bin:/bin"})
     assert done.returncode == (125 if words[0] == "shell" else 1)
-    assert b"limactl is not installed" in done.stderr
+    # Root is refused by any version.
+    why = b"refuses to be run by root" if os.geteuid() == 0 else b"is version 1.2.1"
+    assert why in done.stderr
     assert b"no template" not in done.stderr
-    assert b"Claude Code" not in done.stderr
+    assert list(user.home.rglob("claude-code*")) == []
+
+
+def test_a_template_that_is_missing_for_another_driver_is_to_be_built_for_that(user):
+    done = user.run("--driver", "sim", "shell", "true")
+    assert done.returncode == 125
+    assert b"build it with: claude-vm --driver sim setup" in done.stderr
