@@ -59,7 +59,9 @@ async def inspect(host: Host, *, limactl: str = "limactl") -> LimaFacts:
 
 def _imported(problem: Problem) -> Problem:
     """Return what it means to Lima that no image can be built here."""
-    what = f"{problem.what}; so `template:debian-13` is imported, which takes longer"
+    what = (
+        "no guest image can be built here: `claude-vm setup` imports `template:debian-13`, which takes longer"
+    )
     return Problem(what, problem.fix, fatal=False)
 
 

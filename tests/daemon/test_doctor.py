@@ -129,6 +129,14 @@ async def test_root_is_told_that_lima_refuses_it(limactl):
     assert "--driver qemu" in problem.fix
 
 
+async def test_lima_imports_an_image_where_none_can_be_built(limactl):
+    said = limactl("limactl version 2.2.0")
+    (problem,) = (await lima.inspect(host("mmdebstrap", limactl=said))).problems
+    assert "imports `template:debian-13`" in problem.what
+    assert problem.fix == "sudo apt-get install mmdebstrap"
+    assert not problem.fatal
+
+
 async def test_lima_needs_qemu_on_linux_alone(limactl):
     said = limactl("limactl version 2.2.0")
     facts = await lima.inspect(host("qemu-img", limactl=said))
