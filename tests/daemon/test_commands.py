@@ -497,3 +497,12 @@ def test_a_terminal_has_the_size_that_its_client_had_at_first(ready):
         client.sendall(encode_json(FrameType.INVOKE, invocation))
         said = list(frames(client.makefile("rb").read()))
     assert b"".join(payload for kind, payload in said if kind == FrameType.STDOUT) == b"33 111\r\n"
+
+
+def test_info_tells_the_sizes_that_a_session_would_have(ready):
+    template = json.loads(ready.run("info", "--json").stdout)
+    other = template["memory_gb"] + 1
+    shown = json.loads(ready.run("--memory", str(other), "info", "--json").stdout)
+    assert (shown["memory_gb"], shown["cpus"]) == (other, template["cpus"])
+    text = ready.run("info", env={"CLAUDE_VM_MEMORY": str(other)}).stdout.decode()
+    assert f"{other} GB memory" in text

@@ -21,8 +21,8 @@ from claude_vm.supervisor.wire.escape import escape_line
 class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What ``info --json`` prints. `status`: ``running``, ``stopped``, ``not created`` or ``stale``.
 
-    `ready` is the number of VMs that are ready for a session here, with these settings and flags; `publish`
-    are the ports that it would publish, as ``[HOST:]GUEST``, or ``auto``.
+    The sizes are those that a session would have, with these settings and flags; `ready` is the number of VMs
+    that are ready for it; `publish` are the ports that it would publish, as ``[HOST:]GUEST``, or ``auto``.
     """
 
     project: str
@@ -65,7 +65,7 @@ async def info(command: Command, request: Info) -> int:
         home=command.user_home,
         max_mounts=facts.max_mounts,
     )
-    ready = None
+    key = ready = None
     if template is not None:
         key = await session_key(command, driver, settings, project, template)
         ready = pool_of(key, command.host.dispatcher.core.pools())
@@ -77,9 +77,9 @@ async def info(command: Command, request: Info) -> int:
         accelerator=facts.accelerator,
         accelerator_reason=facts.accelerator_reason,
         ram_clones=facts.ram_clones,
-        disk_gb=template.disk_gib if template else settings.vm.disk,
-        memory_gb=template.memory_mib // MIB_PER_GB if template else settings.vm.memory,
-        cpus=template.cpus if template else settings.vm.cpus,
+        disk_gb=key.disk_gib if key else settings.vm.disk,
+        memory_gb=key.memory_mib // MIB_PER_GB if key else settings.vm.memory,
+        cpus=key.cpus if key else settings.vm.cpus,
         mounts=[f"{m.host}:{m.guest}:{'rw' if m.writable else 'ro'}" for m in mounts],
         scripts=[],
         capabilities=[],
