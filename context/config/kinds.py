@@ -6,6 +6,7 @@ the value that a setting then has, or raise `BadValueError` with what is wrong. 
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -79,12 +80,12 @@ def _text(value: object) -> str:
     return value
 
 
-class FromToml:
+class FromToml(ABC):
     """Base of the kinds whose text is what stands between the quotes in TOML."""
 
+    @abstractmethod
     def read(self, value: object, place: Place) -> object:
         """Return the setting's value for a TOML value."""
-        raise NotImplementedError  # pragma: no cover - each kind has its own
 
     def from_text(self, text: str, place: Place) -> object:
         """Return the setting's value for a text."""

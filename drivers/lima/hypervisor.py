@@ -24,7 +24,7 @@ from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.lima import arguments, events, home, importing, instance, processes
 from claude_vm.drivers.lima.door import Order, hand_over
-from claude_vm.drivers.prerequisites.lima import parse_version, too_old
+from claude_vm.drivers.prerequisites.lima import install_hint, parse_version, too_old
 from claude_vm.drivers.prerequisites.programs import template_tools, this_host
 from claude_vm.drivers.process import ProcessIdentity, run_tool
 from claude_vm.drivers.vm import accelerator, confine
@@ -34,9 +34,6 @@ from claude_vm.drivers.vm.machine import HELPER_S, Files, Machine, attached, whi
 from claude_vm.drivers.vm.slots import opened
 from claude_vm.drivers.vm.spawn import end, listen, reap, spawn, tail
 
-INSTALL_HINT: Final = (
-    "install Lima: `brew install lima`, or a release from https://lima-vm.io/docs/installation/"
-)
 _ROOT_HINT: Final = "run claude-vm as a normal user, or with `--driver qemu`"
 
 _MONITOR_FD: Final = 10
@@ -131,7 +128,7 @@ class Lima:
         if sys.platform != "linux":
             found.append(Problem("the driver lima runs on Linux only, so far", "use the driver qemu"))
         if shutil.which("limactl") is None:
-            found.append(Problem("limactl is not installed", INSTALL_HINT))
+            found.append(Problem("limactl is not installed", install_hint(this_host())))
         if os.geteuid() == 0:
             found.append(Problem("Lima refuses to be run by root", _ROOT_HINT))
         return found
@@ -325,5 +322,5 @@ def _limactl() -> str:
     """
     found = shutil.which("limactl")
     if found is None:
-        raise ToolMissingError("limactl is not installed", hint=INSTALL_HINT)
+        raise ToolMissingError("limactl is not installed", hint=install_hint(this_host()))
     return found

@@ -14,7 +14,6 @@ Source: Lima's `templates/default.yaml`: ``base``, ``images``, ``additionalDisks
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,6 +24,7 @@ import anyio.to_thread
 import msgspec
 
 from claude_vm.drivers.api import Progress
+from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import BadImageError, DriverError
 from claude_vm.drivers.images.bootstrap import DISK, INITRD, KERNEL, LOCALES, TERMINFO
 from claude_vm.drivers.images.lock import hold
@@ -261,8 +261,7 @@ async def _remove(lima_home: Path, name: str) -> None:
         for process in found:
             await end(process)
     for rest in (folder, lima_home / _DISKS / name):
-        if await anyio.Path(rest).exists():
-            try:
-                await anyio.to_thread.run_sync(shutil.rmtree, rest)
-            except OSError as error:
-                raise DriverError(f"{rest} can't be removed: {error.strerror}") from error
+        try:
+            await anyio.to_thread.run_sync(remove_tree, rest)
+        except OSError as error:
+            raise DriverError(f"{rest} can't be removed: {error.strerror}") from error

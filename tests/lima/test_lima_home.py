@@ -227,7 +227,9 @@ def test_a_build_has_a_folder_of_its_own_and_an_instance_its_own(short):
 )
 async def test_what_keeps_lima_from_running_is_told_with_what_to_do(short, monkeypatch, uid, error, hint):
     installed = error is DriverError
-    monkeypatch.setattr(hypervisor.shutil, "which", lambda name: f"/b/{name}" if installed else None)
+    monkeypatch.setattr(
+        hypervisor.shutil, "which", lambda name, path=None: f"/b/{name}" if installed else None
+    )
     monkeypatch.setattr(hypervisor.os, "geteuid", lambda: uid)
     with pytest.raises(error) as caught:
         await hypervisor.Lima().find_host(short / "home", "tcg")
