@@ -310,7 +310,7 @@ def test_the_phases_of_a_session_are_shown_with_their_times_when_asked_for(user)
     script(user, **{method: [{"delay_s": 0.2}] for method in ("clone", "start", "delete")})
     user.run("setup", "--no-agent")
     done = user.run("--verbose", "shell", "sleep 0.2")
-    shown = re.findall(rb"^claude-vm: (\w+) \((\d+\.\d) s\)$", done.stderr, re.MULTILINE)
+    shown = re.findall(rb"^claude-vm: (\w+) \(at (\d+\.\d) s\)$", done.stderr, re.MULTILINE)
     phases = [name for name, _ in shown]
     assert [name for name in phases if name not in {b"queued", b"connect"}] == [
         b"clone",
