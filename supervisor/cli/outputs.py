@@ -20,8 +20,8 @@ PIECES = 32
 """Pieces that are written in a row before others get their turn."""
 
 LARGE = 64 * 1024
-ACKNOWLEDGE = 64 * 1024
-"""Acknowledge when so many bytes were written, or nothing is left."""
+ACKNOWLEDGE = 128 * 1024
+"""Acknowledge when so many bytes were written. What is less stays unsaid: the window is larger."""
 
 
 class Output:
@@ -88,7 +88,7 @@ class Output:
 
     def take_acknowledged(self) -> int:
         """Return how many counted bytes to acknowledge now; 0 for: not yet."""
-        if self._written and (self._written >= ACKNOWLEDGE or not self._queue):
+        if self._written >= ACKNOWLEDGE:
             count, self._written = self._written, 0
             self._unacknowledged -= count
             return count

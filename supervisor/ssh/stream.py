@@ -18,7 +18,11 @@ ANSWER_S = 20.0
 """How long the holder may take to answer, in seconds."""
 
 ACKNOWLEDGE = 256 * 1024
-"""Output is acknowledged when so many bytes were read, or nothing is left."""
+"""Output is acknowledged when so many bytes were read."""
+
+ACKNOWLEDGE_S = 0.02
+"""What was read is acknowledged after this time at the latest, in seconds; not piece by piece, because each
+message costs both sides more than the piece."""
 
 MOST_WAITING = 4 * 1024 * 1024
 """Unread bytes of a session. The holder sends less, so a guest that sends more is no holder."""
@@ -54,6 +58,7 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
         self._told = [0, 0]  # offsets behind what came
         self._read = [0, 0]  # offsets behind what was read
         self._acknowledged = 0
+        self._acknowledges: asyncio.TimerHandle | None = None
 
     # Callbacks of the library.
 
@@ -75,6 +80,8 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
         self.closed = True
         self.error = self.error or exc
         self._ended = [True, True]
+        if self._acknowledges is not None:
+            self._acknowledges.cancel()
         for output in self._outputs:
             output.news.set()
         for event in (self.primed, self.news, self.over, self.input_news):
@@ -180,14 +187,24 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
             await output.news.wait()
         data = output.take(limit)
         self._read[index] += len(data)
-        if sum(self._read) - self._acknowledged >= ACKNOWLEDGE or not output.chunks:
-            self._acknowledged = sum(self._read)
-            self.send(b"A", struct.pack(">QQ", *self._read))
+        if sum(self._read) - self._acknowledged >= ACKNOWLEDGE:
+            self._acknowledge()
+        elif self._acknowledges is None:
+            self._acknowledges = asyncio.get_running_loop().call_later(ACKNOWLEDGE_S, self._acknowledge)
         return data
 
+    def _acknowledge(self) -> None:
+        if self._acknowledges is not None:
+            self._acknowledges.cancel()
+            self._acknowledges = None
+        self._acknowledged = sum(self._read)
+        self.send(b"A", struct.pack(">QQ", *self._read))
+
     def close(self) -> None:
-        """End the stream."""
+        """End the stream. What was read is not told again to who comes next."""
         if not self.closed:
+            if self._acknowledges is not None:
+                self._acknowledge()
             if self.channel is not None:
                 self.channel.abort()
             # The library tells the end only when the guest has closed too.

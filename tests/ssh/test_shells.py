@@ -222,8 +222,8 @@ async def test_what_was_read_is_not_told_again(link, put):
     name = put(Mode.EXEC, ["sh", "-c", "echo first; read x; echo second"])
     process = await shells.start(name, pty=None)
     assert await until(process, b"first\n") == b"first\n"
-    await held_sessions(link)  # the acknowledgement is before it on the way
     await process.aclose()
+    await held_sessions(link)  # the acknowledgement is before it on the way
     again = await attach(link, name)
     await again.write(b"\n")
     assert await whole(again.read_stdout) == b"second\n"
