@@ -190,8 +190,8 @@ HARMLESS: Mapping[tuple[InstanceState, type[events.Event]], str] = MappingProxyT
 PHASES: Mapping[InstanceState, str] = MappingProxyType(
     {
         _S.CLONING: "clone",
-        _S.PRESTARTING: "boot",
-        _S.STARTING: "boot",
+        _S.PRESTARTING: "start",
+        _S.STARTING: "start",
         _S.CONNECTING: "connect",
         _S.LEASED: "run",
         _S.DELETING: "delete",

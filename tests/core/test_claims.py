@@ -27,7 +27,7 @@ def test_the_client_is_told_each_phase_once_and_in_order(rig, key_of):
         (events.DeleteDone, {}),
     ):
         phases += rig.send_for_phases(kind, instance_id="i1", **fields)
-    assert phases == [("s1", phase) for phase in ("clone", "boot", "connect", "run", "delete")]
+    assert phases == [("s1", phase) for phase in ("clone", "start", "connect", "run", "delete")]
 
 
 def test_a_warm_instance_with_the_same_key_runs_the_session_at_once(make_rig):

@@ -52,8 +52,8 @@ THEN = st.sampled_from(["fail", "die", "stop", "nothing", "nothing"])
 READY = {InstanceState.WARM, InstanceState.PAUSED}
 PHASES = {
     InstanceState.CLONING: "clone",
-    InstanceState.PRESTARTING: "boot",
-    InstanceState.STARTING: "boot",
+    InstanceState.PRESTARTING: "start",
+    InstanceState.STARTING: "start",
     InstanceState.CONNECTING: "connect",
     InstanceState.LEASED: "run",
     InstanceState.DELETING: "delete",

@@ -14,14 +14,14 @@ TO_WARM = {
 TO_PAUSE = {"cloning": [], "prestarting": ["cloned"]}
 PLACES = [("warm", state) for state in TO_WARM] + [("paused", state) for state in TO_PAUSE]
 REST = {
-    "cloning": ["clone", "boot", "connect", "run"],
-    "prestarting": ["boot", "connect", "run"],
-    "starting": ["boot", "connect", "run"],
+    "cloning": ["clone", "start", "connect", "run"],
+    "prestarting": ["start", "connect", "run"],
+    "starting": ["start", "connect", "run"],
     "connecting": ["connect", "run"],
 }
 ANSWERS = {
     "clone": [(events.CloneDone, {})],
-    "boot": [(events.StartDone, {"restored": True})],
+    "start": [(events.StartDone, {"restored": True})],
     "connect": [(events.ConnectDone, {})],
 }
 LATE = {
@@ -183,7 +183,7 @@ def test_a_session_that_waited_behind_another_takes_over_what_was_in_the_making_
     assert rig.request(9) == []
     assert (rig.session_state(8), rig.session_state(9)) == ("queued", "queued")
     phases = rig.send_for_phases(events.StopRequested, session_id="s8", reason="interrupted", status=130)
-    assert phases == [("s9", "boot")]
+    assert phases == [("s9", "start")]
     assert rig.core.sessions()[0].source == "making"
 
 

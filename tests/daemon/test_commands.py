@@ -314,7 +314,7 @@ def test_the_phases_of_a_session_are_shown_with_their_times_when_asked_for(user)
     phases = [name for name, _ in shown]
     assert [name for name in phases if name not in {b"queued", b"connect"}] == [
         b"clone",
-        b"boot",
+        b"start",
         b"run",
         b"delete",
     ]

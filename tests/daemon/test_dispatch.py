@@ -123,7 +123,7 @@ def test_a_process_that_was_started_ahead_may_be_replaced_by_the_start(world):
 
 @pytest.mark.parametrize(
     ("policy", "method", "phase"),
-    [(POOL, "clone", "clone"), (PAUSED, "prestart", "boot"), (POOL, "start", "boot")],
+    [(POOL, "clone", "clone"), (PAUSED, "prestart", "start"), (POOL, "start", "start")],
 )
 def test_a_session_takes_over_the_vm_that_is_being_made_ready(world, policy, method, phase):
     async def main():
