@@ -44,6 +44,18 @@ class Sessions:
         self.told.append(word)
 
 
+class Ssh:
+    """Takes the place of what starts sshd, and writes down what it is told."""
+
+    down = False
+
+    def __init__(self):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda: self.told.append(name)
+
+
 class Recorder:
     """A System that only writes down what it is asked."""
 
@@ -76,7 +88,7 @@ def guest(tmp_path, monkeypatch):
 
     monkeypatch.setattr(operations, "replace", replace)
     monkeypatch.setattr(operations, "Sessions", Sessions)
-    return Helper(recorder)
+    return Helper(recorder, Ssh())
 
 
 def ask(guest, **request):
@@ -150,6 +162,7 @@ def test_random_state_comes_before_keys_and_names(guest):
 
     names = [name for name, _ in guest.system.calls]
     assert names[0] == "reseed"
+    assert guest.ssh.told == ["open"]
     assert guest.system.calls.index(("reseed", (b"AAA" * 16,))) < names.index("replace")
     assert guest.identified
 
@@ -163,6 +176,25 @@ def test_ssh_stays_closed_when_the_random_pool_can_not_be_reseeded(guest):
     assert ask(guest, **IDENTITY)["error"] == "Operation not permitted"
     assert not guest.identified
     assert guest.system.calls == []
+    assert guest.ssh.told == []
+
+
+def test_ssh_opens_with_its_keys_and_before_the_names(guest, tmp_path):
+    seen = []
+
+    class Opens(Ssh):
+        def open(self):
+            folder = tmp_path / "run/ssh"
+            seen.append([(folder / name).read_text() for name in ("host_key", "authorized_key")])
+            seen.append([name for name, _ in guest.system.calls])
+
+    guest.ssh = Opens()
+    ask(guest, **IDENTITY)
+
+    keys, calls = seen
+    assert keys == ["private", "public"]
+    assert "reseed" in calls
+    assert "set_names" not in calls
 
 
 def test_a_seal_takes_identity_and_keys_away_and_forbids_run(guest, tmp_path):
@@ -173,6 +205,7 @@ def test_a_seal_takes_identity_and_keys_away_and_forbids_run(guest, tmp_path):
 
     assert not guest.identified
     assert list((tmp_path / "run/ssh").iterdir()) == []
+    assert guest.ssh.told == ["open", "prepare"]
     assert ask(guest, id="3", op="run", argv=["true"], user="root", limit_s=1)["error"] == "sealed"
 
 
@@ -210,11 +243,14 @@ def test_the_holder_is_reached_as_soon_as_it_is_started_and_there_is_one(short, 
 
 def test_a_helper_that_starts_again_is_what_it_was(guest):
     ask(guest, **IDENTITY)
-    assert Helper(guest.system).identified
+    again = Helper(guest.system, Ssh())
+    assert again.identified
+    assert again.ssh.told == ["open"]
 
     ask(guest, id="2", op="seal")
-    again = Helper(guest.system)
+    again = Helper(guest.system, Ssh())
     assert not again.identified
+    assert again.ssh.told == []
     assert again.sealed
 
 

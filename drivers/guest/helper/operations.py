@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
-import socket
 from collections.abc import Callable
-from typing import Any
 
 from . import paths
 from .accounts import account
@@ -13,7 +10,8 @@ from .files import append, make_directories, read, replace
 from .job import Job
 from .requests import RefusedError, Request, absolute, blob, field
 from .sessions import Sessions
-from .system import MS_NODEV, MS_NOSUID, MS_RDONLY, System, let_die
+from .ssh import Ssh
+from .system import MS_NODEV, MS_NOSUID, MS_RDONLY, System
 
 MAX_LIST = 256
 
@@ -26,14 +24,16 @@ class Helper:
     state in files.
     """
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, ssh: Ssh) -> None:
         self.system = system
+        self.ssh = ssh
         self.identified = os.path.exists(paths.IDENTIFIED)
         self.sealed = os.path.exists(paths.SEALED)
         self.user = account(read(paths.IDENTIFIED).strip()) if self.identified else (0, 0, "/root")
-        self.children: set[int] = set()
         self.job: Job | None = None
         self.sessions = Sessions()
+        if self.identified:
+            self.ssh.open()
 
     def answer(self, line: bytes) -> bytes:
         """Do what one line asks, and return the answer's line; nothing when the answer comes later."""
@@ -71,7 +71,7 @@ class Helper:
         return {"identified": self.identified, "sealed": self.sealed, "uptime_s": uptime, "pid": os.getpid()}
 
     def do_identify(self, request: Request) -> None:
-        """Become a guest of one's own: random state first, then clock, names and keys; then SSH opens."""
+        """Become a guest of one's own: random state, clock and keys, in this order; SSH opens; names."""
         entropy = blob(request, "entropy")
         if not 32 <= len(entropy) <= 512:
             raise RefusedError("entropy: 32 to 512 bytes expected")
@@ -93,10 +93,11 @@ class Helper:
         for name, text in keys:
             # sshd reads the authorized key as the user who logs in.
             replace(f"{paths.RUN}/ssh/{name}", text, 0o600 if name == "host_key" else 0o644)
+        # The handshake takes longer than all that follows, which is done beside it.
+        self.ssh.open()
         self.system.set_names(hostname, machine_id)
         replace(paths.IDENTIFIED, field(request, "user", str).encode(), 0o600)
         self.identified = True
-        # Beside the SSH handshake, which takes longer.
         self.sessions.start(field(request, "user", str))
         self.sessions.say("prime")
 
@@ -106,11 +107,10 @@ class Helper:
         self.sealed = True
         self.sessions.say("forget")
         replace(paths.SEALED, b"", 0o600)
-        for pid in list(self.children):
-            os.kill(pid, signal.SIGKILL)
         for path in (paths.IDENTIFIED, f"{paths.RUN}/ssh/host_key", f"{paths.RUN}/ssh/authorized_key"):
             if os.path.exists(path):
                 os.unlink(path)
+        self.ssh.prepare()
         os.sync()
 
     def do_clock(self, request: Request) -> None:
@@ -163,26 +163,8 @@ class Helper:
             self.job = None
         return line
 
-    def serve_ssh(self, connection: socket.socket) -> None:
-        """Give a connection its own sshd, in its own session."""
-        argv = ["/usr/sbin/sshd", "-i", "-f", "/etc/ssh/sshd_config", "-h", f"{paths.RUN}/ssh/host_key"]
-        actions: list[Any] = [
-            (os.POSIX_SPAWN_DUP2, connection.fileno(), 0),
-            (os.POSIX_SPAWN_DUP2, connection.fileno(), 1),
-            (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
-        ]
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-        default = [signal.SIGPIPE, signal.SIGCHLD, signal.SIGIO]
-        pid = os.posix_spawn(
-            argv[0], argv, environment, file_actions=actions, setsid=True, setsigmask=[], setsigdef=default
-        )
-        self.children.add(pid)
-        let_die(pid)
-
     def reap(self) -> None:
         """Collect the processes that have ended."""
         if self.sessions.process is not None:
             self.sessions.process.poll()
-        for pid in list(self.children):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                self.children.discard(pid)
+        self.ssh.reap()

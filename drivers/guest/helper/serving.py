@@ -1,11 +1,10 @@
-"""The helper's loop: it serves the host at its port, and SSH at its own."""
+"""The helper's loop: it serves the host at its port."""
 
 import fcntl
 import os
 import select
 import signal
 import socket
-import sys
 import time
 
 from . import paths
@@ -13,22 +12,20 @@ from .files import make_directories
 from .operations import Helper
 from .port import find_port, send
 from .requests import Lines
+from .ssh import Ssh
 from .system import System
-
-MAX_CONNECTIONS = 256
 
 
 class Server:
-    """Serves the host and SSH for ever.
+    """Serves the host for ever.
 
     While no host is connected the port is "hung up", which poll would report at once and always: then only a
     signal (the port sends SIGIO when the host comes back) or a second's pause leads to the next look.
     """
 
-    def __init__(self, helper: Helper, port: int, listener: socket.socket, wakeup: socket.socket) -> None:
+    def __init__(self, helper: Helper, port: int, wakeup: socket.socket) -> None:
         self.helper = helper
         self.port = port
-        self.listener = listener
         self.wakeup = wakeup
         self.lines = Lines()
         self.connected = True
@@ -47,8 +44,6 @@ class Server:
             self.read()
         if not self.connected:
             self.lines.clear()
-        if self.listener.fileno() in ready and helper.identified:
-            self.accept()
 
     def wait(self) -> dict[int, int]:
         """Wait for input, and return the descriptors that are ready."""
@@ -56,11 +51,9 @@ class Server:
         poll.register(self.wakeup, select.POLLIN)
         if self.connected:
             poll.register(self.port, select.POLLIN)
-        if helper.identified and len(helper.children) < MAX_CONNECTIONS:
-            poll.register(self.listener, select.POLLIN)
         if helper.job:
             poll.register(helper.job.output, select.POLLIN)
-        return dict(poll.poll(1000 if helper.job or not self.connected else None))
+        return dict(poll.poll(1000 if helper.job or helper.ssh.down or not self.connected else None))
 
     def read(self) -> None:
         """Read requests from the host, and answer them."""
@@ -72,18 +65,9 @@ class Server:
         for line in self.lines.feed(data):
             send(self.port, self.helper.answer(line))
 
-    def accept(self) -> None:
-        """Take an SSH connection."""
-        try:
-            connection, _ = self.listener.accept()
-            with connection:
-                self.helper.serve_ssh(connection)
-        except OSError as error:
-            sys.stderr.write(f"ssh: {error}\n")
-
 
 def main() -> None:
-    """Open SSH's port and the host's port, and serve. The network is up since the initial RAM disk."""
+    """Open the host's port and SSH's, and serve. The network is up since the initial RAM disk."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -94,11 +78,6 @@ def main() -> None:
     port = os.open(find_port(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.fcntl(port, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(port, fcntl.F_SETFL, fcntl.fcntl(port, fcntl.F_GETFL) | os.O_ASYNC)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("0.0.0.0", 22))  # noqa: S104 - the guest's only network is its host
-    listener.listen(64)
-    listener.setblocking(False)
-    server = Server(Helper(system), port, listener, reader)
+    server = Server(Helper(system, Ssh()), port, reader)
     while True:
         server.turn()
