@@ -318,3 +318,40 @@ def test_a_killed_shell_tells_the_number_of_its_signal(held):
     client.say(b"K", b"KILL")
     assert client.until(b"X") == struct.pack(">I", 128 + signal.SIGKILL)
     assert sys.platform == "linux"
+
+
+def kinds(held):
+    return sorted(shell.kind for shell in held.holder.shells)
+
+
+def ready(held):
+    return sum(shell.ready for shell in held.holder.shells)
+
+
+def test_shells_are_started_in_turn_each_when_the_former_one_waits(held):
+    held.holder.prime_in_turn(("pty", "pipes"))
+    assert kinds(held) == ["pty"]
+    held.until(lambda: ready(held) == 1)
+    assert kinds(held) == ["pipes", "pty"]
+    held.until(lambda: ready(held) == 2)
+    assert kinds(held) == ["pipes", "pty"]
+
+
+def test_a_shell_whose_turn_has_not_come_is_started_for_who_asks_and_not_again(held):
+    held.holder.prime_in_turn(("pty", "pipes"))
+    held.client().session("1")
+    held.until(lambda: ready(held) == 2)
+    assert kinds(held) == ["pipes", "pty"]
+
+
+def test_a_shell_that_dies_in_its_turn_does_not_stop_the_next_one(held):
+    held.holder.prime_in_turn(("pty", "pipes"))
+    os.killpg(next(iter(held.holder.shells)).pid, signal.SIGKILL)
+    held.until(lambda: kinds(held) == ["pipes"])
+
+
+def test_turns_do_not_outlive_the_shells(held):
+    held.holder.prime_in_turn(("pty", "pipes"))
+    held.holder.close()
+    held.client().session("1", kind="pty")
+    assert kinds(held) == ["pty"]

@@ -49,6 +49,7 @@ class Holder:
         self.environment = dict(environment)
         self.shells: set[Shell] = set()
         self.connections: set[Connection] = set()
+        self._in_turn: list[str] = []
 
     def accept(self, stream: socket.socket) -> None:
         """Serve a connection."""
@@ -74,6 +75,17 @@ class Holder:
         self.shells.add(shell)
         return shell
 
+    def prime_in_turn(self, kinds: Sequence[str]) -> None:
+        """Start shells that wait, each when the former one does: they compete with the handshake of SSH."""
+        self._in_turn = list(kinds)
+        self.prime_next()
+
+    def prime_next(self) -> None:
+        """Start the next shell of those in turn, if there is one."""
+        if self._in_turn:
+            with suppress(RefusedError):
+                self.prime(self._in_turn.pop(0))
+
     def primed(self, kind: str, term: str) -> Shell:
         """Return a shell that waits and that nobody has, made anew when there is none for this terminal.
 
@@ -85,6 +97,8 @@ class Holder:
                 if kind == "pipes" or shell.term == term:
                     return shell
                 shell.close()
+        if kind in self._in_turn:
+            self._in_turn.remove(kind)
         return self.prime(kind, term)
 
     def session(self, name: str) -> Shell:
@@ -104,6 +118,7 @@ class Holder:
 
     def close(self) -> None:
         """End all shells."""
+        self._in_turn.clear()
         for shell in list(self.shells):
             shell.close()
         for connection in list(self.connections):
@@ -149,9 +164,7 @@ def main() -> None:
             if word == b"forget":
                 holder.close()
             elif word == b"prime":
-                with suppress(RefusedError):
-                    holder.prime("pty")
-                    holder.prime("pipes")
+                holder.prime_in_turn(("pty", "pipes"))
 
     loop.watch(listener.fileno(), selectors.EVENT_READ, accept)
     loop.watch(0, selectors.EVENT_READ, listen_to_helper)

@@ -139,6 +139,7 @@ class Shell:
                 self._forget_typed()
                 self.ready = True
                 self.tell(b"R")
+                self.holder.prime_next()
                 return
         self.watch(self._control, 0, self._hear_ready)
 
@@ -168,6 +169,7 @@ class Shell:
         self.tell(b"X", struct.pack(">I", self.status))
         if not self.session:
             self.close()
+            self.holder.prime_next()
 
     # What the connection asks for.
 
