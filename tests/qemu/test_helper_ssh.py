@@ -31,6 +31,7 @@ def folder(short, monkeypatch):
         f"StrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
         f"PermitRootLogin yes\nLogLevel ERROR\n"
     )
+    monkeypatch.setattr(os, "fchown", lambda *_: None)
     monkeypatch.setattr(ssh, "CONFIGURATION", str(short / "config"))
     monkeypatch.setattr(ssh, "SSHD", SSHD)
     monkeypatch.setattr(paths, "SSHD", str(short / "pid"))
