@@ -56,8 +56,8 @@ class Ssh:
         """End it and its connections, start it anew, and wait until it waits for its configuration."""
         self._open = False
         if self._pid:
-            for connection in _children(self._pid):
-                _kill(connection)
+            for process in _descendants(self._pid):
+                _kill(process)
         self._end()
         self._start()
         os.write(self._input, b"\n")
@@ -157,10 +157,13 @@ def _listen(port: int) -> socket.socket:
             return listener
 
 
-def _children(pid: int) -> list[int]:
+def _descendants(pid: int) -> list[int]:
+    """Return what a process has started. What serves a connection of sshd is not only its child."""
+    found = []
     with suppress(OSError):
-        return [int(child) for child in read(f"/proc/{pid}/task/{pid}/children").split()]
-    return []
+        for child in read(f"/proc/{pid}/task/{pid}/children").split():
+            found += [int(child), *_descendants(int(child))]
+    return found
 
 
 def _kill(pid: int) -> None:
