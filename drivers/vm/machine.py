@@ -102,7 +102,7 @@ class Machine:
             raise NeverBootedError(error.message, detail=error.detail) from error
 
     async def identify(self, identity: Identity, user: str, keys: Sequence[str] = ()) -> None:
-        """Give the guest its identity: random state first; SSH opens at the end of it.
+        """Give the guest its identity: random state first; SSH opens in the course of it.
 
         `keys` may log in beside the identity's own.
 

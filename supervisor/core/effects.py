@@ -82,7 +82,7 @@ class WakeAt(Effect, frozen=True):
 class TellSession(Effect, frozen=True):
     """Tell the session's client where it stands.
 
-    Phases: ``queued``, ``clone``, ``boot``, ``connect``, ``run`` (what goes before the main command),
+    Phases: ``queued``, ``clone``, ``start``, ``connect``, ``run`` (what goes before the main command),
     ``delete``.
     """
 

@@ -18,7 +18,7 @@ ANSWER_S = 20.0
 """How long the holder may take to answer, in seconds."""
 
 ACKNOWLEDGE = 256 * 1024
-"""Output is acknowledged when so many bytes were read."""
+"""Output is acknowledged when so many bytes were read: less than the holder keeps without an answer."""
 
 ACKNOWLEDGE_S = 0.02
 """What was read is acknowledged after this time at the latest, in seconds; not piece by piece, because each
@@ -189,7 +189,7 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
         self._read[index] += len(data)
         if sum(self._read) - self._acknowledged >= ACKNOWLEDGE:
             self._acknowledge()
-        elif self._acknowledges is None:
+        elif self._acknowledges is None and not self.closed:
             self._acknowledges = asyncio.get_running_loop().call_later(ACKNOWLEDGE_S, self._acknowledge)
         return data
 

@@ -13,9 +13,10 @@ NOTE, EXIT and INVOKE's "argv" stay as they are in every later protocol, so that
 across versions.
 
 Flow control: each stream has a window of `WINDOW` bytes. Who sends data counts it; who has passed it
-on (to a file descriptor, to the SSH channel) acknowledges it with the matching ACK. Nobody sends more
-than `WINDOW` bytes that are not acknowledged, so that signals and sizes never wait behind data. Each
-channel to the SSH agent has a window of its own, `AGENT_WINDOW`, in each direction.
+on (to a file descriptor, to the SSH channel) acknowledges it with the matching ACK, when it is half a window
+at the latest. Nobody sends more than `WINDOW` bytes that are not acknowledged, so that signals and sizes
+never wait behind data. Each channel to the SSH agent has a window of its own, `AGENT_WINDOW`, in each
+direction.
 
 This module imports the standard library only: the thin client loads it.
 """

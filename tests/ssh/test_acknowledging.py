@@ -77,8 +77,13 @@ async def test_what_was_read_is_acknowledged_before_the_stream_is_closed(stream)
     assert told(stream) == [PIECE]
 
 
-async def test_nothing_is_told_on_a_connection_that_is_lost(stream):
+async def test_nothing_is_told_on_a_connection_that_is_lost_and_nothing_tries(stream, monkeypatch):
+    tried = []
+    monkeypatch.setattr(stream, "_acknowledge", lambda: tried.append(1))
     await read(stream, PIECE)
+    payload = struct.pack(">Q", PIECE) + b"unread"
+    stream.data_received(struct.pack(">cI", b"O", len(payload)) + payload, None)
     stream.connection_lost(ConnectionResetError())
+    assert await stream.read(0, PIECE) == b"unread"
     await anyio.sleep(3 * ACKNOWLEDGE_S)
-    assert told(stream) == []
+    assert (tried, told(stream)) == ([], [])

@@ -296,6 +296,7 @@ def test_a_reader_that_is_slow_holds_up_only_its_own_session(held):
         quick.say(b"I", b"%02d" % number)
         held.until(lambda: quick.read() or len(quick.output()) == 2 * (number + 1))  # noqa: B023
     shell = slow.held.holder.session("slow")
+    held.until(lambda: shell.outputs[0].kept.data)
     assert 0 < len(shell.outputs[0].kept.data) <= KEPT + (1 << 16)
     assert len(shell.connection._waiting) <= MOST_QUEUED
 
@@ -347,6 +348,14 @@ def test_a_shell_whose_turn_has_not_come_is_started_for_who_asks_and_not_again(h
 def test_a_shell_that_dies_in_its_turn_does_not_stop_the_next_one(held):
     held.holder.prime_in_turn(("pty", "pipes"))
     os.killpg(next(iter(held.holder.shells)).pid, signal.SIGKILL)
+    held.until(lambda: kinds(held) == ["pipes"])
+
+
+def test_a_shell_that_is_given_up_in_its_turn_does_not_stop_the_next_one(held):
+    held.holder.prime_in_turn(("pty", "pipes"))
+    client = held.client()
+    client.say(b"P", {"kind": "pty", "term": holding.TERM})
+    client.stream.close()
     held.until(lambda: kinds(held) == ["pipes"])
 
 

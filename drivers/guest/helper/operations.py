@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from . import paths
 from .accounts import account
@@ -19,9 +20,9 @@ MAX_LIST = 256
 class Helper:
     """The state of one guest, and what the host may ask of it.
 
-    `identified` is false from boot, and from the `seal` before a snapshot, until `identify`: SSH is closed
-    in between. After `seal` there is no `run` any more. A helper that was killed and started again finds its
-    state in files.
+    `identified` is false from boot, and from the `seal` before a snapshot, until `identify`. SSH is closed
+    in between: it opens in the course of `identify`. After `seal` there is no `run` any more. A helper that
+    was killed and started again finds its state in files.
     """
 
     def __init__(self, system: System, ssh: Ssh) -> None:
@@ -33,7 +34,8 @@ class Helper:
         self.job: Job | None = None
         self.sessions = Sessions()
         if self.identified:
-            self.ssh.open()
+            with suppress(OSError):  # it is tried again
+                self.ssh.open()
 
     def answer(self, line: bytes) -> bytes:
         """Do what one line asks, and return the answer's line; nothing when the answer comes later."""

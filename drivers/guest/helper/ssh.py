@@ -9,6 +9,7 @@ for each connection sshd starts itself, or its `sshd-session`, anew from the fil
 import errno
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
@@ -26,6 +27,8 @@ SSHD = "/usr/sbin/sshd"
 CONFIGURATION = "/etc/ssh/sshd_config"
 SESSION = "/usr/lib/openssh/sshd-session"
 _LIVED_S = 1.0
+_BEGINNING = b"UsePAM "
+"""What a waiting sshd has read. If the helper dies now, this is all, and no configuration: it ends."""
 _READY_S = 10.0
 
 # sshd takes a socket from whoever starts it as systemd hands sockets over: number 3, for this very process.
@@ -49,18 +52,21 @@ class Ssh:
 
     @property
     def down(self) -> bool:
-        """Whether it should run and does not."""
-        return self._open and not self._pid
+        """Whether it should accept and can't."""
+        return self._open and (not self._pid or self._input >= 0)
 
     def prepare(self) -> None:
-        """End it and its connections, start it anew, and wait until it waits for its configuration."""
+        """End it and its connections, start it anew, and wait until it waits for its configuration.
+
+        Connections that a former helper's sshd has accepted are not known any more, and go on.
+        """
         self._open = False
         if self._pid:
+            _kill(self._pid, signal.SIGSTOP)  # it accepts no more while its connections are looked for
             for process in _descendants(self._pid):
                 _kill(process)
         self._end()
         self._start()
-        os.write(self._input, b"\n")
         deadline = time.monotonic() + _READY_S
         while _unread(self._input):
             if time.monotonic() > deadline:
@@ -68,14 +74,16 @@ class Ssh:
             time.sleep(0.01)
 
     def open(self) -> None:
-        """Let it accept: with the host key that lies there now."""
+        """Let it accept: with the host key that lies there now. If this fails, `reap` tries it again."""
+        self._open = True
+        rest = _rest_of_configuration()
         if self._input < 0:
             self._end()
             self._start()
-        with open(self._input, "wb") as configuration:
-            self._input = -1
-            configuration.write(_configuration())
-        self._open = True
+        try:
+            os.write(self._input, rest)  # at once: a pipe takes so little whole
+        finally:
+            self._close_input()
 
     def reap(self) -> None:
         """Start it again when it has ended; not at once when it ended at once."""
@@ -83,7 +91,10 @@ class Ssh:
             self._forget()
         if self.down and time.monotonic() > self._started_at + _LIVED_S:
             sys.stderr.write("sshd: started again\n")
-            self.open()
+            try:
+                self.open()
+            except OSError as error:
+                sys.stderr.write(f"sshd: {error}\n")
 
     def _start(self) -> None:
         source, self._input = os.pipe()
@@ -109,6 +120,7 @@ class Ssh:
         # Before it has its configuration: it protects itself then, and its connections get what it had.
         let_die(self._pid)
         replace(paths.SSHD, b"%d" % self._pid, 0o600)
+        os.write(self._input, _BEGINNING)
 
     def _end(self) -> None:
         if self._pid:
@@ -118,17 +130,21 @@ class Ssh:
 
     def _forget(self) -> None:
         self._pid = 0
+        self._close_input()
+
+    def _close_input(self) -> None:
         if self._input >= 0:
             os.close(self._input)
             self._input = -1
 
 
-def _configuration() -> bytes:
-    lines = read(CONFIGURATION)
-    if os.path.exists(SESSION):
-        # Clients that go away before they have logged in are no attack here: all of them come from the host.
-        lines += "PerSourcePenalties no\n"
-    return lines.encode()
+def _rest_of_configuration() -> bytes:
+    # Clients that go away before they have logged in are no attack here: all of them come from the host.
+    penalties = "PerSourcePenalties no\n" if os.path.exists(SESSION) else ""
+    rest = f"no\n{penalties}{read(CONFIGURATION)}".encode()
+    if len(rest) > select.PIPE_BUF:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), CONFIGURATION)
+    return rest
 
 
 def _end_former() -> None:
@@ -166,9 +182,9 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def _unread(pipe: int) -> int:

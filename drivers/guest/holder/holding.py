@@ -82,9 +82,10 @@ class Holder:
 
     def prime_next(self) -> None:
         """Start the next shell of those in turn, if there is one."""
-        if self._in_turn:
+        while self._in_turn:
             with suppress(RefusedError):
                 self.prime(self._in_turn.pop(0))
+                return
 
     def primed(self, kind: str, term: str) -> Shell:
         """Return a shell that waits and that nobody has, made anew when there is none for this terminal.

@@ -169,7 +169,6 @@ class Shell:
         self.tell(b"X", struct.pack(">I", self.status))
         if not self.session:
             self.close()
-            self.holder.prime_next()
 
     # What the connection asks for.
 
@@ -319,6 +318,7 @@ class Shell:
             connection, self.connection = self.connection, None
             connection.shell = None
             connection.close()
+        self.holder.prime_next()
 
 
 def _open_pidfd(pid: int) -> int | None:
