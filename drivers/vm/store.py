@@ -29,6 +29,7 @@ from typing import Final
 import msgspec
 
 from claude_vm.drivers.api import TemplateRecord
+from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import TemplateMissingError
 
 BUILDING: Final = ".building-"
@@ -177,8 +178,8 @@ def set_aside(folder: Path) -> Path:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder so that nobody ever sees half of it."""
-    shutil.rmtree(folder if folder.name.startswith(TRASH) else set_aside(folder))
+    """Remove a folder so that nobody ever sees half of it. A sweep may be at the same trash."""
+    remove_tree(folder if folder.name.startswith(TRASH) else set_aside(folder))
 
 
 def size_bytes(folder: Path) -> int:

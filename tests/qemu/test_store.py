@@ -141,6 +141,22 @@ def test_an_interrupted_removal_is_found_again(tmp_path):
     assert dead_builds(tmp_path, "qemu") == []
 
 
+def test_a_removal_goes_on_where_a_sweep_removes_the_same(tmp_path, monkeypatch):
+    trash = tmp_path / f"{store.TRASH}x"
+    for name in ("snapshots/a", "snapshots/b"):
+        (trash / name).mkdir(parents=True)
+    rmdir, others = os.rmdir, [trash / "snapshots/a", trash / "snapshots/b"]
+
+    def both(path, **options):
+        while others:
+            rmdir(others.pop())
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", both)
+    discard(trash)
+    assert not trash.exists()
+
+
 def test_the_lock_is_not_inherited_by_programs(tmp_path):
     with building_folder(tmp_path) as building:
         flags = [
