@@ -28,3 +28,21 @@ class VariableError(ContextError):
     """Variables for the session's environment can't be had."""
 
     code = "bad-environment"
+
+
+class LinkError(ContextError):
+    """A path that somebody named leads out of where guests can write, by a link that one may have made."""
+
+    code = "link-leaves"
+
+
+class BrokenRepositoryError(ProjectError):
+    """There is a ``.git``, and it is no repository. The folders above it are not looked at then."""
+
+    code = "broken-repository"
+
+
+class GrowthError(ProjectError):
+    """The project would be more than it was when it was remembered."""
+
+    code = "project-grew"

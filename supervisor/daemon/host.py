@@ -29,6 +29,7 @@ from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.execution import Admit, admit_all
 from claude_vm.supervisor.daemon.faults import read_faults
 from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.places import Places
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.version import VERSION
 
@@ -41,7 +42,10 @@ NO_POOL = PoolPolicy()
 
 
 class Host(msgspec.Struct, frozen=True):
-    """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background."""
+    """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background.
+
+    `places` is what is remembered of folders, such as which of them guests could ever write.
+    """
 
     home: Path
     supervisor_id: str
@@ -50,6 +54,7 @@ class Host(msgspec.Struct, frozen=True):
     dispatcher: Dispatcher
     drivers: DriverSet
     journal: Journal
+    places: Places
     sweep: Callable[[], None]
     in_process: bool = False
 
@@ -83,6 +88,8 @@ async def open_host(
         journal, remark = stack.enter_context(Journal.open(folder / "journal.db", boot))
         if remark:
             log.error("journal-damaged", remark=remark)
+        places = Places(home)
+        stack.callback(places.close)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         drivers = DriverSet(Owner(home=home, supervisor_id=supervisor_id, runtime=runtime), tasks)
         dispatcher = Dispatcher(Core(policy), journal, drivers, tasks, admit=admit, faults=faults)
@@ -102,6 +109,7 @@ async def open_host(
             dispatcher=dispatcher,
             drivers=drivers,
             journal=journal,
+            places=places,
             sweep=lambda: _sweep_soon(tasks, drivers, runtime, boot),
             in_process=in_process,
         )

@@ -1,0 +1,190 @@
+"""What folders were found to be when they were first used, and why a later finding may not be more.
+
+Discovery (`claude_vm.context.project`) reads files that guests can write. So what a session would mount is
+held against what is remembered, outside of every mount, from before a guest could change anything:
+
+* A folder is remembered when it becomes a project, and when it becomes a writable mount, as what it was found
+  to be then. For what lies in it, that is the bound, until something in there is remembered itself.
+* A finding may be less than its bound. Then it is what is remembered from now on. More is a `Growth`, and
+  only the user can allow it.
+* A repository's data has a bound, too: where guests can write it, it can't say that more belongs to it.
+
+So a guest that changes files of git can make a project smaller. It can't make it grow, neither by itself nor
+by making it smaller first.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from claude_vm.context.errors import ContextError
+from claude_vm.context.opening import Guard, Identity
+from claude_vm.context.project import Project
+
+
+class Folder(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder that is remembered. `reach` is what a session in it mounts for the project, writable.
+
+    `writable` tells that a guest had it as a writable mount; `identity` is that of the directory that it had.
+    """
+
+    path: Path
+    reach: tuple[Path, ...]
+    template_root: Path
+    writable: bool = False
+    identity: Identity = (0, 0)
+
+
+class Known:
+    """The folders that are remembered, at one moment."""
+
+    def __init__(self, folders: Iterable[Folder] = ()) -> None:
+        self._folders = {str(folder.path): folder for folder in folders}
+        self._writable = {path for path, folder in self._folders.items() if folder.writable}
+        self._identities = {self._folders[path].identity for path in self._writable}
+
+    def nearest(self, path: Path) -> Folder | None:
+        """Return what is remembered of a path, or of the nearest folder above it."""
+        for folder in (path, *path.parents):
+            if (found := self._folders.get(str(folder))) is not None:
+                return found
+        return None
+
+    def get(self, path: Path) -> Folder | None:
+        """Return what is remembered of exactly this path."""
+        return self._folders.get(str(path))
+
+    @property
+    def writable(self) -> tuple[Path, ...]:
+        """The folders that are, or ever were, writable mounts."""
+        return tuple(sorted(self._folders[path].path for path in self._writable))
+
+    def could_write(self, path: Path) -> bool:
+        """Tell whether an absolute path without links lies in a folder that a guest can or could write."""
+        return any(str(folder) in self._writable for folder in (path, *path.parents))
+
+    def guard(self, more: Iterable[Path] = ()) -> Guard:
+        """Return a guard of the writable folders, and of `more`. A folder that was moved is still known."""
+        paths = self._writable.union(str(path) for path in more)
+        identities = self._identities
+
+        def guarded(path: str, identity: Identity) -> bool:
+            return path in paths or identity in identities
+
+        return guarded
+
+
+class Growth(msgspec.Struct, frozen=True):
+    """A finding is more than what is remembered of `folders`."""
+
+    project: Project
+    folders: tuple[Folder, ...]
+
+    @property
+    def before(self) -> str:
+        """What the nearest folder was."""
+        return _described(self.folders[0].reach, self.folders[0].template_root)
+
+    @property
+    def now(self) -> str:
+        """What it would be now."""
+        return _described(project_folders(self.project), self.project.template_root)
+
+
+def _described(folders: Sequence[Path], template_root: Path) -> str:
+    named = ", ".join(str(folder) for folder in folders)
+    return named if template_root in folders else f"{named} (with the template of {template_root})"
+
+
+def project_folders(project: Project) -> tuple[Path, ...]:
+    """Return the folders that a session mounts for its project, none of which lies in another one.
+
+    They are its root; in a linked worktree also the main repository; for a submodule also the folder with its
+    data.
+    """
+    kept: list[Path] = []
+    folders = (project.main_repository, project.root, project.git_common_dir)
+    for folder in sorted({f for f in folders if f is not None}, key=lambda f: len(f.parts)):
+        # What lies in another one of these is there already, at the same path and writable too.
+        if not any(other in folder.parents for other in kept):
+            kept.append(folder)
+    return tuple(kept)
+
+
+def growth(project: Project, known: Known) -> Growth | None:
+    """Return how a project is more than what is remembered; None when it is not."""
+    against: list[Folder] = []
+    bound = known.nearest(project.cwd)
+    if bound is not None and not (
+        _covers(bound.reach, project_folders(project))
+        and project.template_root in {bound.template_root, project.root}
+    ):
+        against.append(bound)
+    data = _claimed(project)
+    bound = None if data is None else known.nearest(data)
+    if bound is not None and data is not None and project.main_repository is not None:
+        main = known.get(project.main_repository)
+        agreed = main is not None and _covers(main.reach, [data])
+        if not agreed and not _covers(bound.reach, [project.main_repository]) and bound not in against:
+            against.append(bound)
+    return Growth(project, tuple(against)) if against else None
+
+
+def remembered(
+    project: Project,
+    mounts: Iterable[tuple[Path, Identity]],
+    known: Known,
+    find: Callable[[Path], Project],
+    *,
+    allowed: Growth | None = None,
+) -> Iterator[Folder]:
+    """Yield what is to be remembered before a session's VM gets its mounts, and is not yet.
+
+    `mounts` are the writable ones, with their identities. `find` finds a folder's project. `allowed` is what
+    the user has allowed: what stood against it becomes what it is now.
+    """
+    reach = project_folders(project)
+    for folder in () if allowed is None else allowed.folders:
+        yield msgspec.structs.replace(folder, reach=reach, template_root=project.template_root)
+    root = known.get(project.root)
+    own = Folder(path=project.root, reach=reach, template_root=project.template_root)
+    if root is None:
+        root = own
+        yield own
+    elif (root.reach, root.template_root) != (own.reach, own.template_root):
+        root = msgspec.structs.replace(root, reach=own.reach, template_root=own.template_root)
+        yield root
+    for path, identity in mounts:
+        before = root if path == project.root else known.get(path)
+        if before is not None and before.writable and before.identity == identity:
+            continue
+        if before is None:
+            before = _as_found(path, known, find)
+        yield msgspec.structs.replace(before, writable=True, identity=identity)
+
+
+def _as_found(path: Path, known: Known, find: Callable[[Path], Project]) -> Folder:
+    """Return what a folder that becomes a mount is: alone, where more can't be believed."""
+    try:
+        found = find(path)
+    except ContextError:
+        found = None
+    if found is None or growth(found, known) is not None:
+        return Folder(path=path, reach=(path,), template_root=path)
+    return Folder(path=path, reach=project_folders(found), template_root=found.template_root)
+
+
+def _claimed(project: Project) -> Path | None:
+    """Return the data whose word it is that a main work tree belongs to it; None when it is the tree's word.
+
+    That is so where the current directory's own ``.git`` file names the data.
+    """
+    data = project.git_common_dir
+    own_file = project.main_repository == project.root and data != project.root / ".git"
+    return None if own_file else data
+
+
+def _covers(reach: Iterable[Path], folders: Iterable[Path]) -> bool:
+    allowed = set(reach)
+    return all(not allowed.isdisjoint((folder, *folder.parents)) for folder in folders)
