@@ -18,12 +18,12 @@ def change(before: float, after: float) -> str:
     return "slower" if share > 0 else "faster"
 
 
-def compare_text(before: Report, after: Report) -> str:
+def compare_lines(before: Report, after: Report) -> list[str]:
     """Return the tables of a comparison: samples by mode and pattern, then figures."""
-    parts = []
+    parts: list[list[str]] = []
     if _machine(before) != _machine(after):
         parts.append(
-            f"Different machines ({_machine(before)}; {_machine(after)}): only the ratios mean something."
+            [f"Different machines ({_machine(before)}; {_machine(after)}): only the ratios mean something."]
         )
     rows = []
     theirs = groups(after.samples)
@@ -50,7 +50,9 @@ def compare_text(before: Report, after: Report) -> str:
     ]
     if figures:
         parts.append(columns(("figure", "what", "A", "B", "verdict B"), figures, left=2))
-    return "\n\n".join(parts or ["The two runs have nothing in common."]) + "\n"
+    if not parts:
+        return ["The two runs have nothing in common."]
+    return [line for part in parts for line in ("", *part)][1:]
 
 
 def _machine(report: Report) -> str:

@@ -113,8 +113,8 @@ def retried(before: Sequence[Verdict], again: Sequence[Verdict]) -> list[Verdict
     return [old if old.kept else new for old, new in zip(before, again, strict=True)]
 
 
-def gate_text(verdicts: Sequence[Verdict]) -> str:
+def gate_lines(verdicts: Sequence[Verdict]) -> list[str]:
     """Return the verdicts, and the sum of them."""
     failed = [verdict.figure for verdict in verdicts if not verdict.kept]
     end = f"out of bounds: {', '.join(failed)}" if failed else f"all {len(verdicts)} bounds are kept"
-    return "\n".join([*(verdict.text for verdict in verdicts), end]) + "\n"
+    return [*(verdict.text for verdict in verdicts), end]

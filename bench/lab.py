@@ -202,7 +202,7 @@ class Lab:
             "ps": lambda: Command.ours(self.simulated("sim-commands"), "ps"),
         }
         if name not in makers:
-            raise BenchError(f"there is no mode {name!r}", f"known are: {', '.join(makers)}")
+            raise BenchError(f"there is no mode '{name}'", f"known are: {', '.join(makers)}")
         return self.once(f"mode {name}", makers[name])
 
     def _lima(self) -> Mode:

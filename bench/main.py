@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from claude_vm.bench import gate, phases, picture, surroundings, table
-from claude_vm.bench.compare import compare_text
+from claude_vm.bench.compare import compare_lines
 from claude_vm.bench.errors import BadRequestError, BenchError
 from claude_vm.bench.figures import registry, waits
 from claude_vm.bench.lab import Lab, open_lab
@@ -16,9 +16,10 @@ from claude_vm.bench.modes import MODES
 from claude_vm.bench.plan import PATTERNS, unit
 from claude_vm.bench.records import Environment, Line, Report, Sample, read, write
 from claude_vm.context.errors import ContextError
-from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.supervisor.grammar.requests import Bench
-from claude_vm.supervisor.wire.escape import escape
+from claude_vm.supervisor.wire.complaint import beneath, complaint
+from claude_vm.supervisor.wire.escape import printed
 
 FAILED = 1
 USAGE = 2
@@ -35,15 +36,18 @@ def main(request: Bench) -> int:
     try:
         return _ACTIONS[request.action](request)
     except (BenchError, ContextError, DriverError) as error:
-        sys.stderr.write(escape(f"claude-vm: {error} [{error.code}]\n"))
-        if error.hint:
-            sys.stderr.write(escape(f"  {error.hint}\n"))
+        line, more = complaint(error)
+        _say(line, *(beneath(text) for text in more))
         return USAGE if isinstance(error, BadRequestError) else FAILED
     except OSError as error:
-        sys.stderr.write(escape(f"claude-vm: {error} [system-error]\n"))
+        _say(f"claude-vm: {words_of(error)} [system-error]")
         return FAILED
     except KeyboardInterrupt:
         return 130
+
+
+def _say(*lines: str) -> None:
+    sys.stderr.write(printed(lines))
 
 
 def _run(request: Bench) -> int:
@@ -83,7 +87,7 @@ def _targets(request: Bench) -> int:
 
 def _compare(request: Bench) -> int:
     before, after = (read(Path(file)) for file in request.files)
-    sys.stdout.write(compare_text(before, after))
+    sys.stdout.write(printed(compare_lines(before, after)))
     return 0
 
 
@@ -98,10 +102,10 @@ def _gate(request: Bench) -> int:
         verdicts = gate.judge(bounds, report.lines)
         for _ in range(bounds.run.attempts - 1):
             if broken := gate.broken_figures(verdicts):
-                sys.stderr.write(f"out of bounds: {', '.join(broken)}; measured again\n")
+                _say(f"out of bounds: {', '.join(broken)}; measured again")
                 again = _measured_for(broken, bounds.run.rounds, request)
                 verdicts = gate.retried(verdicts, gate.judge(bounds, again.lines))
-    sys.stdout.write(escape(gate.gate_text(verdicts)))
+    sys.stdout.write(printed(gate.gate_lines(verdicts)))
     return 0 if all(verdict.kept for verdict in verdicts) else FAILED
 
 
@@ -118,7 +122,7 @@ def _picture(request: Bench) -> int:
 def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            raise BadRequestError(f"there is no {what} {name!r}", f"known are: {', '.join(known)}")
+            raise BadRequestError(f"there is no {what} '{name}'", f"known are: {', '.join(known)}")
 
 
 def _check_files(request: Bench) -> None:
@@ -172,14 +176,14 @@ def _teller(*, quiet: bool) -> Callable[[str], None]:
 
     def tell(text: str) -> None:
         if not quiet:
-            sys.stderr.write(escape(f"bench {time.monotonic() - begun:6.0f} s  {text}\n"))
+            _say(f"bench {time.monotonic() - begun:6.0f} s  {text}")
             sys.stderr.flush()
 
     return tell
 
 
 def _finish(request: Bench, report: Report) -> int:
-    sys.stdout.write(escape(table.report_text(report)))
+    sys.stdout.write(printed(table.report_lines(report)))
     if request.json:
         write(report, Path(request.json))
     if request.csv:

@@ -4,19 +4,21 @@ from collections.abc import Sequence
 
 from claude_vm.bench.records import Line, Report, Sample, counted, success
 from claude_vm.bench.stats import summarise
+from claude_vm.supervisor.wire.escape import escape_cell
 
 
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Return aligned columns; the first `left` ones and the last are flush left, numbers flush right."""
-    widths = [max(len(row[index]) for row in (head, *rows)) for index in range(len(head))]
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Return aligned columns, line by line; the first `left` ones and the last are flush left."""
+    shown = [[escape_cell(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[index]) for row in shown) for index in range(len(head))]
     lines = []
-    for row in (head, *rows):
+    for row in shown:
         cells = [
             cell.ljust(width) if index < left or index == len(head) - 1 else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return lines
 
 
 def groups(samples: Sequence[Sample]) -> list[tuple[str, str, str]]:
@@ -24,7 +26,7 @@ def groups(samples: Sequence[Sample]) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys((s.mode, s.pattern, s.kind) for s in samples if s.round >= 0))
 
 
-def samples_table(samples: Sequence[Sample]) -> str:
+def samples_table(samples: Sequence[Sample]) -> list[str]:
     """Return the waiting times by mode and pattern, in milliseconds."""
     rows = []
     for mode, pattern, kind in groups(samples):
@@ -56,7 +58,7 @@ def ratio_text(line: Line) -> str:
     return f"{line.value / line.bound:.2f}" if line.bound else "-"
 
 
-def lines_table(lines: Sequence[Line]) -> str:
+def lines_table(lines: Sequence[Line]) -> list[str]:
     """Return the figures against their targets; what was noted stands beneath, by number."""
     notes: list[str] = []
     rows = []
@@ -68,11 +70,11 @@ def lines_table(lines: Sequence[Line]) -> str:
             mark = f" [{notes.index(line.note) + 1}]"
         measured = line.measured or "not measured"
         rows.append((line.key, line.what, line.target, measured, ratio_text(line), line.verdict + mark))
-    text = columns(("figure", "what", "target", "measured", "ratio", "verdict"), rows, left=4)
-    return "\n".join([text, *(f"[{number}] {note}" for number, note in enumerate(notes, 1))])
+    shown = columns(("figure", "what", "target", "measured", "ratio", "verdict"), rows, left=4)
+    return [*shown, *(f"[{number}] {note}" for number, note in enumerate(notes, 1))]
 
 
-def environment_text(report: Report) -> str:
+def environment_lines(report: Report) -> list[str]:
     """Return where a run took place, in a few lines."""
     found = report.environment
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
@@ -82,14 +84,14 @@ def environment_text(report: Report) -> str:
         f"accelerator {found.accelerator} ({found.accelerator_reason}); {load}",
         versions,
     ]
-    return "\n".join([*lines, *([f"template {found.template}"] if found.template else [])])
+    return [*lines, *([f"template {found.template}"] if found.template else [])]
 
 
-def report_text(report: Report) -> str:
-    """Return a whole report for a terminal."""
-    parts = [environment_text(report)]
+def report_lines(report: Report) -> list[str]:
+    """Return a whole report for a terminal, line by line."""
+    lines = environment_lines(report)
     if report.samples:
-        parts.append(samples_table(report.samples))
+        lines += ["", *samples_table(report.samples)]
     if report.lines:
-        parts.append(lines_table(report.lines))
-    return "\n\n".join(parts) + "\n"
+        lines += ["", *lines_table(report.lines)]
+    return lines

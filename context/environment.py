@@ -46,13 +46,13 @@ def resolve_environment(
         found.update(_from_file(name, cwd, problems))
     for name in inherit:
         if not _NAME.fullmatch(name):
-            problems.append(f"--inherit-env: {name!r} is no name of a variable")
+            problems.append(f"--inherit-env: '{name}' is no name of a variable")
         elif name in environ:
             found[name] = environ[name]
     for text in env:
         name, equals, value = text.partition("=")
         if not _NAME.fullmatch(name):
-            problems.append(f"--env: {name!r} is no name of a variable")
+            problems.append(f"--env: '{name}' is no name of a variable")
         elif not equals:
             problems.append(f"--env {name}: there is no value (to pass yours on: --inherit-env {name})")
         elif "\0" in value:
@@ -60,17 +60,17 @@ def resolve_environment(
         else:
             found[name] = value
     if problems:
-        raise VariableError("\n".join(problems))
+        raise VariableError.of(problems, "the session's variables")
     return found
 
 
 def _from_file(name: str, cwd: Path, problems: list[str]) -> Iterator[tuple[str, str]]:
     data = read_regular(cwd / name, LIMIT)
     if data is None:
-        problems.append(f"--env-file: {name!r} can't be read, or is no regular file of at most 1 MiB")
+        problems.append(f"--env-file: '{name}' can't be read, or is no regular file of at most 1 MiB")
         return
     if b"\0" in data:
-        problems.append(f"--env-file: {name!r} has a NUL character")
+        problems.append(f"--env-file: '{name}' has a NUL character")
         return
     text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
@@ -81,7 +81,7 @@ def _from_file(name: str, cwd: Path, problems: list[str]) -> Iterator[tuple[str,
         problem = "is not NAME=VALUE"
         if parts is not None:
             if not _NAME.fullmatch(parts.group(1)):
-                problem = f"{parts.group(1)!r} is no name of a variable"
+                problem = f"'{parts.group(1)}' is no name of a variable"
             else:
                 value = _value(parts.group(2))
                 problem = f"{parts.group(1)}: the quote is not closed, or something follows it"

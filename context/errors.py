@@ -1,15 +1,34 @@
 """What the context raises when what a user gave can't be used. Each error has a stable `code`."""
 
+from collections.abc import Sequence
+from typing import Self
+
 
 class ContextError(Exception):
-    """Something that a user said or has can't be used. `hint` is what to do about it; may be empty."""
+    """Something that a user said or has can't be used.
+
+    `message` is one line, and so is each of `lines`, where there are several problems. `hint` is what to do
+    about it, one line too; it may be empty.
+    """
 
     code = "bad-context"
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, lines: Sequence[str] = (), hint: str = "") -> None:
         super().__init__(message)
         self.message = message
+        self.lines = tuple(lines)
         self.hint = hint
+
+    @classmethod
+    def of(cls, problems: Sequence[str], what: str, *, hint: str = "") -> Self:
+        """Return an error that tells every problem with `what`; there is at least one."""
+        if len(problems) == 1:
+            return cls(problems[0], hint=hint)
+        return cls(f"{len(problems)} problems with {what}", lines=problems, hint=hint)
+
+    def __str__(self) -> str:
+        """The message and all problems in one line."""
+        return ": ".join(filter(None, (self.message, "; ".join(self.lines))))
 
 
 class ProjectError(ContextError):
@@ -19,7 +38,7 @@ class ProjectError(ContextError):
 
 
 class MountError(ContextError):
-    """Mounts can't be made as asked. The message has every problem, one a line."""
+    """Mounts can't be made as asked."""
 
     code = "bad-mount"
 

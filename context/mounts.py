@@ -64,9 +64,9 @@ def parse_spec(text: str, *, source: str = "--mount") -> MountSpec:
     elif "\0" in text:
         problem = "has a NUL character"
     elif len(parts) == 2 and not parts[1].startswith(("/", "~")):
-        problem = f"{parts[1]!r} is neither an absolute path nor a mode"
+        problem = f"'{parts[1]}' is neither an absolute path nor a mode"
     if problem:
-        raise MountError(f"{source} {text!r}: {problem}", hint=f"say it as {FORMS}")
+        raise MountError(f"{source} '{text}': {problem}", hint=f"say it as {FORMS}")
     return MountSpec(parts[0], parts[1] if len(parts) == 2 else "", mode == "rw", source)
 
 
@@ -99,22 +99,22 @@ def plan_mounts(
     for mount, source in wanted:
         refusal = _refusal(mount.guest, guest_home)
         if refusal:
-            problems.append(f"{source}: {mount.guest!r} {refusal}")
+            problems.append(f"{source}: '{mount.guest}' {refusal}")
             continue
         other, first = chosen.setdefault(mount.guest, (mount, source))
         if other.host != mount.host:
             problems.append(
-                f"{source}: {mount.guest!r} in the guest would be both {other.host!r} ({first})"
-                f" and {mount.host!r}"
+                f"{source}: '{mount.guest}' in the guest would be both '{other.host}' ({first})"
+                f" and '{mount.host}'"
             )
         elif other.writable != mount.writable:
-            problems.append(f"{source}: {mount.guest!r} would be both read-only and writable ({first})")
+            problems.append(f"{source}: '{mount.guest}' would be both read-only and writable ({first})")
     if len(chosen) > max_mounts:
         problems.append(
             f"{len(chosen)} directories are to be mounted, and this driver can mount {max_mounts}"
         )
     if problems:
-        raise MountError("\n".join(problems), hint=f"a mount is said as {FORMS}")
+        raise MountError.of(problems, "the mounts", hint=f"a mount is said as {FORMS}")
     return tuple(sorted((mount for mount, _ in chosen.values()), key=_depth))
 
 
@@ -154,14 +154,14 @@ def _located(spec: MountSpec, guest_home: str, home: Path) -> Mount:
         guest = guest_home + guest[1:]
     for path, side in ((host, "host"), (guest, "guest")):
         if not path.startswith("/"):
-            raise MountError(f"{spec.source}: the {side} path {path!r} is not absolute")
+            raise MountError(f"{spec.source}: the {side} path '{path}' is not absolute")
     try:
         real = Path(host).resolve(strict=True)
         is_folder = real.is_dir()
     except (OSError, RuntimeError, ValueError) as error:
-        raise MountError(f"{spec.source}: {host!r} does not exist on the host") from error
+        raise MountError(f"{spec.source}: '{host}' does not exist on the host") from error
     if not is_folder:
-        raise MountError(f"{spec.source}: {host!r} is not a directory; only directories can be mounted")
+        raise MountError(f"{spec.source}: '{host}' is not a directory; only directories can be mounted")
     return Mount(host=str(real), guest=_normalized(guest), writable=spec.writable)
 
 
@@ -174,7 +174,7 @@ def _expanded(spec: MountSpec, home: Path) -> str:
     try:
         folder = pwd.getpwnam(first[1:]).pw_dir
     except (KeyError, ValueError) as error:
-        raise MountError(f"{spec.source}: {spec.host!r}: there is no user {first[1:]!r}") from error
+        raise MountError(f"{spec.source}: '{spec.host}': there is no user '{first[1:]}'") from error
     return f"{folder}{slash}{rest}"
 
 

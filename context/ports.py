@@ -29,7 +29,7 @@ SSH = 22
 
 
 class PortError(ContextError):
-    """Ports can't be published as asked. The message has every problem, one a line."""
+    """Ports can't be published as asked."""
 
     code = "bad-port"
 
@@ -120,5 +120,5 @@ def plan_ports(wanted: Sequence[PortSpec | str]) -> Publish:
                 f" ({first.source}) and to its {spec.guest}"
             )
     if problems:
-        raise PortError("\n".join(problems), hint=f"a port is said as {FORM}")
+        raise PortError.of(problems, "the ports", hint=f"a port is said as {FORM}")
     return Publish(tuple(chosen.values()), AUTO in wanted)

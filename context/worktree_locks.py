@@ -74,7 +74,7 @@ def release_stale(repository: Path, supervisor_id: str) -> tuple[str, ...]:
 
 def _check(supervisor_id: str) -> None:
     if not _SUPERVISOR_ID.fullmatch(supervisor_id):
-        raise ValueError(f"no supervisor id: {supervisor_id!r}")
+        raise ValueError(f"no supervisor id: '{supervisor_id}'")
 
 
 def _metadata(repository: Path) -> Iterator[tuple[str, int]]:

@@ -1,10 +1,13 @@
 """What drivers raise. Each error has a stable `code`, a text for people and the tool's own last words."""
 
+import os
+
 
 class DriverError(Exception):
     """A driver call failed.
 
-    `detail` is the bounded tail of what the tool or the guest said; `hint` is what the user can do.
+    `message` and `hint`, which is what the user can do, are one line each. `detail` is the bounded tail of
+    what the tool or the guest said.
     """
 
     code = "driver-failed"
@@ -15,9 +18,14 @@ class DriverError(Exception):
         self.detail = detail
         self.hint = hint
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The tool's words, line by line, for people."""
+        return tuple(line.rstrip() for line in self.detail.split("\n") if line.strip())
+
     def __str__(self) -> str:
-        """The message, and the tool's words beneath it."""
-        return f"{self.message}\n{self.detail}".rstrip() if self.detail else self.message
+        """The message and the tool's words in one line."""
+        return ": ".join(filter(None, (self.message, "; ".join(self.lines))))
 
 
 class ToolMissingError(DriverError):
@@ -74,3 +82,14 @@ class DownloadError(DriverError):
     def __init__(self, message: str, *, status: int | None = None, detail: str = "", hint: str = "") -> None:
         super().__init__(message, detail=detail, hint=hint)
         self.status = status
+
+
+def words_of(error: BaseException) -> str:
+    """Return what a foreign error says, for a message of ours: names of files as they are.
+
+    The text of an `OSError` has them as `repr` spells them, and a number that says nothing to people.
+    """
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return ": ".join([error.strerror, *(f"'{name}'" for name in names)])

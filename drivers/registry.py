@@ -27,7 +27,7 @@ async def choose(name: str) -> str:
         DriverError: There is no such driver.
     """
     if name not in NAMES:
-        raise DriverError(f"there is no driver {name!r}", hint=f"known are: {', '.join(NAMES)}")
+        raise DriverError(f"there is no driver '{name}'", hint=f"known are: {', '.join(NAMES)}")
     if name != "auto":
         return name
     # The import is left to here because drivers are heavy, and most commands need only a name.

@@ -273,5 +273,5 @@ class ExistingFile(FromToml):
             raise BadValueError("is empty")
         path = place.home / text[2:] if text.startswith("~/") else place.folder / text
         if not os.path.isfile(path):  # noqa: PTH113 - which never raises, whatever the path is
-            raise BadValueError(f"does not exist (looked for {str(path)!r})")
+            raise BadValueError(f"does not exist (looked for '{path}')")
         return path

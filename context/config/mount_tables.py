@@ -35,7 +35,7 @@ def _spec(item: object) -> MountSpec:
         raise BadValueError(f"is {type_name(item)}, not a table")
     unknown = [key for key in item if key not in KEYS]
     if unknown:
-        raise BadValueError(f"has an unknown key {unknown[0]!r} (it has {', '.join(KEYS)})")
+        raise BadValueError(f"has an unknown key '{unknown[0]}' (it has {', '.join(KEYS)})")
     location, point, writable = item.get("location"), item.get("mount_point", ""), item.get("writable", True)
     if not isinstance(location, str) or not location:
         raise BadValueError("has no location (a host directory)")

@@ -64,7 +64,7 @@ def _flaw(item: object) -> str:
         return f"is {type_name(item)}, not a table"
     unknown = [key for key in item if key not in KEYS]
     if unknown:
-        return f"has an unknown key {unknown[0]!r} (it has {', '.join(KEYS)})"
+        return f"has an unknown key '{unknown[0]}' (it has {', '.join(KEYS)})"
     guest, host = item.get("guest"), item.get("host", item.get("guest"))
     if type(guest) is not int or type(host) is not int:
         return "has no guest, a port's number, or a host that is none"

@@ -42,12 +42,29 @@ class ConfigError(ContextError):
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        super().__init__(f"{count} in the configuration:{lines}", hint="docs/configuration.md has every key")
+        super().__init__(
+            f"{count} in the configuration",
+            lines=[str(problem) for problem in problems],
+            hint="docs/configuration.md has every key",
+        )
         self.problems = problems
 
 
 def shown(value: object) -> str:
-    """Return a value for a report: as Python spells it, which prints, and bounded."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    """Return a value for a report, bounded; what is in it stays as it is until it is printed."""
+    text = _spelled(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def _spelled(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return f"'{value}'"
+        case list():
+            return f"[{', '.join(_spelled(item) for item in value)}]"
+        case dict():
+            return f"{{{', '.join(f'{key} = {_spelled(item)}' for key, item in value.items())}}}"
+        case _:
+            return str(value)

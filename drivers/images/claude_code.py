@@ -29,7 +29,7 @@ import msgspec
 
 from claude_vm.drivers.api import Progress
 from claude_vm.drivers.directories import remove_tree
-from claude_vm.drivers.errors import BadImageError, DownloadError, DriverError
+from claude_vm.drivers.errors import BadImageError, DownloadError, DriverError, words_of
 from claude_vm.drivers.images.fetch import Fetcher
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.npm_config import find_registry, without_credentials
@@ -104,7 +104,7 @@ async def ensure_claude_code(
     """
     arch = _architecture(architecture or platform.machine())
     if version is not None and not _NEEDED.fullmatch(version):
-        raise DriverError(f"{version!r} is no version of Claude Code", hint="a version looks like 2.1.0")
+        raise DriverError(f"'{version}' is no version of Claude Code", hint="a version looks like 2.1.0")
     folder = cache / "claude-code"
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,9 +161,7 @@ class _disk_errors:  # noqa: N801 - used like a function
             hint = f"check who owns {self._folder}"
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 hint = f"Claude Code needs 1 GB in {self._folder}: free some, or move CLAUDE_VM_HOME"
-            raise DriverError(
-                f"Claude Code can't be stored: {error.strerror or error}", detail=str(error), hint=hint
-            ) from error
+            raise DriverError(f"Claude Code can't be stored: {words_of(error)}", hint=hint) from error
 
 
 def _look_up(environ: Mapping[str, str], wanted: str, arch: str) -> tuple[Package, Fetcher]:

@@ -39,7 +39,7 @@ class _HttpOnly(urllib.request.HTTPRedirectHandler):
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new not in {"http", "https"} or (old == "https" and new == "http"):
             fp.close()
-            raise urllib.error.URLError(f"redirected to an address of scheme {new!r}")
+            raise urllib.error.URLError(f"redirected to an address of scheme '{new}'")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from claude_vm.drivers.api import Owner
-from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.drivers.vm.identity import new_key
 
 ELSEWHERE: Final = Path("/var/tmp")  # noqa: S108 - a folder of ours is made in it, and checked
@@ -131,7 +131,7 @@ def public_key(home: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
-        raise DriverError(f"Lima's key {path} can't be read: {error}") from error
+        raise DriverError(f"Lima's key {path} can't be read: {words_of(error)}") from error
 
 
 def instance_name(supervisor_id: str, instance_id: str) -> str:

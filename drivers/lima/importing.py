@@ -101,7 +101,7 @@ def check(source: str) -> str:
             raise DriverError(f"the image {source} is not there", hint="see [vm] image")
         return source
     raise DriverError(
-        f"{source!r} is no image",
+        f"'{source}' is no image",
         hint="[vm] image is a path, https://ADDRESS#sha256:DIGEST (64 digits; or sha512), or template:NAME",
     )
 

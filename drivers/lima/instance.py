@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
-from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.drivers.lima.arguments import kernel_arguments
 from claude_vm.drivers.lima.document import Instance, document
 from claude_vm.drivers.lima.events import CONSOLES, PHASES, STATES
@@ -60,7 +60,7 @@ def furnish(folder: Path, host: Host, guest: Guest, port: int, script: str) -> N
         )
         _write(folder / "lima.yaml", document(told), 0o600)
     except OSError as error:
-        raise DriverError(f"Lima's instance {folder.name} can't be made: {error}") from error
+        raise DriverError(f"Lima's instance {folder.name} can't be made: {words_of(error)}") from error
 
 
 def _link(path: Path, target: str) -> None:

@@ -106,7 +106,7 @@ async def _version(host: Host, path: str) -> tuple[str, Problem | None]:
     numbers = parse_version(text)
     if numbers is None:
         return "", Problem(
-            f"{path} does not say its version: {text!r}", f"reinstall it: {install_hint(host)}"
+            f"{path} does not say its version: '{text}'", f"reinstall it: {install_hint(host)}"
         )
     return ".".join(map(str, numbers)), too_old(host, path, numbers)
 

@@ -32,7 +32,7 @@ from claude_vm.drivers.api import (
     tell_nobody,
 )
 from claude_vm.drivers.directories import open_directory
-from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError
+from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError, words_of
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.sim.guest import Guest, kill_marked
 from claude_vm.drivers.sim.holding import HolderThread
@@ -146,7 +146,7 @@ class SimDriver:
                 try:
                     _write(guest.path(file.path), guest.localized(file))
                 except OSError as error:
-                    raise GuestError(f"{file.path} was not written", detail=str(error)) from error
+                    raise GuestError(f"{file.path} was not written", detail=words_of(error)) from error
 
     async def set_clock(self, instance_id: str) -> None:
         """Do nothing: the guest's clock is the host's.
@@ -193,7 +193,7 @@ class SimDriver:
             try:
                 self._store.remove_instance(instance_id)
             except OSError as error:
-                raise DriverError(f"{instance_id} was not removed wholly", detail=str(error)) from error
+                raise DriverError(f"{instance_id} was not removed wholly", detail=words_of(error)) from error
             self._guests.pop(instance_id, None)
 
     async def list_instances(self) -> Sequence[InstanceRecord]:
@@ -236,7 +236,7 @@ class SimDriver:
                 try:
                     self._store.publish(folder, record)
                 except OSError as error:
-                    raise DriverError("the template was not written", detail=str(error)) from error
+                    raise DriverError("the template was not written", detail=words_of(error)) from error
                 return record
 
     async def templates(self) -> Sequence[TemplateRecord]:

@@ -18,7 +18,7 @@ import msgspec
 
 from claude_vm.drivers.api import InstanceRecord, InstanceSpec, InstanceStatus
 from claude_vm.drivers.directories import remove_tree
-from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.drivers.process import ProcessIdentity, find_marked
 from claude_vm.drivers.vm.arguments import SLOTS
 from claude_vm.drivers.vm.hypervisor import Estate
@@ -49,7 +49,7 @@ def folder_of(estate: Estate, instance_id: str) -> Path:
         DriverError: That is no instance id, or others could write there.
     """
     if not _ID.fullmatch(instance_id):
-        raise DriverError(f"{instance_id!r} is no instance id")
+        raise DriverError(f"'{instance_id}' is no instance id")
     return estate.hypervisor.folder(estate.owner, instance_id)
 
 
@@ -92,7 +92,7 @@ async def clone(estate: Estate, spec: InstanceSpec) -> None:
         find_generation(estate.home, spec.template, spec.generation, estate.kind)
         await make_overlay(folder / estate.hypervisor.disk, generation.disk, "qcow2", None)
     except OSError as error:
-        raise DriverError(f"can't make the instance's folder: {error}") from error
+        raise DriverError(f"can't make the instance's folder: {words_of(error)}") from error
 
 
 async def delete(estate: Estate, instance_id: str) -> None:
@@ -107,7 +107,7 @@ async def delete(estate: Estate, instance_id: str) -> None:
         estate.hypervisor.tidy(estate.files(folder))
         await anyio.to_thread.run_sync(remove_tree, folder)
     except OSError as error:
-        raise DriverError(f"can't remove the instance {instance_id}: {error}") from error
+        raise DriverError(f"can't remove the instance {instance_id}: {words_of(error)}") from error
 
 
 async def end_all(estate: Estate, instance_id: str, saved: Saved | None) -> None:

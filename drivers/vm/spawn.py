@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio.to_thread
 
-from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError
+from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError, words_of
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.vm import confine
 
@@ -32,7 +32,7 @@ def listen(path: Path) -> socket.socket:
         server.listen(4)
     except OSError as error:
         server.close()
-        raise DriverError(f"can't listen on {path}: {error}") from error
+        raise DriverError(f"can't listen on {path}: {words_of(error)}") from error
     return server
 
 

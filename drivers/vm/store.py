@@ -30,7 +30,7 @@ import msgspec
 
 from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.directories import remove_tree
-from claude_vm.drivers.errors import TemplateMissingError
+from claude_vm.drivers.errors import TemplateMissingError, words_of
 
 BUILDING: Final = ".building-"
 TRASH: Final = ".trash-"
@@ -99,7 +99,7 @@ def find_generation(home: Path, name: str, generation: str, kind: str) -> Genera
     except (OSError, msgspec.MsgspecError) as error:
         raise TemplateMissingError(
             f"the template {name} ({generation}) does not exist",
-            detail=str(error),
+            detail=words_of(error),
             hint="run `claude-vm setup`",
         ) from error
     return Generation(folder, stored)

@@ -173,7 +173,7 @@ def proxy_files(proxies: Sequence[tuple[str, str]]) -> list[GuestFile]:
     exports, apt = [], []
     for name, value in proxies:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise DriverError(f"{name!r} is no name of an environment variable")
+            raise DriverError(f"'{name}' is no name of an environment variable")
         exports.append(f"export {name}={shlex.quote(value)}\n")
         scheme = name.lower().removesuffix("_proxy")
         if scheme in {"http", "https"} and re.fullmatch(r"[!#-~]+", value):

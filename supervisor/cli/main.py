@@ -56,10 +56,8 @@ def _guarded(argv: list[str]) -> int:
         return run(argv)
     except EndedBySignalError as error:
         return die_of(error.number)
-    except WireError as error:
-        return fail(str(error), error.code, getattr(error, "hint", ""), _failed_status(argv))
-    except OSError as error:
-        return fail(str(error), "system-error", "", _failed_status(argv))
+    except (WireError, OSError) as error:
+        return _tell(error, _failed_status(argv))
 
 
 def run(argv: list[str]) -> int:
@@ -82,9 +80,15 @@ def run(argv: list[str]) -> int:
     return session.attend(connection, argv)
 
 
-def write(text: str, *, to_stderr: bool = False) -> int:
-    """Write text to stdout or stderr; return 0, or 141 when nobody reads it."""
-    data = memoryview(text.encode("utf-8", "surrogateescape"))
+def write_lines(lines: tuple[str, ...], *, to_stderr: bool = False) -> int:
+    """Write lines to stdout or stderr, made harmless; return 0, or 141 when nobody reads them."""
+    from claude_vm.supervisor.wire.escape import printed  # noqa: PLC0415 - its tables take a millisecond
+
+    return _write(printed(lines), to_stderr=to_stderr)
+
+
+def _write(text: str, *, to_stderr: bool = False) -> int:
+    data = memoryview(text.encode())
     try:
         while data:
             data = data[os.write(2 if to_stderr else 1, data) :]
@@ -93,12 +97,12 @@ def write(text: str, *, to_stderr: bool = False) -> int:
     return 0
 
 
-def fail(message: str, code: str, hint: str = "", status: int = FAILED) -> int:
+def _tell(error: Exception, status: int) -> int:
     """Say what went wrong, and what to do next, on stderr; return the exit status."""
-    from claude_vm.supervisor.wire.escape import escape  # noqa: PLC0415 - its tables take a millisecond
+    from claude_vm.supervisor.wire.complaint import beneath, complaint  # noqa: PLC0415 - rarely needed
 
-    lines = f"claude-vm: {message} [{code}]\n" + (f"  {hint}\n" if hint else "")
-    write(escape(lines), to_stderr=True)
+    line, more = complaint(error, "system-error")
+    write_lines((line, *(beneath(text) for text in more)), to_stderr=True)
     return status
 
 
@@ -125,7 +129,7 @@ def _run_here(argv: list[str]) -> int:
 
     answer = parse(argv, columns=tty.window_size()[1] or 80)
     if isinstance(answer, Output):
-        closed = write(answer.text, to_stderr=answer.to_stderr)
+        closed = write_lines(answer.lines, to_stderr=answer.to_stderr)
         return answer.status or closed
     if isinstance(answer, requests.Daemon) and answer.action == "run":
         from claude_vm.supervisor.daemon.main import main as run_daemon  # noqa: PLC0415 - likewise
@@ -158,16 +162,16 @@ def _ask_daemon(answer: "Request", argv: list[str]) -> int:
 def _tell_no_daemon(action: str, *, as_json: bool) -> int:
     """Answer ``daemon stop`` and ``daemon status`` when none runs: not a reason to start one."""
     if action == "stop":
-        write("no daemon runs\n", to_stderr=True)
+        _write("no daemon runs\n", to_stderr=True)
         return 0
-    write('{"pid": null}\n' if as_json else "not running\n")
+    _write('{"pid": null}\n' if as_json else "not running\n")
     return 1
 
 
 def _print_version() -> int:
     from claude_vm.supervisor.wire.version import VERSION  # noqa: PLC0415 - see the module's text
 
-    return write(f"claude-vm {VERSION}\n")
+    return _write(f"claude-vm {VERSION}\n")
 
 
 def _open_standard_descriptors() -> None:

@@ -94,7 +94,8 @@ class EndSession(Effect, frozen=True):
     """The session is over, with this exit status: nothing of its instance is left.
 
     If the first try to delete the instance fails, the session ends nevertheless. `code` and `message` say
-    what went wrong when it was not the main command that ended; else both are "". Codes of the core:
+    what went wrong when it was not the main command that ended; else both are "". `detail` are the last words
+    of what failed, line by line. Codes of the core:
     ``stopped`` (the message is the request's reason), ``vm-died``, ``daemon-stopped``, ``shutting-down``;
     others are those of `EffectFailed`.
     """
@@ -103,6 +104,7 @@ class EndSession(Effect, frozen=True):
     status: int
     code: str = ""
     message: str = ""
+    detail: tuple[str, ...] = ()
 
 
 class ReportLeak(Effect, frozen=True):

@@ -14,7 +14,7 @@ class InvalidTransition(Exception):  # noqa: N818 - the word of the architecture
     code = "invalid-transition"
 
     def __init__(self, *, key: str, state: str, event: Event, story: Story) -> None:
-        super().__init__(f"{type(event).__name__} does not fit {key!r}, which is {state}")
+        super().__init__(f"{type(event).__name__} does not fit '{key}', which is {state}")
         self.key = key
         self.state = state
         self.event = event

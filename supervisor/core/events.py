@@ -176,10 +176,19 @@ class DeleteDone(EffectEnded, frozen=True):
 
 
 class EffectFailed(EffectEnded, frozen=True):
-    """The effect in flight failed. `code` is stable, `message` is for people."""
+    """The effect in flight failed. `code` is stable, `message` is one line for people.
+
+    `detail` are the last words of what failed, line by line.
+    """
 
     code: str
     message: str
+    detail: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """All of it in one line."""
+        return ": ".join(filter(None, (self.code, self.message, "; ".join(self.detail))))
 
 
 class EffectCancelled(EffectEnded, frozen=True):

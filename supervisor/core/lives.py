@@ -162,7 +162,7 @@ class Lives:
             case events.RunDone():
                 outcome, note = Outcome(event.status), f"status {event.status}"
             case events.EffectFailed():
-                outcome, note = Outcome(FAILED, event.code, event.message), f"{event.code}: {event.message}"
+                outcome, note = Outcome(FAILED, event.code, event.message, event.detail), event.words
             case events.VmDied():
                 outcome, note = Outcome(FAILED, "vm-died", event.reason), event.reason
             case _:
@@ -170,7 +170,11 @@ class Lives:
         session = self.sessions.find(instance.session_id)
         if session is None:
             if instance.state in UNCLAIMED:
-                self._upkeep.fail(instance.key, f"{outcome.code}: {outcome.message}", event.at)
+                self._upkeep.fail(
+                    instance.key,
+                    note if isinstance(event, events.EffectFailed) else f"{outcome.code}: {note}",
+                    event.at,
+                )
             return note
         if (
             instance.state is InstanceState.LEASED
@@ -238,6 +242,7 @@ class Lives:
                 status=outcome.status,
                 code=outcome.code,
                 message=outcome.message,
+                detail=outcome.detail,
             )
         )
 

@@ -236,7 +236,7 @@ class Core:
                 if policy != self._pool.policy:
                     self._give_up(self._upkeep.change_policy(policy, at), turn, "no room any more")
             case _:
-                raise TypeError(f"no event of the core: {event!r}")
+                raise TypeError(f"no event of the core: {event}")
 
     def _notice(self, key: PoolKey, turn: Turn) -> None:
         """Give up what is of an older generation than a key that comes fresh from disk."""

@@ -111,6 +111,7 @@ class Outcome(msgspec.Struct, frozen=True):
     status: int
     code: str = ""
     message: str = ""
+    detail: tuple[str, ...] = ()
     asked: bool = False
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from claude_vm.drivers.api import InstanceSpec
-from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.errors import DriverError, words_of
 
 DISK_MARGIN_BYTES = 1 << 30
 """Free space that a clone must find, in bytes."""
@@ -94,6 +94,6 @@ def admit(folder: Path, spec: InstanceSpec) -> None:
     try:
         found = os.statvfs(folder)
     except OSError as error:
-        raise DriverError(f"the free space of {folder} can't be read", detail=str(error)) from error
+        raise DriverError(f"the free space of {folder} can't be read", detail=words_of(error)) from error
     memory = psutil.virtual_memory()
     check_room(found.f_bavail * found.f_frsize, memory.available // MIB, memory.total // MIB, spec)

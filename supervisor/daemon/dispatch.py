@@ -271,7 +271,9 @@ class Dispatcher:
         with scope:
             try:
                 answer = await self._execution.carry_out(effect, instance, session)
-            except (DriverError, SshError) as error:
+            except DriverError as error:
+                answer = self._failed(effect, error.code, error.message, error.lines)
+            except SshError as error:
                 answer = self._failed(effect, error.code, str(error))
             except Exception as error:  # a bug of ours ends one session, not all of them
                 log.exception("effect-crashed", effect=kind, instance=effect.instance_id)
@@ -308,9 +310,15 @@ class Dispatcher:
         await inflict(action, instance.instance_id, driver, instance.link)
 
     @staticmethod
-    def _failed(effect: fx.InstanceEffect, code: str, message: str) -> ev.EffectFailed:
+    def _failed(
+        effect: fx.InstanceEffect, code: str, message: str, detail: tuple[str, ...] = ()
+    ) -> ev.EffectFailed:
         return ev.EffectFailed(
-            at=anyio.current_time(), instance_id=effect.instance_id, code=code, message=message
+            at=anyio.current_time(),
+            instance_id=effect.instance_id,
+            code=code,
+            message=message,
+            detail=detail,
         )
 
     async def _set_clock(self, instance_id: str, driver_name: str) -> None:

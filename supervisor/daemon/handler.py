@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from claude_vm.context.errors import ContextError
-from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.supervisor.daemon.commands import (
     daemon,
     doctor,
@@ -24,6 +24,8 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.host import Host
 from claude_vm.supervisor.grammar import requests
 from claude_vm.supervisor.grammar.parse import Output, parse
+from claude_vm.supervisor.wire.complaint import complaint
+from claude_vm.supervisor.wire.escape import printed
 from claude_vm.supervisor.wire.server import Client, OutputClosedError
 
 log = structlog.get_logger()
@@ -54,7 +56,7 @@ async def handle(host: Host, client: Client) -> int:
     """Carry out the command of a client and return its exit status. Raises nothing that a user can cause."""
     parsed = parse(client.invocation.argv, columns=client.invocation.terminal.columns or 80, completing="")
     if isinstance(parsed, Output):
-        data = parsed.text.encode(errors="surrogateescape")
+        data = printed(parsed.lines).encode()
         await (client.send_stderr(data) if parsed.to_stderr else client.send_stdout(data))
         return parsed.status
     is_session = isinstance(parsed, requests.Agent | requests.Shell)
@@ -66,13 +68,11 @@ async def handle(host: Host, client: Client) -> int:
     except OutputClosedError:
         return SIGPIPE_STATUS
     except (CommandError, DriverError, ContextError) as error:
-        text = f"claude-vm: {error} [{error.code}]"
-        if error.hint:
-            text += f"\n  {error.hint}"
-        await client.note(text, "error")
+        text, beneath = complaint(error)
+        await client.note(text, "error", beneath)
         status = error.status if isinstance(error, CommandError) else None
         return status or (SESSION_FAILED if is_session else COMMAND_FAILED)
     except OSError as error:
-        hint = f"\n  make room in {host.home}" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
-        await client.note(f"claude-vm: {error} [system-error]{hint}", "error")
+        hints = (f"make room in {host.home}",) if error.errno in {errno.ENOSPC, errno.EDQUOT} else ()
+        await client.note(f"claude-vm: {words_of(error)} [system-error]", "error", hints)
         return SESSION_FAILED if is_session else COMMAND_FAILED

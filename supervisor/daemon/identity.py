@@ -49,7 +49,7 @@ def locked(home: Path, supervisor_id: str) -> Iterator[Path]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise AlreadyRunningError(f"supervisor {supervisor_id!r} is running") from error
+            raise AlreadyRunningError(f"supervisor '{supervisor_id}' is running") from error
         if _is_same_file(descriptor, folder / "lock"):
             break
         os.close(descriptor)  # locked a file that a sweeper has removed: once more

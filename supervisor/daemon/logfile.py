@@ -11,12 +11,15 @@ from pathlib import Path
 
 import structlog
 
+from claude_vm.supervisor.wire.complaint import beneath
+from claude_vm.supervisor.wire.escape import escape_line
+
 MAX_BYTES = 4 * 1024 * 1024
 KEPT_FILES = 3
 
 
 def configure(path: Path | None) -> None:
-    """Send structlog and the libraries' warnings to `path` as JSON lines, or to stderr in colour-free text.
+    """Send structlog and the libraries' warnings to `path` as JSON lines, or to stderr in plain lines.
 
     Raises:
         OSError: The file can't be opened.
@@ -24,7 +27,7 @@ def configure(path: Path | None) -> None:
     handler: logging.Handler
     if path is None:
         handler = logging.StreamHandler(sys.stderr)
-        renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(colors=False)
+        renderer: structlog.typing.Processor = _readable
     else:
         path.touch(mode=0o600)  # a supervisor inside a client has that one's umask
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=KEPT_FILES)
@@ -56,3 +59,13 @@ def configure(path: Path | None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+_console = structlog.dev.ConsoleRenderer(colors=False)
+
+
+def _readable(logger: structlog.typing.WrappedLogger, name: str, event: structlog.typing.EventDict) -> str:
+    """Return an event as a line for people, and a traceback beneath it. What is said in them ends no line."""
+    trace = str(event.pop("exception", ""))
+    lines = [str(_console(logger, name, event)), *(beneath(line) for line in trace.split("\n") if line)]
+    return "\n".join(escape_line(line) for line in lines)

@@ -15,6 +15,7 @@ import anyio
 import anyio.abc
 import structlog
 
+from claude_vm.drivers.errors import words_of
 from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import identity, logfile
@@ -24,6 +25,7 @@ from claude_vm.supervisor.daemon.handler import handle
 from claude_vm.supervisor.daemon.host import Host, open_host
 from claude_vm.supervisor.daemon.policy import read_policy
 from claude_vm.supervisor.wire import paths
+from claude_vm.supervisor.wire.escape import printed
 from claude_vm.supervisor.wire.messages import VERSION_MISMATCH_IDLE
 from claude_vm.supervisor.wire.records import Hello
 from claude_vm.supervisor.wire.server import Client, Refusal, judge, serve
@@ -162,7 +164,7 @@ def idle_limit(environ: Mapping[str, str]) -> float:
     except ValueError:
         limit = 0.0
     if not 0 < limit < math.inf:
-        raise ValueError(f"CLAUDE_VM_IDLE_EXIT={text!r} is no positive number of seconds")
+        raise ValueError(f"CLAUDE_VM_IDLE_EXIT='{text}' is no positive number of seconds")
     return limit
 
 
@@ -203,7 +205,7 @@ def main(*, foreground: bool = False) -> int:
         else:
             if not foreground:
                 log.exception("daemon-failed")
-            report.failed(f"{type(cause).__name__}: {cause}")
+            report.failed(f"{type(cause).__name__}: {words_of(cause)}")
         return 1
     return 0
 
@@ -233,7 +235,7 @@ class _Readiness:
     def failed(self, reason: str) -> None:
         """The daemon does not come up."""
         if self._descriptor is None:
-            sys.stderr.write(f"claude-vm daemon: {reason}\n")
+            sys.stderr.write(printed([f"claude-vm daemon: {reason}"]))
         self._say(f"{reason}\n")
 
     def _say(self, text: str) -> None:

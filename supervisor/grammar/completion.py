@@ -71,8 +71,8 @@ def script(shell: str) -> str:
     return SCRIPTS[shell]
 
 
-def completed(shell: str, words: Sequence[str], root: Any) -> str:
-    """Return the candidates for the last word as the shell's script wants them; "" for an unknown shell."""
+def completed(shell: str, words: Sequence[str], root: Any) -> tuple[str, ...]:
+    """Return the candidates for the last word as the shell's script wants them; none for an unknown shell."""
     given, incomplete = (tuple(words[:-1]), words[-1]) if words else ((), "")
     rows = [row for row in candidates(given, root) if row[0].startswith(incomplete)]
     if not incomplete.startswith("-"):
@@ -85,7 +85,7 @@ def completed(shell: str, words: Sequence[str], root: Any) -> str:
         lines = [f"{name}\t{text}" for name, text in rows]
     else:
         lines = []
-    return "".join(f"{line}\n" for line in lines)
+    return tuple(lines)
 
 
 def candidates(given: Sequence[str], root: Any) -> Candidates:

@@ -4,24 +4,11 @@ import msgspec
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished answer. `text` ends with a line feed, has no other control characters, and may be empty.
+    """A finished answer. `status` is the exit status; `to_stderr` tells where the lines belong.
 
-    `status` is the exit status; `to_stderr` tells where the text belongs.
+    Words of the command line come back in them as they are: whoever prints them makes them harmless.
     """
 
-    text: str
+    lines: tuple[str, ...]
     status: int = 0
     to_stderr: bool = False
-
-
-def visible(text: str) -> str:
-    """Return the text with everything but line feeds that does not print spelled as an escape.
-
-    Words of a command line come back in messages; what they contain must not reach a terminal as it is.
-    """
-    return "".join(
-        character
-        if character == "\n" or character.isprintable()
-        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for character in text
-    )

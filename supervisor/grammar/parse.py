@@ -7,7 +7,7 @@ from typing import Any
 from claude_vm.supervisor.grammar.application import application
 from claude_vm.supervisor.grammar.completion import completed
 from claude_vm.supervisor.grammar.layout import HelpRequestedError, UsageError
-from claude_vm.supervisor.grammar.output import Output, visible
+from claude_vm.supervisor.grammar.output import Output
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.grammar.runtime import Invocation
 from claude_vm.supervisor.grammar.words import OWN_WORDS, Split, WordsError, split
@@ -35,7 +35,7 @@ def parse(
     """
     shell = os.environ.get(COMPLETE_VARIABLE, "") if completing is None else completing
     if shell:
-        return Output(text=visible_lines(completed(shell, argv, application())))
+        return Output(lines=completed(shell, argv, application()))
     try:
         parts = split(argv)
     except WordsError as error:
@@ -43,11 +43,6 @@ def parse(
     if parts.asks == "version":
         return _version(program)
     return _run(parts, columns, program)
-
-
-def visible_lines(text: str) -> str:
-    """Return `visible` text in which tabs stay, because they separate a candidate from its description."""
-    return "\t".join(visible(part) for part in text.split("\t"))
 
 
 def _run(parts: Split, columns: int, program: str) -> Request | Output:
@@ -68,7 +63,7 @@ def _run(parts: Split, columns: int, program: str) -> Request | Output:
         with root.make_context(program, arguments, obj=given, terminal_width=width) as context:
             answer = root.invoke(context)
     except HelpRequestedError as asked:
-        return Output(text=visible(asked.text.rstrip("\n") + "\n"))
+        return Output(lines=tuple(asked.text.rstrip("\n").split("\n")))
     except UsageError as error:
         return _wrong(error.format_message().rstrip("."), _path(error, program), _usage(error))
     if not isinstance(answer, Request | Output):  # pragma: no cover - every command returns one
@@ -85,11 +80,11 @@ def _usage(error: Any) -> str:
 
 
 def _wrong(message: str, path: str, usage: str = "") -> Output:
-    lines = [f"claude-vm: {message} [usage]", *([usage] if usage else []), f"Try '{path} --help'."]
-    return Output(text=visible("\n".join(lines) + "\n"), status=2, to_stderr=True)
+    lines = (f"claude-vm: {message} [usage]", *(usage.split("\n") if usage else ()), f"Try '{path} --help'.")
+    return Output(lines=lines, status=2, to_stderr=True)
 
 
 def _version(program: str) -> Output:
     from importlib.metadata import version  # noqa: PLC0415 - only when it is asked for
 
-    return Output(text=f"{program} {version('claude-vm')}\n")
+    return Output(lines=(f"{program} {version('claude-vm')}",))

@@ -67,11 +67,11 @@ def launch_file(
     if (mode is Mode.EXEC and not argv) or (mode is Mode.EVAL and len(argv) != 1):
         raise LaunchError(f"{len(argv)} words can't be run in the mode {mode.value}")
     if cwd and not cwd.startswith("/"):
-        raise LaunchError(f"the working directory is not absolute: {cwd!r}")
+        raise LaunchError(f"the working directory is not absolute: '{cwd}'")
     for name in env or {}:
         if not _NAME.fullmatch(name) or name in _NOT_SETTABLE or name.startswith(_LAUNCHERS):
             raise LaunchError(
-                f"a shell can't set the environment variable {name!r}", hint="leave it out, or rename it"
+                f"a shell can't set the environment variable '{name}'", hint="leave it out, or rename it"
             )
     settings = [f"{name}={value}" for name, value in (env or {}).items()]
     words = [mode.value, cwd, str(len(settings)), *settings, *argv]
@@ -80,7 +80,7 @@ def launch_file(
 
 def _check_id(session_id: str) -> None:
     if not _SESSION_ID.fullmatch(session_id):
-        raise LaunchError(f"not a session id: {session_id!r}")
+        raise LaunchError(f"not a session id: '{session_id}'")
 
 
 def _join(words: Iterable[str]) -> bytes:

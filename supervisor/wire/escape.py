@@ -1,8 +1,13 @@
 """Makes text of strangers harmless for a terminal: what would act on it becomes visible instead.
 
 Names of files, branches and hosts, a guest's last words and errors all end up in lines that we print. An
-escape sequence among them could rewrite the screen, fake our messages or type commands into some terminals.
+escape sequence among them could rewrite the screen or type commands into some terminals, and a line end fake
+a line of ours. So nothing here returns a text of several lines: who has several gives them one by one, and
+only `printed` ends them. In messages values stand as they are, between quotes where that helps, not as `repr`
+spells them: here they are made visible, once.
 """
+
+from collections.abc import Iterable
 
 _BIDIRECTIONAL = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 """Characters that turn the direction of text around. Source: Unicode Standard Annex 9, section 2."""
@@ -32,23 +37,28 @@ for _code in (*_BIDIRECTIONAL, *_LINE_BREAKS, *_INVISIBLE, *range(0xD800, 0xE000
 for _code in _RAW_BYTES:
     _TABLE[_code] = f"\\x{_code - 0xDC00:02x}"
     _JSON_TABLE[_code] = "\\ufffd"
-del _TABLE[0x09], _TABLE[0x0A], _JSON_TABLE[0x0A]
-
-
-def escape(text: str) -> str:
-    r"""Return text that can be printed on any terminal: of control characters only ``\n`` and ``\t`` stay.
-
-    Others, raw bytes that are no UTF-8, and characters that turn the direction of text or show nothing become
-    visible (``\x1b``, ``\u202e``). ``\r\n`` becomes ``\n``. A backslash stays, so this is not reversible.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return text.replace("\r\n", "\n").translate(_TABLE)
+del _TABLE[0x09], _JSON_TABLE[0x0A]
 
 
 def escape_line(text: str) -> str:
-    r"""Return `escape(text)` as one line: line ends become ``\x0a``, and tabs ``\x09``."""
-    return escape(text).replace("\n", "\\x0a").replace("\t", "\\x09")
+    r"""Return a text as one line that can be printed on any terminal: of control characters only tabs stay.
+
+    Others (``\n`` too), raw bytes that are no UTF-8, and characters that turn the direction of text or show
+    nothing become visible (``\x1b``, ``\u202e``). A backslash stays, so this is not reversible.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return text.translate(_TABLE)
+
+
+def escape_cell(text: str) -> str:
+    r"""Return `escape_line` of a text that stands in a column: a tab becomes ``\x09``."""
+    return escape_line(text).replace("\t", "\\x09")
+
+
+def printed(lines: Iterable[str]) -> str:
+    """Return lines as they are printed: each escaped, and ended."""
+    return "".join(f"{escape_line(line)}\n" for line in lines)
 
 
 def escape_json(text: str) -> str:

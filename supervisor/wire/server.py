@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable
 import anyio
 from anyio.abc import ByteStream, Listener, SocketAttribute, UNIXSocketStream
 
+from claude_vm.supervisor.wire.complaint import complaint
 from claude_vm.supervisor.wire.errors import (
     AgentRefusedError,
     ClientGoneError,
     OutputClosedError,
     ProtocolError,
 )
-from claude_vm.supervisor.wire.escape import escape
+from claude_vm.supervisor.wire.escape import escape_line
 from claude_vm.supervisor.wire.flow import Outbox
 from claude_vm.supervisor.wire.framing import Frame, FrameReader, encode_json
 from claude_vm.supervisor.wire.messages import FROM_CLIENT, MAX_DATA, PROTOCOL, FrameType
@@ -217,7 +218,8 @@ class _Attendance:
                 await self._say_last_words()
             except anyio.get_cancelled_exc_class():
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LAST_WORDS_S):
-                    self._client.note_nowait(_farewell(self._client), "error")
+                    text, beneath = _farewell(self._client)
+                    self._client.note_nowait(text, "error", beneath)
                     self._client.exit_nowait(FAILED_STATUS)
                     await self._outbox.wait_empty()
                 raise
@@ -249,7 +251,8 @@ class _Attendance:
             return OUTPUT_CLOSED_STATUS
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets its message
             self._on_error(error)
-            self._client.note_nowait(_words_for(error), "error")
+            text, beneath = _words_for(error)
+            self._client.note_nowait(text, "error", beneath)
             return FAILED_STATUS
 
     async def _read(self, early: list[Frame]) -> None:
@@ -279,29 +282,27 @@ def _refuse(refusal: Refusal) -> bytes:
         FrameType.REFUSED,
         {
             "code": refusal.code,
-            "message": escape(refusal.message),
-            "hint": escape(refusal.hint),
+            "message": escape_line(refusal.message),
+            "hint": escape_line(refusal.hint),
         },
     )
 
 
-def _farewell(client: Client) -> str:
+def _farewell(client: Client) -> tuple[str, tuple[str, ...]]:
     """Return what a client is told whose handler is cancelled: what becomes of its session is not known."""
     if not client.has_started:
-        return "claude-vm: the daemon closes"
+        return "claude-vm: the daemon closes", ()
     return (
-        "claude-vm: the daemon closes; the session may go on in its VM\n"
-        "  find it with `claude-vm ps`, end it with `claude-vm stop`"
+        "claude-vm: the daemon closes; the session may go on in its VM",
+        ("find it with `claude-vm ps`, end it with `claude-vm stop`",),
     )
 
 
-def _words_for(error: BaseException) -> str:
+def _words_for(error: BaseException) -> tuple[str, tuple[str, ...]]:
     """Return what a client is told about a handler's failure: its message, never where it happened."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    code = getattr(error, "code", None)
-    if not isinstance(code, str):
-        return f"claude-vm: internal error ({type(error).__name__}: {error}); the daemon's log has more"
-    hint = getattr(error, "hint", "")
-    text = f"claude-vm: {error} [{code}]"
-    return f"{text}\n{hint}" if hint else text
+    if not isinstance(getattr(error, "code", None), str):
+        shown = f"{type(error).__name__}: {error}"
+        return f"claude-vm: internal error ({shown}); the daemon's log has more", ()
+    return complaint(error)

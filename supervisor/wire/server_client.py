@@ -1,19 +1,21 @@
 """A connected client, as the daemon's commands see it."""
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Literal
 
 import anyio
 import msgspec
 
 from claude_vm.supervisor.wire.agent import AgentStream
+from claude_vm.supervisor.wire.complaint import beneath as indented
 from claude_vm.supervisor.wire.errors import (
     AgentRefusedError,
     ClientGoneError,
     OutputClosedError,
     ProtocolError,
 )
-from claude_vm.supervisor.wire.escape import escape
+from claude_vm.supervisor.wire.escape import escape_line
 from claude_vm.supervisor.wire.flow import Inflow, Outbox, Stir, Window
 from claude_vm.supervisor.wire.framing import (
     Frame,
@@ -83,14 +85,18 @@ class Client:
         self._agents: dict[int, AgentStream] = {}
         self._next_agent = 1
 
-    async def note(self, text: str, level: Level = "info") -> None:
-        """Show lines on the client's stderr. Control characters are made visible; very long text is cut."""
-        await self._outbox.wait_for_room()
-        self.note_nowait(text, level)
+    async def note(self, text: str, level: Level = "info", beneath: Iterable[str] = ()) -> None:
+        """Show a line on the client's stderr, and others beneath it, indented.
 
-    def note_nowait(self, text: str, level: Level = "info") -> None:
+        Whatever is in them, line ends too, is made visible; very long text is cut.
+        """
+        await self._outbox.wait_for_room()
+        self.note_nowait(text, level, beneath)
+
+    def note_nowait(self, text: str, level: Level = "info", beneath: Iterable[str] = ()) -> None:
         """Do as `note` without waiting; for a bounded number of notes."""
-        shown = escape(text[: LONGEST_NOTE + 1])
+        lines = (text, *(indented(line) for line in beneath))
+        shown = "\n".join(escape_line(line[: LONGEST_NOTE + 1]) for line in lines)
         if len(shown) > LONGEST_NOTE:
             shown = shown[:LONGEST_NOTE] + " … (cut)"
         self._outbox.put(encode_json(FrameType.NOTE, {"text": shown, "level": level}))
@@ -99,7 +105,7 @@ class Client:
         """Ask for one line on the client's terminal; None when there is no terminal, or no line."""
         async with self._one_prompt:
             await self._outbox.wait_for_room()
-            shown = escape(text[:LONGEST_NOTE])
+            shown = escape_line(text[:LONGEST_NOTE])
             self._outbox.put(encode_json(FrameType.PROMPT, {"text": shown}))
             self._asked += 1
             while not self._answers:

@@ -12,7 +12,7 @@ from claude_vm.bench.gate import (
     Run,
     Verdict,
     broken_figures,
-    gate_text,
+    gate_lines,
     judge,
     read_gate,
     retried,
@@ -70,8 +70,8 @@ def test_a_figure_that_may_be_missing_is_skipped_but_not_excused_when_it_is_ther
 
 def test_the_text_names_what_is_out_of_bounds(line):
     verdicts = judge(gate_of(AT_MOST, Bound("F2.p50", "w", max=5)), [line(value=2.0), line("F2.p50", 4.0)])
-    assert gate_text(verdicts).endswith("out of bounds: F1.p50\n")
-    assert gate_text(verdicts[1:]).endswith("all 1 bounds are kept\n")
+    assert gate_lines(verdicts)[-1].endswith("out of bounds: F1.p50")
+    assert gate_lines(verdicts[1:])[-1].endswith("all 1 bounds are kept")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from claude_vm.bench import phases
-from claude_vm.bench.compare import change, compare_text
+from claude_vm.bench.compare import change, compare_lines
 from claude_vm.bench.errors import BenchError
 from claude_vm.bench.records import counted, read, shown_ms, success, write
-from claude_vm.bench.table import columns, lines_table, report_text, samples_table
+from claude_vm.bench.table import columns, lines_table, report_lines, samples_table
 
 MARKS = {"requested": 0.030, "claimed": 0.031, "files": 0.032, "start": 0.034, "first-output": 0.040}
 
@@ -79,13 +79,13 @@ def test_the_csv_has_a_row_for_each_phase_and_the_totals(sample):
 
 
 def test_columns_line_up():
-    text = columns(("name", "ms", ""), [("a", "1.0", "x"), ("longer", "100.0", "")])
-    assert text.splitlines() == ["name       ms", "a         1.0  x", "longer  100.0"]
+    rows = [("a", "1.0", "x"), ("longer", "100.0", "")]
+    assert columns(("name", "ms", ""), rows) == ["name       ms", "a         1.0  x", "longer  100.0"]
 
 
 def test_the_table_of_samples_has_the_figures_and_the_success_rate(sample):
     rows = [sample(ms=float(n)) for n in range(1, 100)] + [sample(ok=False, error="it broke")]
-    lines = samples_table(rows).splitlines()
+    lines = samples_table(rows)
     assert lines[0].split() == (
         ["mode", "pattern", "until", "n", "success", "p50", "p95", "p99", "min", "max", "ms"]
     )
@@ -96,11 +96,11 @@ def test_the_table_of_samples_has_the_figures_and_the_success_rate(sample):
 
 
 def test_a_mode_without_a_single_success_is_still_in_the_table(sample):
-    assert "0%" in samples_table([sample(ok=False, error="it broke")])
+    assert "0%" in samples_table([sample(ok=False, error="it broke")])[1]
 
 
 def test_the_table_of_figures_says_ok_miss_or_why_not(line):
-    text = lines_table(
+    shown = lines_table(
         [
             line(measured="9 ms : 10 ms"),
             line("F1.p95", 2.0, note="busy"),
@@ -110,18 +110,18 @@ def test_the_table_of_figures_says_ok_miss_or_why_not(line):
             line("F7", 5.0, judged=False),
         ]
     )
-    verdicts = {row.split()[0]: row for row in text.splitlines()}
+    verdicts = {row.split()[0]: row for row in shown}
     assert verdicts["F1.p50"].endswith("0.90  ok")
     assert verdicts["F1.p95"].endswith("2.00  miss [1]")
     assert verdicts["F2.p50"].endswith("0.60  ok")
     assert verdicts["F8.rate"].endswith("ok")
     assert verdicts["F5"].endswith("not measured      -  - [2]")
     assert verdicts["F7"].endswith("-")
-    assert text.endswith("[1] busy\n[2] no pool")
+    assert shown[-2:] == ["[1] busy", "[2] no pool"]
 
 
 def test_a_report_says_where_it_was_made(report, sample, line):
-    text = report_text(report([sample()], [line()]))
+    text = "\n".join(report_lines(report([sample()], [line()])))
     assert "2 x Some processor" in text
     assert "load 0.5 before, 1.5 after" in text
     assert "claude-vm 1.2" in text
@@ -138,7 +138,7 @@ def test_a_change_within_the_noise_is_none(before, after, word):
 def test_a_comparison_pairs_modes_and_figures(report, sample, line, environment):
     before = report([sample(ms=10), sample("cold", 1)], [line(value=1.0), line("F9", 1.0)])
     after = report([sample(ms=15), sample(ok=False), sample("ssh", 1)], [line(value=1.5)])
-    text = compare_text(before, after)
+    text = "\n".join(compare_lines(before, after))
     assert "1.50" in text
     assert "slower" in text
     assert "50%" in text
@@ -151,6 +151,6 @@ def test_a_comparison_says_when_the_machines_differ(report, environment, sample)
     import msgspec
 
     other = msgspec.structs.replace(environment, accelerator="kvm")
-    text = compare_text(report([sample()]), report([sample(ok=False)], environment=other))
-    assert text.startswith("Different machines")
-    assert compare_text(report(), report()) == "The two runs have nothing in common.\n"
+    shown = compare_lines(report([sample()]), report([sample(ok=False)], environment=other))
+    assert shown[0].startswith("Different machines")
+    assert compare_lines(report(), report()) == ["The two runs have nothing in common."]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 
+from claude_vm.context.errors import ContextError
 from claude_vm.supervisor.wire.paths import make_private, runtime_directory, socket_path
 from claude_vm.supervisor.wire.records import Refusal
 from claude_vm.supervisor.wire.server import Signal, serve
@@ -157,7 +158,7 @@ async def crash(client):
     await client.started(pty=True)
     await client.send_stdout(b"\x1b[?1049hfull screen")
     await client.note("rewritten line", "progress")
-    await client.note("the VM died\n  because", "error")
+    await client.note("the VM died", "error", ["because"])
     return 125
 
 
@@ -191,6 +192,13 @@ async def agent(client):
     return 0
 
 
+async def say(client, *lines):
+    """Tell what strangers may have said: a note with lines beneath it, progress, an error."""
+    await client.note(f"claude-vm: note {lines[0]}", "info", lines[1:])
+    await client.note(f"claude-vm: progress {lines[0]}", "progress")
+    raise ContextError(f"error {lines[0]}", lines=lines[1:], hint=f"hint {lines[0]}")
+
+
 async def fail(client):
     raise KeyError("secret place")
 
@@ -215,6 +223,7 @@ COMMANDS = {
     "crash": crash,
     "agent": agent,
     "fail": fail,
+    "say": say,
 }
 
 

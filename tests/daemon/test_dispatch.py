@@ -199,7 +199,7 @@ def test_a_host_without_room_refuses_the_clone_and_sessions_go_on(world):
 
     def admit(spec):
         if not room[0]:
-            raise DriverError("the disk is full")
+            raise DriverError("the disk is full", detail="its words\nand more")
 
     async def main():
         async with world.supervisor(admit=admit) as supervisor:
@@ -208,7 +208,8 @@ def test_a_host_without_room_refuses_the_clone_and_sessions_go_on(world):
             room[0] = False
             second = supervisor.session("a2")
             await second.ended.wait()
-            assert "disk is full" in second.outcome.message
+            assert second.outcome.message == "the disk is full"
+            assert second.outcome.detail == ("its words", "and more")
             assert not first.ended.is_set()
             assert len(world.cloud.vms) == 1
 

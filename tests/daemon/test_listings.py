@@ -35,8 +35,8 @@ class Listing:
         self.host = SimpleNamespace(dispatcher=dispatcher, drivers=drivers)
         self.said = []
 
-    async def out(self, text):
-        self.said.append(text)
+    async def out(self, *lines):
+        self.said.append("\n".join(lines))
 
     async def out_json(self, value):
         self.said.append(msgspec.to_builtins(value))

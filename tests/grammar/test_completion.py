@@ -15,7 +15,7 @@ def complete(*argv):
     answer = parse(argv, completing="bash")
     assert isinstance(answer, Output)
     assert answer.status == 0
-    return answer.text.splitlines()
+    return list(answer.lines)
 
 
 def test_first_word_completes_to_sub_commands():
@@ -77,16 +77,16 @@ def test_actions_and_choices_complete():
     ("shell", "row"), [("zsh", "ps:List the sessions that run."), ("fish", "ps\tList the sessions that run.")]
 )
 def test_candidates_come_with_descriptions_where_the_shell_shows_them(shell, row):
-    assert parse(["ps"], completing=shell).text == f"{row}\n"
+    assert parse(["ps"], completing=shell).lines == (row,)
 
 
 def test_unknown_shell_gets_nothing():
-    assert parse(["ps"], completing="tcsh") == Output(text="")
+    assert parse(["ps"], completing="tcsh") == Output(lines=())
 
 
 @pytest.mark.parametrize("shell", sorted(SCRIPTS))
 def test_script_is_printed_by_its_sub_command(shell):
-    assert parse(["completion", shell], completing="") == Output(text=SCRIPTS[shell])
+    assert parse(["completion", shell], completing="") == Output(lines=tuple(SCRIPTS[shell].splitlines()))
 
 
 @pytest.fixture
@@ -96,7 +96,8 @@ def stand_in(tmp_path):
     program.write_text(
         f"#!{sys.executable}\nimport sys\nsys.path[:0] = {sys.path!r}\n"
         "from claude_vm.supervisor.grammar.parse import parse\n"
-        "sys.stdout.write(parse(sys.argv[1:]).text)\n"
+        "from claude_vm.supervisor.wire.escape import printed\n"
+        "sys.stdout.write(printed(parse(sys.argv[1:]).lines))\n"
     )
     program.chmod(0o755)
     return tmp_path

@@ -26,6 +26,7 @@ from claude_vm.supervisor.grammar.requests import (
     Stop,
     Version,
 )
+from claude_vm.supervisor.wire.escape import printed
 
 
 @pytest.fixture(autouse=True)
@@ -212,21 +213,23 @@ def test_wrong_command_line_is_answered_with_status_2_on_stderr(argv, says):
     answer = parse(argv.split(), completing="")
     assert isinstance(answer, Output)
     assert (answer.status, answer.to_stderr) == (2, True)
-    assert answer.text.startswith("claude-vm: ")
-    assert " [usage]\n" in answer.text
-    assert says in answer.text
-    assert "--help'.\n" in answer.text
+    assert printed(answer.lines).startswith("claude-vm: ")
+    assert " [usage]\n" in printed(answer.lines)
+    assert says in printed(answer.lines)
+    assert "--help'.\n" in printed(answer.lines)
 
 
 def test_error_names_the_sub_command_whose_help_says_more():
-    assert "Try 'claude-vm setup --help'." in parse(["setup", "--docker"], completing="").text
-    assert "Try 'claude-vm daemon stop --help'." in parse(["daemon", "stop", "x"], completing="").text
+    assert "Try 'claude-vm setup --help'." in printed(parse(["setup", "--docker"], completing="").lines)
+    assert "Try 'claude-vm daemon stop --help'." in printed(
+        parse(["daemon", "stop", "x"], completing="").lines
+    )
 
 
 def test_control_characters_of_a_wrong_word_do_not_reach_the_terminal():
     answer = parse(["ps", "--\x1b[2J\x9b\u202e\udcff"], completing="")
     assert answer.status == 2
-    assert all(character == "\n" or character.isprintable() for character in answer.text)
+    assert all(character == "\n" or character.isprintable() for character in printed(answer.lines))
 
 
 @pytest.mark.parametrize(
@@ -236,37 +239,39 @@ def test_control_characters_of_a_wrong_word_do_not_reach_the_terminal():
 def test_help_is_a_text_with_status_0(argv):
     answer = parse(argv.split(), completing="")
     assert (answer.status, answer.to_stderr) == (0, False)
-    assert answer.text.startswith("Usage: claude-vm")
+    assert printed(answer.lines).startswith("Usage: claude-vm")
 
 
 def test_help_names_every_sub_command_flag_example_and_exit_status():
-    text = parse(["--help"], completing="").text
+    text = printed(parse(["--help"], completing="").lines)
     for word in (*words.COMMANDS, *words.RUNTIME_FLAGS, "-A", "Examples:", "125", "128+n", "--version"):
         assert word in text
 
 
 @pytest.mark.parametrize("columns", [1, 50, 80, 1000])
 def test_help_fits_the_terminal(columns):
-    text = parse(["--help"], columns=columns, completing="").text
+    text = printed(parse(["--help"], columns=columns, completing="").lines)
     prose = text.partition("Examples:")[0]
     assert max(map(len, prose.splitlines())) <= min(max(columns, 50), 100)
 
 
 def test_program_name_of_an_alias_shows_in_help():
-    assert parse(["--help"], program="claude-vm-x", completing="").text.startswith("Usage: claude-vm-x ")
+    assert printed(parse(["--help"], program="claude-vm-x", completing="").lines).startswith(
+        "Usage: claude-vm-x "
+    )
 
 
 @pytest.mark.parametrize("argv", ["--version", "-A --version x", "ps --version", "shell --version"])
 def test_version_is_one_line(argv):
     answer = parse(argv.split(), completing="")
     assert answer.status == 0
-    assert answer.text.startswith("claude-vm ")
-    assert answer.text.count("\n") == 1
+    assert printed(answer.lines).startswith("claude-vm ")
+    assert printed(answer.lines).count("\n") == 1
 
 
 def test_environment_asks_for_completion_unless_the_caller_says_otherwise(monkeypatch):
     monkeypatch.setenv(COMPLETE_VARIABLE, "bash")
-    assert parse(["in"]) == Output(text="info\n")
+    assert parse(["in"]) == Output(lines=("info",))
     assert parse(["in"], completing="") == Agent(args=("in",))
 
 
@@ -284,7 +289,6 @@ def test_environment_asks_for_completion_unless_the_caller_says_otherwise(monkey
 def test_any_words_give_a_request_or_a_printable_text(argv):
     answer = parse(argv, completing="")
     if isinstance(answer, Output):
-        assert answer.text.endswith("\n")
-        assert all(character in "\n\t" or character.isprintable() for character in answer.text)
+        assert all(character in "\n\t" or character.isprintable() for character in printed(answer.lines))
     else:
         assert isinstance(answer, requests.Request)

@@ -218,7 +218,7 @@ async def test_a_handlers_failure_is_125_and_a_message_without_a_traceback(servi
     async with serving(handler, on_error=errors.append) as client:
         note, end = await client.rest()
     assert text_of(note[1]) == {
-        "text": "claude-vm: no space in \\x1b]0;home [disk-full]\nfree some space",
+        "text": "claude-vm: no space in \\x1b]0;home [disk-full]\n  free some space",
         "level": "error",
     }
     assert end == (FrameType.EXIT, b'{"status":125}')

@@ -17,7 +17,7 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.host import Host
 from claude_vm.supervisor.daemon.policy import host_memory_mib, pool_policy, read_policy
 from claude_vm.supervisor.grammar.requests import Flags
-from claude_vm.supervisor.wire.escape import escape, escape_json
+from claude_vm.supervisor.wire.escape import escape_json, printed
 from claude_vm.supervisor.wire.server import Client, Signal
 
 Result = TypeVar("Result")
@@ -47,9 +47,9 @@ class Command:
         """The home directory of the user whose client this is."""
         return Path(self.environ.get("HOME") or Path.home())
 
-    async def out(self, text: str) -> None:
+    async def out(self, *lines: str) -> None:
         """Write lines to the client's stdout. Control characters of strangers are made visible."""
-        await self.client.send_stdout((escape(text) + "\n").encode(errors="surrogateescape"))
+        await self.client.send_stdout(printed(lines).encode())
 
     async def out_json(self, value: object) -> None:
         """Write a value as indented JSON to the client's stdout."""

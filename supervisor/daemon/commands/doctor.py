@@ -56,7 +56,7 @@ async def doctor(command: Command, request: Doctor) -> int:
             else "auto: no driver is usable; each line beneath says what is missing"
         )
         for report in reports:
-            await command.out(_text(report))
+            await command.out(*_text(report))
     return 0 if any(r.usable and r.isolates for r in reports) else 1
 
 
@@ -157,7 +157,7 @@ def _pairs(problems: Sequence[Problem]) -> list[tuple[str, str]]:
     return [(problem.what, problem.fix) for problem in problems]
 
 
-def _text(report: DriverReport) -> str:
+def _text(report: DriverReport) -> list[str]:
     state = "usable" if report.usable else "not usable" if report.installed else "not installed"
     if report.usable and not report.isolates:
         state = "for tests only"
@@ -168,4 +168,4 @@ def _text(report: DriverReport) -> str:
         lines.append(f"  - {what}")
         if fix:
             lines.append(f"    fix: {fix}")
-    return "\n".join(lines)
+    return lines

@@ -15,7 +15,7 @@ from claude_vm.supervisor.daemon.commands.room import pool_of
 from claude_vm.supervisor.daemon.commands.table import ago, size_text
 from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB, current_template
 from claude_vm.supervisor.grammar.requests import Info
-from claude_vm.supervisor.wire.escape import escape_line
+from claude_vm.supervisor.wire.escape import escape_cell
 
 
 class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +94,7 @@ async def info(command: Command, request: Info) -> int:
     if request.json:
         await command.out_json(shown)
     else:
-        await command.out(_text(shown))
+        await command.out(*_text(shown))
     return 0
 
 
@@ -106,7 +106,7 @@ def _status(template: TemplateRecord | None, sessions: Sequence[str]) -> str:
     return "running" if sessions else "stopped"
 
 
-def _text(shown: ProjectInfo) -> str:
+def _text(shown: ProjectInfo) -> list[str]:
     used = "never" if shown.last_used_at is None else f"{ago(time.time() - shown.last_used_at)} ago"
     lines = [
         ("Project", shown.project),
@@ -125,4 +125,4 @@ def _text(shown: ProjectInfo) -> str:
         ("Ports", ", ".join(shown.publish) or "none"),
         *(("Mount", mount) for mount in shown.mounts),
     ]
-    return "\n".join(f"{name + ':':<14}{escape_line(value)}" for name, value in lines)
+    return [f"{name + ':':<14}{escape_cell(value)}" for name, value in lines]

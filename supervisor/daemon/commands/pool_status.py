@@ -13,7 +13,6 @@ from claude_vm.supervisor.daemon.commands.room import Room, room, unclaimed
 from claude_vm.supervisor.daemon.commands.table import ago, table
 from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
 from claude_vm.supervisor.grammar.requests import Pool
-from claude_vm.supervisor.wire.escape import escape_line
 
 
 class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +80,7 @@ async def pool_status(command: Command, request: Pool) -> None:
     if request.json:
         await command.out_json(status)
     else:
-        await command.out(_text(status, time.time()))
+        await command.out(*_text(status, time.time()))
 
 
 async def _projects(command: Command, drivers: set[str]) -> dict[tuple[str, str], str]:
@@ -127,10 +126,10 @@ HEAD = (
 )
 
 
-def _text(status: PoolStatus, now: float) -> str:
-    lines = [table(HEAD, [_cells(row, now) for row in status.pools])]
+def _text(status: PoolStatus, now: float) -> list[str]:
+    lines = table(HEAD, [_cells(row, now) for row in status.pools])
     for row in status.pools:
-        name = escape_line(row.project or row.template)
+        name = row.project or row.template
         if row.failures:
             wait = "" if row.next_try_at is None else f", next try in {ago(row.next_try_at - now)}"
             lines.append(f"{name}: {row.failures} failure(s) in a row{wait}: {row.last_error}")
@@ -141,7 +140,7 @@ def _text(status: PoolStatus, now: float) -> str:
         f"{status.instances} of {status.max_instances} VM(s); {_gb(status.memory_mib)}{budget} of memory for"
         f" ready ones; {status.size} to be ready for each project in use"
     )
-    return "\n".join(lines)
+    return lines
 
 
 def _cells(row: PoolRow, now: float) -> tuple[str, ...]:

@@ -66,9 +66,9 @@ async def ps(command: Command, request: Ps) -> int:
     ]
     head = ("SESSION", "STATE", "VM", "AGE", "PORTS", "PROJECT", "COMMAND")
     if not any(r.ports for r in found):  # most have none
-        await command.out(table((*head[:4], *head[5:]), [(*line[:4], *line[5:]) for line in lines]))
+        await command.out(*table((*head[:4], *head[5:]), [(*line[:4], *line[5:]) for line in lines]))
     else:
-        await command.out(table(head, lines))
+        await command.out(*table(head, lines))
     return 0
 
 

@@ -18,6 +18,7 @@ from claude_vm.context.ports import HIGHEST, plan_ports
 from claude_vm.context.project import Project
 from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, TemplateRecord
+from claude_vm.drivers.errors import words_of
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.key import session_key
@@ -30,7 +31,7 @@ from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
 from claude_vm.supervisor.grammar.requests import Agent, Shell
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.wire.escape import escape_line
+from claude_vm.supervisor.wire.escape import escape_cell
 from claude_vm.supervisor.wire.server import Level
 
 log = structlog.get_logger()
@@ -149,7 +150,7 @@ async def _plan(
     return SessionPlan(
         key=await session_key(command, driver, settings, project, template),
         project=str(project.root),
-        label=_shortened(escape_line(label)),
+        label=_shortened(escape_cell(label)),
         launch=Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd)),
         files=files,
         pty=pty,
@@ -178,7 +179,9 @@ def _reserve_ports(command: Command, session: Session) -> None:
     hint = f"choose another one: --publish {other}:{asked.guest}"
     if asked.source != "--publish":
         hint = f"{asked.source} asks for it; --publish none leaves all of them out"
-    raise CommandError("port-taken", "\n".join(lines), hint=hint)
+    if len(lines) == 1:
+        raise CommandError("port-taken", lines[0], hint=hint)
+    raise CommandError("port-taken", f"{len(lines)} ports can't be had", lines=lines, hint=hint)
 
 
 async def _attend(command: Command, session: Session) -> int:
@@ -209,10 +212,9 @@ async def _attend(command: Command, session: Session) -> int:
     if outcome is None:  # pragma: no cover - `ended` is set with it
         return FAILED
     if outcome.code:
-        text = f"claude-vm: {outcome.message} [{outcome.code}]"
-        if step := next_step(outcome.code, command.host.home):
-            text += f"\n  {step}"
-        await client.note(text, "error")
+        step = next_step(outcome.code, command.host.home)
+        beneath = (*outcome.detail, *((step,) if step else ()))
+        await client.note(f"claude-vm: {outcome.message} [{outcome.code}]", "error", beneath)
     return outcome.status
 
 
@@ -283,7 +285,8 @@ async def _report_setuid(command: Command, plan: SessionPlan, begun: float) -> N
         except OSError as error:  # the command has its own exit status, which this must not replace
             log.warning("set-user-id-not-looked-for", mount=mount.host, error=str(error))
             await command.client.note(
-                f"claude-vm: {mount.host} was not searched for set-user-id programs: {error}", "error"
+                f"claude-vm: {mount.host} was not searched for set-user-id programs: {words_of(error)}",
+                "error",
             )
             continue
         for path in stripped:

@@ -48,4 +48,4 @@ def _find(running: dict[str, Session], name: str) -> Session:
     if len(found) == 1:
         return found[0]
     reason = "is ambiguous" if found else "is not running"
-    raise CommandError("no-such-session", f"session {name!r} {reason}", hint="list them with: claude-vm ps")
+    raise CommandError("no-such-session", f"session '{name}' {reason}", hint="list them with: claude-vm ps")

@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 
-from claude_vm.supervisor.wire.escape import escape_line
+from claude_vm.supervisor.wire.escape import escape_cell
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return aligned columns, two spaces apart; the last column is not padded. No newline at the end.
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return aligned columns, two spaces apart, line by line; the last column is not padded.
 
     Each row is one line, whatever the names in it are: a guest can make some of them.
     """
-    lines = [head, *([escape_line(cell) for cell in row] for row in rows)]
+    lines = [head, *([escape_cell(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head) - 1)]
-    return "\n".join(
+    return [
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]])
         for line in lines
-    )
+    ]
 
 
 def ago(seconds: float) -> str:

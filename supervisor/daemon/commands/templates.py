@@ -46,7 +46,7 @@ async def list_templates(command: Command, request: ListTemplates) -> int:
     head.append("PROJECT")
     for row, record in zip(rows, found, strict=True):
         row.append(record.project)
-    await command.out(table(head, rows))
+    await command.out(*table(head, rows))
     return 0
 
 

@@ -27,4 +27,4 @@ def completion(
     In bash, say `source <(claude-vm completion bash)` in ~/.bashrc; in zsh, the same with zsh in ~/.zshrc,
     after compinit; in fish, `claude-vm completion fish | source` in config.fish.
     """
-    return Output(text=script(shell))
+    return Output(lines=tuple(script(shell).splitlines()))
