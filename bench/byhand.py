@@ -25,6 +25,7 @@ from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.guests import Guests
 from claude_vm.bench.ssh import Login
 from claude_vm.drivers.api import Access
+from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.arguments import arguments
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm import accelerator
@@ -93,7 +94,7 @@ class ByHand:
         self._project = str(guests.site.project)
         self._generation: Generation = find_generation(home, record.name, record.generation, record.driver)
         choice = accelerator.choose(home)
-        host: Host = guests.call(lambda: accelerator.find_host(choice.name))
+        host: Host = guests.call(lambda: accelerator.find_host(choice.name, own()))
         stored = self._generation.stored
         snapshot = self._generation.snapshot(key_of(Qemu(), host, stored, record.cpus, record.memory_mib))
         if snapshot is None:

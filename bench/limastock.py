@@ -24,6 +24,7 @@ from claude_vm.drivers.images.rootfs import PACKAGES, ImageSpec
 from claude_vm.drivers.lima import arguments
 from claude_vm.drivers.lima.document import Instance, document
 from claude_vm.drivers.lima.home import instance_name, lima_home
+from claude_vm.drivers.programs import own
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.snapshots import make_overlay, plain
 from claude_vm.drivers.vm.store import Stored, find_generation
@@ -141,7 +142,7 @@ def _make_generation(guests: Guests, site: Site, stored: Stored, image: Image) -
     record = guests.record
     folder = site.home / "templates" / record.name / record.driver / GENERATION
     folder.mkdir(mode=0o700, parents=True)
-    guests.call(lambda: make_overlay(folder / "disk.qcow2", image.disk, "raw", record.disk_gib))
+    guests.call(lambda: make_overlay(own(), folder / "disk.qcow2", image.disk, "raw", record.disk_gib))
     changed = msgspec.structs.replace(record, generation=GENERATION, image=image.key)
     made = msgspec.structs.replace(stored, record=changed, kernel=str(image.kernel), initrd=str(image.initrd))
     (folder / "template.json").write_bytes(plain(made))

@@ -137,6 +137,7 @@ def _check_files(request: Bench) -> None:
 
 def _measured(request: Bench, measure: Callable[[Lab], tuple[list[Sample], list[Line]]]) -> Report:
     _check_files(request)
+    surroundings.leave_out_of_path(Path.cwd())
     before = surroundings.load_now()
     flags = {"driver.name": request.flags.driver} if request.flags.driver else {}
     with open_lab(Path.cwd(), os.environ, _teller(quiet=request.flags.quiet), flags=flags) as lab:

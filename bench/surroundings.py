@@ -1,5 +1,6 @@
 """Where a run takes place: the machine, the accelerator, the versions."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -9,6 +10,9 @@ from pathlib import Path
 import psutil
 
 from claude_vm.bench.records import Environment
+from claude_vm.context.errors import ProjectError
+from claude_vm.context.project import find_project
+from claude_vm.drivers.programs import guarding, search
 from claude_vm.supervisor.wire.version import VERSION
 
 
@@ -33,6 +37,16 @@ def environment(
         template=template,
         load=load,
     )
+
+
+def leave_out_of_path(cwd: Path) -> None:
+    """Take out of this process's ``PATH`` what guests can write to: the bench starts what it finds there."""
+    shared: list[Path] = []
+    with contextlib.suppress(ProjectError):
+        project = find_project(cwd)
+        folders = (project.root, project.main_repository, project.git_common_dir)
+        shared = [folder for folder in folders if folder is not None]
+    os.environ["PATH"] = search(os.environ.get("PATH", os.defpath), guarding(shared)).path
 
 
 def load_now() -> float:

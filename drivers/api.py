@@ -20,6 +20,8 @@ from typing import Protocol
 
 import msgspec
 
+from claude_vm.drivers.programs import Programs
+
 Progress = Callable[[str, str], None]
 """Called with a phase (a few words) and a detail (may be empty). Never waits, never raises."""
 
@@ -136,6 +138,7 @@ class TemplateSpec(msgspec.Struct, frozen=True):
     the host's architecture), or None for a template without Claude Code. `ca_certificates` are PEM texts.
     `proxies` are environment variables (``http_proxy`` …) in the guest's own terms. `image` names another
     image to start from than the one that is built: a path, an address with its digest, a template of Lima's.
+    `environ` are variables of who asks for it, of which proxies and ``TMPDIR`` count on this host.
     """
 
     name: str
@@ -150,6 +153,11 @@ class TemplateSpec(msgspec.Struct, frozen=True):
     ca_certificates: tuple[str, ...] = ()
     proxies: tuple[tuple[str, str], ...] = ()
     image: str = ""
+    environ: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        """No value of a variable: addresses of proxies may have passwords."""
+        return f"TemplateSpec({self.name!r}, {self.project!r})"
 
 
 class TemplateRecord(msgspec.Struct, frozen=True):
@@ -207,6 +215,14 @@ class Driver(Protocol):
     """Makes, starts and deletes virtual machines. See the module's text for the contract."""
 
     name: str
+
+    def look_in(self, programs: Programs) -> None:
+        """Look for this host's programs there from now on: who asks for the driver finds them there.
+
+        What is under way is not affected. A driver that lacks a program there, and has all where it looked
+        so far, goes on with those. Never waits.
+        """
+        ...
 
     async def diagnose(self) -> Sequence[Problem]:
         """Return what is missing on this host. Never raises."""

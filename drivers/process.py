@@ -23,6 +23,9 @@ from anyio.abc import Process
 
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 
+BARE: Final[Mapping[str, str]] = {"PATH": os.defpath, "LANG": "C", "HOME": "/"}
+"""The environment of a program that is given none."""
+
 OUTPUT_LIMIT: Final = 64 * 1024
 LINE_LIMIT: Final = 4096
 _CHUNK: Final = 64 * 1024
@@ -80,8 +83,8 @@ async def run_tool(
     argv: Sequence[str],
     *,
     timeout_s: float,
-    input: bytes | None = None,  # noqa: A002 - the word that subprocess.run uses
     env: Mapping[str, str] | None = None,
+    input: bytes | None = None,  # noqa: A002 - the word that subprocess.run uses
     on_line: Callable[[str], None] | None = None,
     cwd: Path | None = None,
     check: bool = True,
@@ -90,10 +93,11 @@ async def run_tool(
 ) -> Completed:
     """Run a program to its end and return what it said.
 
-    It gets a session of its own, and stdin is empty unless `input` is given. `env` replaces the environment
-    as a whole. `on_line` gets each line of both outputs, without its end and cut at 4096 bytes; it must not
-    wait or raise. The program gets the descriptors `pass_fds` under the same numbers. With `check` an exit
-    status other than 0 is an error.
+    It gets a session of its own, and stdin is empty unless `input` is given. `env` is its whole environment,
+    without one it gets a bare one: nothing of ours goes along. A program without a slash in its name is
+    looked for in the ``PATH`` there. `on_line` gets each line of both outputs, without its end and cut at
+    4096 bytes; it must not wait or raise. The program gets the descriptors `pass_fds` under the same numbers.
+    With `check` an exit status other than 0 is an error.
 
     When the call ends, by whatever cause (also cancellation), every process of the program's group has been
     killed. A process that made a session of its own escapes that, and loses its pipe to us.
@@ -103,6 +107,7 @@ async def run_tool(
         DriverError: It failed, or took longer than `timeout_s`; with its last lines.
     """
     out, err = _Tail(on_line), _Tail(on_line)
+    env = BARE if env is None else env
     with _Pipe() as out_pipe, _Pipe() as err_pipe, _Pipe(we_write=True) as in_pipe:
         process = await _open(
             argv,
@@ -170,7 +175,7 @@ async def _open(
     stdin: IO[bytes] | int,
     stdout: IO[bytes],
     stderr: IO[bytes],
-    env: Mapping[str, str] | None,
+    env: Mapping[str, str],
     cwd: Path | None,
     pass_fds: Sequence[int],
     missing_hint: str,
@@ -193,7 +198,7 @@ async def _open(
         raise ToolMissingError(f"{argv[0]} is not installed", hint=missing_hint) from error
     except OSError as error:
         # A folder on the path that we may not read makes "no such file" a "permission denied".
-        path = (os.environ if env is None else env).get("PATH")
+        path = env.get("PATH", os.defpath)
         if "/" not in argv[0] and shutil.which(argv[0], path=path) is None:
             raise ToolMissingError(f"{argv[0]} is not installed", hint=missing_hint) from error
         raise DriverError(f"{argv[0]} can't be started: {error.strerror}") from error

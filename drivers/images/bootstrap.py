@@ -29,6 +29,7 @@ from claude_vm.drivers.api import Progress
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 from claude_vm.drivers.images.rootfs import ImageSpec
 from claude_vm.drivers.process import find_marked, kill_group, run_tool
+from claude_vm.drivers.programs import Programs, Surroundings, is_proxy, own, user_environment
 
 DISK: Final = "disk.raw"
 KERNEL: Final = "kernel"
@@ -59,7 +60,7 @@ if [ "$view" != "$1" ]; then umount "$view"; fi
 """
 
 # As root mmdebstrap mounts in the host's own namespace; a killed build would leave that behind.
-_OWN_MOUNTS: Final = ("unshare", "--mount", "--propagation", "private", "--")
+_OWN_MOUNTS: Final = ("--mount", "--propagation", "private", "--")
 
 _HOOKS: Final = (
     f"tar-in {_ARCHIVE} /",
@@ -78,15 +79,17 @@ _DPKG_OPTIONS: Final = (
 )
 
 
-def command(spec: ImageSpec, scratch: Path, *, root: bool, own_mounts: bool = False) -> list[str]:
+def command(
+    spec: ImageSpec, scratch: Path, program: str = "mmdebstrap", *, root: bool, unshare: str = ""
+) -> list[str]:
     """Return the argument list of mmdebstrap. It bears the scratch folder's name, as a mark to find it by.
 
-    With `own_mounts` what it mounts is seen by nobody else, and is gone when it is.
+    Started by `unshare`, what it mounts is seen by nobody else, and is gone when it is.
     """
     packages = (*spec.packages, f"linux-image-{spec.architecture}")
     return [
-        *(_OWN_MOUNTS if own_mounts else ()),
-        "mmdebstrap",
+        *((unshare, *_OWN_MOUNTS) if unshare else ()),
+        program,
         f"--mode={'root' if root else 'unshare'}",
         "--variant=minbase",
         "--format=null",
@@ -103,7 +106,9 @@ def command(spec: ImageSpec, scratch: Path, *, root: bool, own_mounts: bool = Fa
     ]
 
 
-async def bootstrap(spec: ImageSpec, archive: bytes, work: Path, progress: Progress) -> None:
+async def bootstrap(
+    spec: ImageSpec, archive: bytes, work: Path, progress: Progress, *, surroundings: Surroundings
+) -> None:
     """Make `DISK`, `KERNEL`, `INITRD`, `TERMINFO` and `LOCALES` in the existing, empty folder `work`.
 
     Whether it succeeds or not, `clean` has to be called for the folder afterwards.
@@ -112,11 +117,13 @@ async def bootstrap(spec: ImageSpec, archive: bytes, work: Path, progress: Progr
         ToolMissingError: mmdebstrap, uidmap or e2fsprogs is not installed.
         DriverError: The build failed or there is no room for it.
     """
-    environ = build_environment(os.environ)
-    _need_tools(environ, root=os.geteuid() == 0)
+    environ = build_environment(surroundings)
     root = os.geteuid() == 0
-    own_mounts = root and await _may_mount(environ)
-    scratch, disk = await anyio.to_thread.run_sync(_prepare, spec, archive, work)
+    programs = surroundings.programs
+    mmdebstrap = _need_tools(programs, root=root)
+    unshare = (programs.find("unshare") or "") if root else ""
+    own_mounts = unshare if unshare and await _may_mount(unshare, environ) else ""
+    scratch, disk = await anyio.to_thread.run_sync(_prepare, spec, archive, work, surroundings.environ)
     environ |= {
         "TMPDIR": str(scratch),
         "DISK_FD": str(disk),
@@ -127,7 +134,7 @@ async def bootstrap(spec: ImageSpec, archive: bytes, work: Path, progress: Progr
     }
     try:
         await run_tool(
-            command(spec, scratch, root=root, own_mounts=own_mounts),
+            command(spec, scratch, mmdebstrap, root=root, unshare=own_mounts),
             timeout_s=_TIMEOUT_S,
             env=environ,
             cwd=work,
@@ -142,7 +149,7 @@ async def bootstrap(spec: ImageSpec, archive: bytes, work: Path, progress: Progr
         os.close(disk)
 
 
-async def clean(work: Path) -> None:
+async def clean(work: Path, programs: Programs) -> None:
     """Remove the scratch folder of a build in `work` and end what still runs there, after any interruption.
 
     Raises:
@@ -155,19 +162,17 @@ async def clean(work: Path) -> None:
         kill_group(pid)
     for _ in range(_CLEAN_TRIES):
         # What was killed a moment ago may still be writing its last file.
-        if await _remove(scratch):
+        if await _remove(scratch, programs):
             break
     else:
         raise DriverError(f"{scratch} can't be removed", hint=f"sudo rm -rf {shlex.quote(str(scratch))}")
     await anyio.Path(work, _SCRATCH).unlink()
 
 
-async def _may_mount(environ: Mapping[str, str]) -> bool:
+async def _may_mount(unshare: str, environ: Mapping[str, str]) -> bool:
     """Tell whether we can have mounts of our own: not in most containers, even as root."""
-    try:
-        done = await run_tool([*_OWN_MOUNTS, "true"], timeout_s=_PROBE_TIMEOUT_S, env=environ, check=False)
-    except ToolMissingError:
-        return False
+    argv = [unshare, *_OWN_MOUNTS, "true"]
+    done = await run_tool(argv, timeout_s=_PROBE_TIMEOUT_S, env=environ, check=False)
     return done.returncode == 0
 
 
@@ -179,16 +184,16 @@ def _scratch_of(work: Path) -> Path | None:
         return None
 
 
-def build_environment(environ: Mapping[str, str]) -> dict[str, str]:
+def build_environment(surroundings: Surroundings) -> dict[str, str]:
     """Return the environment for a build: the proxies, and the system's folders on the path."""
-    kept = {name: value for name, value in environ.items() if name.lower().endswith("_proxy")}
-    path = f"{environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
+    kept = {name: value for name, value in surroundings.environ.items() if is_proxy(name)}
+    path = f"{surroundings.programs.path}:/usr/bin:/bin"
     return kept | {"PATH": path, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
 
 
 def hint_for(detail: str) -> str:
     """Return what the user can do about a failed build, from what mmdebstrap said."""
-    user = os.environ.get("USER") or str(os.getuid())
+    user = user_environment(own())["USER"]
     for signs, hint in (
         (("NO_PUBKEY", "is not signed", "signed-by"), "sudo apt-get install debian-archive-keyring"),
         (("newuidmap", "newgidmap"), "sudo apt-get install uidmap"),
@@ -232,17 +237,19 @@ def _reachable(folder: Path) -> bool:
     return passable and os.access(resolved, os.W_OK | os.X_OK)
 
 
-def _need_tools(environ: Mapping[str, str], *, root: bool) -> None:
-    """Say what is missing before anything is downloaded."""
+def _need_tools(programs: Programs, *, root: bool) -> str:
+    """Say what is missing before anything is downloaded; return where mmdebstrap is."""
     tools = ("mmdebstrap", "mke2fs") if root else ("mmdebstrap", "mke2fs", "newuidmap", "newgidmap")
-    missing = [tool for tool in tools if shutil.which(tool, path=environ["PATH"]) is None]
+    found = {tool: programs.find(tool) for tool in tools}
+    missing = [tool for tool, path in found.items() if path is None]
     if missing:
-        raise ToolMissingError(f"{', '.join(missing)} not installed", hint=_INSTALL_HINT)
+        raise ToolMissingError(programs.absence(*missing), hint=_INSTALL_HINT)
+    return str(found["mmdebstrap"])
 
 
-def _prepare(spec: ImageSpec, archive: bytes, work: Path) -> tuple[Path, int]:
+def _prepare(spec: ImageSpec, archive: bytes, work: Path, environ: Mapping[str, str]) -> tuple[Path, int]:
     """Put the inputs into the work folder, and return a new scratch folder and the open, still empty disk."""
-    root = scratch_root(os.environ)
+    root = scratch_root(environ)
     for folder, needed in ((root, _SCRATCH_BYTES), (work, _CACHE_BYTES)):
         free = shutil.disk_usage(folder).free
         if free < needed:
@@ -264,17 +271,18 @@ def _prepare(spec: ImageSpec, archive: bytes, work: Path) -> tuple[Path, int]:
     return scratch, disk
 
 
-async def _remove(scratch: Path) -> bool:
+async def _remove(scratch: Path, programs: Programs) -> bool:
     """Try once to remove a scratch folder, in the namespace then as ourselves; tell whether it is gone."""
-    environ = build_environment(os.environ)
+    environ = build_environment(Surroundings(programs, {}))
+    remover = programs.find("find") or "/usr/bin/find"
     folders = [str(scratch / name) for name in await anyio.to_thread.run_sync(_entries, scratch)]
     # One file system only, always: a mount that is still there must stay whole.
     if folders and os.geteuid() != 0:
         # Each by its name, as the namespace may not list the scratch folder itself.
         find = ["find", *folders, "-xdev", "-mindepth", "1", "-delete"]
-        argv = ["mmdebstrap", "--unshare-helper", *find]
+        argv = [programs.need("mmdebstrap", _INSTALL_HINT), "--unshare-helper", *find]
         await run_tool(argv, timeout_s=_CLEAN_TIMEOUT_S, env=environ, check=False)
-    argv = ["find", str(scratch), "-xdev", "-delete"]
+    argv = [remover, str(scratch), "-xdev", "-delete"]
     await run_tool(argv, timeout_s=_CLEAN_TIMEOUT_S, env=environ, check=False)
     return not await anyio.Path(scratch).exists()
 

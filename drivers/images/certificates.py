@@ -67,7 +67,7 @@ def _keychains() -> bytes:  # pragma: no cover - macOS
     """Return the keychains' certificates as PEM, or nothing."""
     try:
         answer = subprocess.run(
-            ["security", "find-certificate", "-a", "-p", *KEYCHAINS],
+            ["/usr/bin/security", "find-certificate", "-a", "-p", *KEYCHAINS],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECURITY_TIMEOUT_S,

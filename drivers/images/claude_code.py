@@ -34,6 +34,7 @@ from claude_vm.drivers.images.fetch import Fetcher
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.npm_config import find_registry, without_credentials
 from claude_vm.drivers.images.npm_package import Package, extract_program, find_package, parse_version
+from claude_vm.drivers.programs import Programs
 
 MAX_TARBALL_BYTES = 768 * 1024 * 1024
 """Largest tarball that is accepted; that of 2.1 has about 80 MB."""
@@ -87,6 +88,7 @@ async def ensure_claude_code(
     progress: Progress,
     *,
     environ: Mapping[str, str],
+    programs: Programs | None = None,
     version: str | None = None,
     architecture: str | None = None,
 ) -> ClaudeCode:
@@ -95,7 +97,8 @@ async def ensure_claude_code(
     `version` is a version or a dist-tag; None means the newest release. A version that is cached needs no
     network; where the registry can't be reached, the newest cached one is taken and `progress` says so.
     `architecture` is that of the guest (``x86_64`` or ``aarch64``, default: the host's). `environ` is the
-    client's environment: npm settings, proxies, certificates. Cancellation leaves no partial file.
+    client's environment: npm settings, proxies, certificates; `programs` are where npm is looked for.
+    Cancellation leaves no partial file.
 
     Raises:
         DownloadError: The registry can't be reached and nothing is cached.
@@ -115,7 +118,7 @@ async def ensure_claude_code(
                 return cached
         try:
             package, fetcher = await _in_thread(
-                partial(_look_up, environ, version or "latest", arch), abandon=True
+                partial(_look_up, environ, programs, version or "latest", arch), abandon=True
             )
         except DriverError as error:
             # Only what a missing network or configuration explains: a registry that lies is an error.
@@ -164,9 +167,11 @@ class _disk_errors:  # noqa: N801 - used like a function
             raise DriverError(f"Claude Code can't be stored: {words_of(error)}", hint=hint) from error
 
 
-def _look_up(environ: Mapping[str, str], wanted: str, arch: str) -> tuple[Package, Fetcher]:
+def _look_up(
+    environ: Mapping[str, str], programs: Programs | None, wanted: str, arch: str
+) -> tuple[Package, Fetcher]:
     """Ask the registry for the package. Nothing is written."""
-    registry = find_registry(environ)
+    registry = find_registry(environ, programs)
     fetcher = Fetcher(registry, environ)
     try:
         return find_package(fetcher, registry, wanted, f"linux-{arch}"), fetcher

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -20,6 +21,7 @@ from claude_vm.drivers.errors import BadImageError
 from claude_vm.drivers.images import bootstrap
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import Architecture, ImageSpec, guest_tree, image_key, tree_archive
+from claude_vm.drivers.programs import Programs, Surroundings, own
 
 __all__ = ["Image", "ImageSpec", "Source", "ensure_image", "images", "remove_image", "remove_leftovers"]
 
@@ -81,12 +83,16 @@ class Source(Protocol):
 
 
 async def ensure_image(
-    cache: Path, spec: ImageSpec, progress: Progress, source: Source | None = None
+    cache: Path,
+    spec: ImageSpec,
+    progress: Progress,
+    source: Source | None = None,
+    surroundings: Surroundings | None = None,
 ) -> Image:
     """Return the image of a specification, built now if the cache lacks it (some minutes, 1 GiB).
 
-    Of several callers, in whatever processes, one builds and the others wait for it. A failed or cancelled
-    build leaves nothing.
+    `surroundings` are what it is built with, without any this process's own. Of several callers, in whatever
+    processes, one builds and the others wait for it. A failed or cancelled build leaves nothing.
 
     Raises:
         ToolMissingError: A program is not installed; the hint names the packages.
@@ -98,18 +104,19 @@ async def ensure_image(
     folder = cache / "images"
     if (found := _load(folder / key)) is not None:
         return found
+    around = Surroundings(own(), os.environ) if surroundings is None else surroundings
     await anyio.Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     async with hold(folder / f".{key}.lock", lambda: progress("waiting for another build of the image", "")):
         if (found := _load(folder / key)) is not None:
             return found
         work = folder / f".{key}.partial"
-        await _remove_partial(work, source)
+        await _remove_partial(work, around.programs, source)
         await anyio.Path(work).mkdir(mode=0o700)
-        build = bootstrap.bootstrap if source is None else source.build
+        build = partial(bootstrap.bootstrap, surroundings=around) if source is None else source.build
         try:
             await build(spec, tree_archive(tree), work, progress)
             progress("building the guest image", "storing it")
-            await bootstrap.clean(work)
+            await bootstrap.clean(work, around.programs)
             if source is not None:
                 await source.clean(work)
             await anyio.to_thread.run_sync(_finish, work, spec, key)
@@ -118,7 +125,7 @@ async def ensure_image(
             await anyio.Path(work).rename(folder / key)
         finally:
             with anyio.move_on_after(_CLEAN_S, shield=True):
-                await _remove_partial(work, source)
+                await _remove_partial(work, around.programs, source)
     image = _load(folder / key)
     if image is None:
         raise BadImageError(f"the image {key} vanished from {folder} while it was built")
@@ -131,7 +138,7 @@ def images(cache: Path) -> Sequence[Image]:
     return [image for image in found if image is not None]
 
 
-async def remove_image(cache: Path, key: str) -> None:
+async def remove_image(cache: Path, key: str, programs: Programs | None = None) -> None:
     """Remove an image, which no overlay may need any more. An unknown key is fine.
 
     Raises:
@@ -140,12 +147,13 @@ async def remove_image(cache: Path, key: str) -> None:
     folder = cache / "images"
     if not await anyio.Path(folder, key).exists():
         return
+    programs = own() if programs is None else programs
     async with hold(folder / f".{key}.lock", remove=True):
         doomed = folder / f".{key}.partial"
-        await _remove_partial(doomed)
+        await _remove_partial(doomed, programs)
         with suppress(FileNotFoundError):
             await anyio.Path(folder, key).rename(doomed)
-        await _remove_partial(doomed)
+        await _remove_partial(doomed, programs)
 
 
 async def remove_leftovers(cache: Path) -> Sequence[str]:
@@ -160,17 +168,17 @@ async def remove_leftovers(cache: Path) -> Sequence[str]:
         with anyio.move_on_after(0.1):
             async with hold(work.with_name(f".{key}.lock"), remove=True):
                 with anyio.CancelScope(shield=True):
-                    await _remove_partial(work)
+                    await _remove_partial(work, own())
                 removed.append(key)
     return removed
 
 
-async def _remove_partial(work: Path, source: Source | None = None) -> None:
+async def _remove_partial(work: Path, programs: Programs, source: Source | None = None) -> None:
     """Remove a work folder and what its build left elsewhere."""
     if source is not None:
         await source.clean(work)
     if await anyio.Path(work).exists():
-        await bootstrap.clean(work)
+        await bootstrap.clean(work, programs)
         await anyio.to_thread.run_sync(shutil.rmtree, work)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.programs import Programs, search
 
 _SCOPE = "@anthropic-ai:registry"
 _ANY = "registry"
@@ -70,15 +71,17 @@ def without_credentials(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def find_registry(environ: Mapping[str, str]) -> Registry:
+def find_registry(environ: Mapping[str, str], programs: Programs | None = None) -> Registry:
     """Return the registry that `npm install @anthropic-ai/…` would use outside any project.
 
     Reads files and may run npm (up to 20 s): call it from a worker thread. `environ` is the client's
-    environment, not that of this process.
+    environment, not that of this process; npm is looked for in `programs`,
+    without any in what `environ` names.
 
     Raises:
         DriverError: Nothing names a registry, or what names it is no http address.
     """
+    programs = search(environ.get("PATH", "")) if programs is None else programs
     settings: dict[str, str] = {}
     named_by: dict[str, str] = {}
     for source, found in _layers(environ):  # nearest first
@@ -89,9 +92,11 @@ def find_registry(environ: Mapping[str, str]) -> Registry:
     for key in (_SCOPE, _ANY):
         if key in settings:
             return _registry(settings[key], named_by[key], settings)
-    for value in _ask_npm(environ):
+    for value in _ask_npm(environ, programs):
         return _registry(value, "npm config", settings)
-    raise DriverError("no npm registry is configured on this host, and npm is not installed", hint=_HINT)
+    raise DriverError(
+        f"no npm registry is configured on this host, and {programs.absence('npm')}", hint=_HINT
+    )
 
 
 def _registry(address: str, named_by: str, settings: dict[str, str]) -> Registry:
@@ -170,13 +175,17 @@ def _parse(text: str, environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _ask_npm(environ: Mapping[str, str]) -> Iterator[str]:
+def _ask_npm(environ: Mapping[str, str], programs: Programs) -> Iterator[str]:
     """Yield the registries that npm itself would use, the scope's first; nothing without npm."""
-    kept = {k: v for k, v in environ.items() if k in {"PATH", "HOME"} or k.lower().startswith("npm_config_")}
+    npm = programs.find("npm")
+    if npm is None:
+        return
+    kept = {k: v for k, v in environ.items() if k == "HOME" or k.lower().startswith("npm_config_")}
+    kept["PATH"] = programs.path  # npm is a script, and asks there for what it needs
     for key in (_SCOPE, _ANY):
         try:
             answer = subprocess.run(
-                ["npm", "config", "get", key],
+                [npm, "config", "get", key],
                 env=kept,
                 cwd="/",  # not the project: its own .npmrc must not decide
                 stdin=subprocess.DEVNULL,

@@ -7,7 +7,6 @@ also how we know, without asking again and again, that QEMU is about to run, and
 
 import os
 import resource
-import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -20,13 +19,14 @@ import msgspec
 
 from claude_vm.drivers.api import GuestFile, Owner, Problem, Progress
 from claude_vm.drivers.directories import remove_tree
-from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError
+from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.lima import arguments, events, home, importing, instance, processes
 from claude_vm.drivers.lima.door import Order, hand_over
 from claude_vm.drivers.prerequisites.lima import install_hint, parse_version, too_old
 from claude_vm.drivers.prerequisites.programs import template_tools, this_host
 from claude_vm.drivers.process import ProcessIdentity, run_tool
+from claude_vm.drivers.programs import Programs, Surroundings, own, user_environment
 from claude_vm.drivers.vm import accelerator, confine
 from claude_vm.drivers.vm.arguments import Guest, Host
 from claude_vm.drivers.vm.hypervisor import Spawned
@@ -36,6 +36,7 @@ from claude_vm.drivers.vm.spawn import end, listen, reap, spawn, tail
 
 _ROOT_HINT: Final = "run claude-vm as a normal user, or with `--driver qemu`"
 
+LIMACTL: Final = "limactl"
 _MONITOR_FD: Final = 10
 _HELPER_FD: Final = 11
 _SLOTS_FD: Final = 12
@@ -88,47 +89,60 @@ class Lima:
         """Return the owner's mark with our name: the driver `qemu` must not take these VMs for its own."""
         return f"{owner.mark}:{self.name}"
 
-    async def find_host(self, home_folder: Path, accelerator_name: str) -> Host:
+    @property
+    def needs(self) -> Sequence[str]:
+        """The names of the programs of QEMU and Lima."""
+        return (*accelerator.programs(), LIMACTL)
+
+    async def find_host(self, home_folder: Path, accelerator_name: str, programs: Programs) -> Host:
         """Ask the installed `limactl` and QEMU what they are.
 
         Raises:
             ToolMissingError: One of them is not installed.
             DriverError: One does not answer, or may not be used.
         """
-        _limactl()
-        for problem in self.problems():
+        limactl = _limactl(programs)
+        for problem in self.problems(programs):
             raise DriverError(problem.what, hint=problem.fix)
-        host = await accelerator.find_host(accelerator_name)
+        host = await accelerator.find_host(accelerator_name, programs)
         home.make(home_folder)
-        environ = arguments.environment(os.environ, str(home.lima_home(home_folder)))
-        done = await run_tool([_limactl(), "--version"], timeout_s=_TOOL_S, env=environ)
+        environ = arguments.environment(user_environment(programs), str(home.lima_home(home_folder)))
+        done = await run_tool([limactl, "--version"], timeout_s=_TOOL_S, env=environ)
         version = done.stdout.decode(errors="replace").strip()
         numbers = parse_version(version)
-        old = None if numbers is None else too_old(this_host(), _limactl(), numbers)
+        old = None if numbers is None else too_old(this_host(programs), limactl, numbers)
         if old is not None:
             raise DriverError(old.what, hint=old.fix)
-        return msgspec.structs.replace(host, build=f"{host.build} {version}")
+        return msgspec.structs.replace(
+            host, build=f"{host.build} {version}", starter=limactl, path=programs.path
+        )
 
-    def image_source(self, home_folder: Path, accelerator_name: str, image: str) -> Source | None:
+    def image_source(
+        self, home_folder: Path, accelerator_name: str, image: str, surroundings: Surroundings
+    ) -> Source | None:
         """Return the import of an image; None where none is asked for and one can be built.
 
         Raises:
             DriverError: There is no such image.
         """
-        if not image and not template_tools(this_host()):
+        programs = surroundings.programs
+        if not image and not template_tools(this_host(programs)):
             return None
-        program = arguments.emulated(accelerator.architecture()) if accelerator_name == "tcg" else []
         return importing.Import(
-            image or importing.DEFAULT, _limactl(), home.make(home_folder), program=program
+            image or importing.DEFAULT,
+            _limactl(programs),
+            home.make(home_folder),
+            surroundings,
+            program=_emulator(programs) if accelerator_name == "tcg" else (),
         )
 
-    def problems(self) -> Sequence[Problem]:
+    def problems(self, programs: Programs) -> Sequence[Problem]:
         """Return what is missing, or why Lima would not run."""
         found = []
         if sys.platform != "linux":
             found.append(Problem("the driver lima runs on Linux only, so far", "use the driver qemu"))
-        if shutil.which("limactl") is None:
-            found.append(Problem("limactl is not installed", install_hint(this_host())))
+        if programs.find(LIMACTL) is None:
+            found.append(Problem(programs.absence(LIMACTL), install_hint(this_host(programs))))
         if os.geteuid() == 0:
             found.append(Problem("Lima refuses to be run by root", _ROOT_HINT))
         return found
@@ -208,7 +222,8 @@ class Lima:
         self._ports[files.folder] = instance.free_port(self._ports.values())
         instance.furnish(files.folder, host, guest, self._ports[files.folder], script)
         program = [str(files.folder / instance.STAND_IN), *arguments.seen(host, guest)]
-        environ = arguments.environment(os.environ, str(files.folder.parent), host.architecture, program)
+        user = {**user_environment(own()), "PATH": host.path}
+        environ = arguments.environment(user, str(files.folder.parent), host.architecture, program)
         with (
             opened(guest.slots, _SLOTS_FD) as (slots, directories),
             listen(files.monitor) as monitor,
@@ -216,7 +231,7 @@ class Lima:
             listen(files.door) as door,
         ):
             guest = msgspec.structs.replace(guest, monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots)
-            argv = arguments.start(_limactl(), files.folder.name)
+            argv = arguments.start(host.starter, files.folder.name)
             launcher = spawn(argv, files.log, [], environment=environ)
             self._children.setdefault(files.folder, []).append(launcher.pid)
             given = [(monitor.fileno(), _MONITOR_FD), (helper.fileno(), _HELPER_FD), *directories]
@@ -314,13 +329,16 @@ def _ours(files: Files) -> LimaFiles:
     return LimaFiles(files.folder, files.monitor, files.helper)
 
 
-def _limactl() -> str:
+def _limactl(programs: Programs) -> str:
     """Return the program.
 
     Raises:
         ToolMissingError: It is not installed.
     """
-    found = shutil.which("limactl")
-    if found is None:
-        raise ToolMissingError("limactl is not installed", hint=install_hint(this_host()))
-    return found
+    return programs.need(LIMACTL, install_hint(this_host(programs)))
+
+
+def _emulator(programs: Programs) -> list[str]:
+    """Return the QEMU that emulates a processor."""
+    program, *words = arguments.emulated(accelerator.architecture())
+    return [programs.need(program, accelerator.INSTALL_HINT), *words]

@@ -11,7 +11,6 @@ killed import left, the next one of the same image removes.
 Source: Lima's `templates/default.yaml`: ``base``, ``images``, ``additionalDisks`` (v2.2).
 """
 
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,8 @@ from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import ImageSpec
 from claude_vm.drivers.lima import arguments, processes
 from claude_vm.drivers.process import run_tool
+from claude_vm.drivers.programs import Surroundings, is_proxy, user_environment
+from claude_vm.drivers.vm.accelerator import DISK_TOOL, INSTALL_HINT
 from claude_vm.drivers.vm.spawn import end
 
 DEFAULT: Final = "template:debian-13"
@@ -154,6 +155,7 @@ class Import:
         source: str,
         limactl: str,
         lima_home: Path,
+        surroundings: Surroundings,
         *,
         program: Sequence[str] = (),
         boot: Mapping[str, Any] | None = None,
@@ -162,6 +164,7 @@ class Import:
         self._source = source
         self._limactl = limactl
         self._home = lima_home
+        self._surroundings = surroundings
         self._program = program
         self._boot = boot
 
@@ -187,8 +190,10 @@ class Import:
         # Lima 2.2 makes a qcow2 file, also of ``--format raw``. The format is said, never looked for: a guest
         # could write into a raw disk what looks like the header of another format, with a file of the host.
         disk = self._home / _DISKS / name / "datadisk"
-        convert = ["qemu-img", "convert", "-q", "-f", "qcow2", "-O", "raw", str(disk), str(work / DISK)]
-        await run_tool(convert, timeout_s=_COMMAND_S)
+        programs = self._surroundings.programs
+        convert = ["convert", "-q", "-f", "qcow2", "-O", "raw", str(disk), str(work / DISK)]
+        argv = [programs.need(DISK_TOOL, INSTALL_HINT), *convert]
+        await run_tool(argv, timeout_s=_COMMAND_S, env=programs.environment())
         told.unlink()
 
     async def clean(self, work: Path) -> None:
@@ -224,11 +229,12 @@ class Import:
                 raise BadImageError(f"the import of {self._source} made no {file}")
 
     async def _run(self, spec: ImageSpec, *words: str, timeout_s: float, data: bytes | None = None) -> None:
-        inherited = dict(os.environ)
+        around = self._surroundings
         architecture = _LIMA_ARCHITECTURES[spec.architecture]
+        # The image and its packages come over the network, hence the proxies.
+        inherited = user_environment(around.programs) | around.environ
         environ = arguments.environment(inherited, str(self._home), architecture, self._program)
-        # The image and its packages come over the network.
-        environ |= {key: value for key, value in inherited.items() if key.lower().endswith("_proxy")}
+        environ |= {name: value for name, value in around.environ.items() if is_proxy(name)}
         argv = [self._limactl, "--tty=false", *words]
         await run_tool(argv, timeout_s=timeout_s, env=environ, input=data)
 

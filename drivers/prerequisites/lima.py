@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from anyio.functools import lru_cache
 
 from claude_vm.drivers.api import Problem
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools, this_host
+from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools
 from claude_vm.drivers.process import run_tool
 
 OLDEST: Final = (2, 1, 2)
@@ -43,7 +42,7 @@ async def inspect(host: Host, *, limactl: str = "limactl") -> LimaFacts:
     version = ""
     path = host.which(limactl)
     if path is None:
-        problems.append(Problem("limactl is not installed", install_hint(host)))
+        problems.append(Problem(host.absence("limactl"), install_hint(host)))
     if host.uid == 0:  # it would not even say its version
         problems.append(
             Problem("limactl refuses to run as root", "run claude-vm as a normal user, or use --driver qemu")
@@ -81,25 +80,29 @@ def parse_version(text: str) -> tuple[int, ...] | None:
     return None if found is None else tuple(int(part) for part in found.groups() if part is not None)
 
 
-async def works(path: str) -> bool:
-    """Tell whether a `limactl` is of a version that the driver knows. Each file is asked once."""
+_proved: Final[set[tuple[str, int, int]]] = set()
+"""Programs that work: path, time of change, size. One that did not is asked again: it may have been late."""
+
+
+async def works(host: Host, path: str) -> bool:
+    """Tell whether a `limactl` is of a version that the driver knows. Each file that is, is asked once."""
     try:
         status = Path(path).stat()
     except OSError:
         return False
-    return await _works(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=8)
-async def _works(path: str, _modified_ns: int, _size: int) -> bool:
-    _, problem = await _version(this_host(), path)
-    return problem is None
+    file = (path, status.st_mtime_ns, status.st_size)
+    if file not in _proved:
+        _, problem = await _version(host, path)
+        if problem is not None:
+            return False
+        _proved.add(file)
+    return True
 
 
 async def _version(host: Host, path: str) -> tuple[str, Problem | None]:
     try:
         # Where it lies is our choice: a user's own Lima may be anywhere, and is not looked at.
-        done = await run_tool([path, "--version"], timeout_s=_ANSWER_S)
+        done = await run_tool([path, "--version"], timeout_s=_ANSWER_S, env=host.environment)
     except DriverError as error:
         return "", Problem(f"{path} does not work: {error}", f"reinstall it: {install_hint(host)}")
     text = done.stdout.decode(errors="replace").strip()[:200]

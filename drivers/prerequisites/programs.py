@@ -2,20 +2,17 @@
 
 import os
 import platform
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from claude_vm.drivers.api import Problem
+from claude_vm.drivers.programs import Programs, not_installed, user_environment
 
 Which = Callable[[str], str | None]
 """Finds a program, as `shutil.which`."""
-
-PATH_MORE: Final = "/usr/local/sbin:/usr/sbin:/sbin"
-"""Folders in which some of them are, and which are not in every user's path."""
 
 QEMU_PACKAGES: Final = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -30,13 +27,18 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What is asked of a host. `system` is as `sys.platform`, `machine` in QEMU's words, `uid` effective."""
+    """What is asked of a host. `system` is as `sys.platform`, `machine` in QEMU's words, `uid` effective.
+
+    `absence` says that programs are not there; `environment` is for those that are asked something.
+    """
 
     system: str
     machine: str
     uid: int
     which: Which
     exists: Callable[[str], bool] = os.path.exists
+    absence: Callable[..., str] = not_installed
+    environment: Mapping[str, str] = {}
 
     @property
     def has_apt(self) -> bool:
@@ -44,12 +46,18 @@ class Host(msgspec.Struct, frozen=True):
         return self.system == "linux" and self.which("apt-get") is not None
 
 
-def this_host() -> Host:
-    """Return the host that this runs on."""
+def this_host(programs: Programs) -> Host:
+    """Return the host that this runs on, with the programs that are found there."""
     machine = platform.machine().lower()
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
-    path = f"{os.environ.get('PATH', os.defpath)}:{PATH_MORE}"
-    return Host(sys.platform, machine, os.geteuid(), lambda name: shutil.which(name, path=path))
+    return Host(
+        sys.platform,
+        machine,
+        os.geteuid(),
+        programs.find,
+        absence=programs.absence,
+        environment=user_environment(programs),
+    )
 
 
 def install(host: Host, programs: Sequence[Program], *, more: Sequence[str] = ()) -> str:
@@ -80,9 +88,7 @@ def hypervisor(host: Host) -> list[Problem]:
     lacking = missing(host, programs)
     if not lacking:
         return []
-    names = " and ".join(program.name for program in lacking)
-    verb = "is" if len(lacking) == 1 else "are"
-    return [Problem(f"{names} {verb} not installed", install(host, lacking))]
+    return [Problem(host.absence(*(program.name for program in lacking)), install(host, lacking))]
 
 
 def template_tools(host: Host) -> list[Problem]:

@@ -10,6 +10,7 @@ import msgspec
 from claude_vm.drivers.api import Owner, Problem, Progress
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Source
+from claude_vm.drivers.programs import Programs, Surroundings
 from claude_vm.drivers.qemu.arguments import arguments
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.arguments import Guest, Host
@@ -40,15 +41,31 @@ class Qemu:
         """Return the owner's mark."""
         return owner.mark
 
-    async def find_host(self, home: Path, accelerator_name: str) -> Host:  # noqa: ARG002 - the Protocol's
+    @property
+    def needs(self) -> Sequence[str]:
+        """The names of QEMU's programs."""
+        return accelerator.programs()
+
+    async def find_host(
+        self,
+        home: Path,  # noqa: ARG002 - the Protocol's
+        accelerator_name: str,
+        programs: Programs,
+    ) -> Host:
         """Ask the installed QEMU what it is.
 
         Raises:
             DriverError: There is none, or it does not answer as QEMU does.
         """
-        return await accelerator.find_host(accelerator_name)
+        return await accelerator.find_host(accelerator_name, programs)
 
-    def image_source(self, home: Path, accelerator_name: str, image: str) -> Source | None:  # noqa: ARG002
+    def image_source(
+        self,
+        home: Path,  # noqa: ARG002 - the Protocol's
+        accelerator_name: str,  # noqa: ARG002
+        image: str,
+        surroundings: Surroundings,  # noqa: ARG002
+    ) -> Source | None:
         """Return None: the image is built here.
 
         Raises:
@@ -61,7 +78,7 @@ class Qemu:
             )
         return None
 
-    def problems(self) -> Sequence[Problem]:
+    def problems(self, programs: Programs) -> Sequence[Problem]:  # noqa: ARG002 - the Protocol's
         """Return nothing: all that QEMU needs is asked for by `find_host`."""
         return ()
 

@@ -34,6 +34,7 @@ from claude_vm.drivers.api import (
 from claude_vm.drivers.directories import open_directory
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError, words_of
 from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.programs import Programs
 from claude_vm.drivers.sim.guest import Guest, kill_marked
 from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.drivers.sim.script import Prompter, Script, Step, read_script, scripted_error
@@ -56,6 +57,9 @@ class SimDriver:
         self._guests: dict[str, Guest] = {}
         self._prompter = Prompter(script)
         self._holders = HolderThread()
+
+    def look_in(self, programs: Programs) -> None:
+        """Do nothing: it needs no program."""
 
     async def diagnose(self) -> Sequence[Problem]:
         """Return that this is a simulation."""

@@ -9,8 +9,8 @@ import grp
 import hashlib
 import os
 import platform
+import pwd
 import re
-import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -19,14 +19,16 @@ from typing import Final
 
 import msgspec
 
-from claude_vm.drivers.errors import DriverError, ToolMissingError
+from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import boot_id, run_tool
+from claude_vm.drivers.programs import Programs
 from claude_vm.drivers.vm.arguments import Host
 
 INSTALL_HINT: Final = (
     "install QEMU: `sudo apt install qemu-system-x86 qemu-utils` (on Arm qemu-system-arm), "
     "or `brew install qemu`"
 )
+DISK_TOOL: Final = "qemu-img"
 MACHINES: Final = {"x86_64": "q35", "aarch64": "virt"}
 """The type of machine of each architecture that we have one for, both in QEMU's words."""
 _TOOL_S: Final = 30
@@ -59,8 +61,21 @@ def _way_in(device: Path) -> str:
     except (OSError, KeyError):
         return "ask the administrator"
     if status.st_gid != 0 and status.st_mode & 0o060 == 0o060:
-        return f"`sudo usermod -aG {group} $USER`, then log in again"
+        if status.st_gid in {os.getegid(), *os.getgroups()}:
+            return f"something else than its mode and its group {group} forbids it; ask the administrator"
+        if _is_member(status.st_gid):  # a process has the groups of the login that it comes from
+            return f"you are in the group {group} now: log in again, then `claude-vm daemon stop`"
+        return f"`sudo usermod -aG {group} $USER`, then log in again, and `claude-vm daemon stop`"
     return f"its mode is {stat.S_IMODE(status.st_mode):04o} and its group {group}; ask the administrator"
+
+
+def _is_member(gid: int) -> bool:
+    """Tell whether the list of groups has our user in a group, whatever this process was started with."""
+    try:
+        user = pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return gid in os.getgrouplist(user.pw_name, user.pw_gid)
 
 
 def choose(
@@ -95,20 +110,27 @@ def condemn(home: Path, why: str) -> None:
     verdict.write_text(f"{boot_id()} {line[:200]}\n", encoding="utf-8")
 
 
-async def find_host(accelerator: str) -> Host:
-    """Ask the installed QEMU what it is.
+def programs() -> tuple[str, ...]:
+    """Return the names of the programs of QEMU that a VM takes.
+
+    Raises:
+        DriverError: We have no machine for this architecture.
+    """
+    return (f"qemu-system-{architecture()}", DISK_TOOL)
+
+
+async def find_host(accelerator: str, found: Programs) -> Host:
+    """Ask the QEMU that is found there what it is.
 
     Raises:
         ToolMissingError: There is none.
         DriverError: It does not answer as QEMU does.
     """
     name = architecture()
-    binary = shutil.which(f"qemu-system-{name}")
-    if binary is None or shutil.which("qemu-img") is None:
-        missing = "qemu-img" if binary is not None else f"qemu-system-{name}"
-        raise ToolMissingError(f"{missing} is not installed", hint=INSTALL_HINT)
-    said = await run_tool([binary, "--version"], timeout_s=_TOOL_S)
-    machines = await run_tool([binary, "-machine", "help"], timeout_s=_TOOL_S)
+    binary, _ = (found.need(program, INSTALL_HINT) for program in programs())
+    environment = found.environment()
+    said = await run_tool([binary, "--version"], timeout_s=_TOOL_S, env=environment)
+    machines = await run_tool([binary, "-machine", "help"], timeout_s=_TOOL_S, env=environment)
     status = Path(binary).stat()
     return Host(
         binary=binary,

@@ -25,8 +25,9 @@ EXTRA_KERNEL_ARGUMENTS: Final = "mitigations=off audit=0 random.trust_cpu=on"
 class Host(msgspec.Struct, frozen=True):
     """What QEMU is here. `build` names its version and package; `cpu` the host's model, if it matters.
 
-    `machine` is a versioned machine type such as ``pc-q35-7.2``: an alias would mean another one after an
-    update, and a snapshot would not fit any more.
+    `starter` is the program that starts QEMU, where another one does, and `path` its ``PATH``. `machine` is
+    a versioned machine type such as ``pc-q35-7.2``: an alias would mean another one after an update, and a
+    snapshot would not fit any more.
     """
 
     binary: str
@@ -36,6 +37,8 @@ class Host(msgspec.Struct, frozen=True):
     accelerator: str
     cpu: str = ""
     sandbox: bool = True
+    starter: str = ""
+    path: str = ""
 
 
 class Slot(msgspec.Struct, frozen=True):

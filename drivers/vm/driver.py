@@ -30,6 +30,7 @@ from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError
 from claude_vm.drivers.images.debian import images as cached_images
 from claude_vm.drivers.images.debian import remove_image
 from claude_vm.drivers.images.rootfs import guest_programs
+from claude_vm.drivers.programs import Programs
 from claude_vm.drivers.vm import accelerator, instance, starting, store
 from claude_vm.drivers.vm.arguments import SLOTS, Host
 from claude_vm.drivers.vm.channel import Channel
@@ -44,21 +45,28 @@ _FILES_S: Final = 30.0
 class VmDriver:
     """Makes VMs with a hypervisor, as the user who runs it; see `claude_vm.drivers.api.Driver`."""
 
-    def __init__(self, owner: Owner, hypervisor: Hypervisor) -> None:
+    def __init__(self, owner: Owner, hypervisor: Hypervisor, programs: Programs) -> None:
         self.name = hypervisor.name
-        self._estate = Estate(owner, hypervisor)
+        self._estate = Estate(owner, hypervisor, programs)
         self._home = owner.home
-        self._host: Host | None = None
+        self._host: tuple[object, Host] | None = None
         self._host_lock = anyio.Lock()
         self._channels: dict[str, Channel] = {}
 
+    def look_in(self, programs: Programs) -> None:
+        """Look for programs there from now on, unless some lack there that were found before."""
+        needs = self._estate.hypervisor.needs
+        if all(map(programs.find, needs)) or not all(map(self._estate.programs.find, needs)):
+            self._estate = msgspec.structs.replace(self._estate, programs=programs)
+
     async def diagnose(self) -> Sequence[Problem]:
         """Return what is missing on this host. Never raises."""
-        problems = self._estate.hypervisor.problems()
+        estate = self._estate
+        problems = estate.hypervisor.problems(estate.programs)
         if problems:
             return problems
         try:
-            await self._find_host()
+            await self._find_host(estate)
         except DriverError as error:
             return [Problem(error.message, error.hint or "see the message", fatal=True)]
         choice = accelerator.choose(self._home)
@@ -95,7 +103,8 @@ class VmDriver:
         """
         if not _ram_clones():
             raise DriverError("this host has no RAM clones, so there is nothing to start ahead")
-        await starting.prestart(await self._find_host(), self._estate, instance_id)
+        estate = self._estate
+        await starting.prestart(await self._find_host(estate), estate, instance_id)
 
     async def start(self, instance_id: str, progress: Progress, reachable: Reachable = tell_nobody) -> Access:
         """Restore or boot an instance.
@@ -103,9 +112,10 @@ class VmDriver:
         Raises:
             DriverError: It does not come up.
         """
-        host = await self._find_host()
+        estate = self._estate
+        host = await self._find_host(estate)
         access, channel = await starting.start(
-            host, self._estate, instance_id, progress, reachable, ram_clones=_ram_clones()
+            host, estate, instance_id, progress, reachable, ram_clones=_ram_clones()
         )
         self._channels[instance_id] = channel
         return access
@@ -169,16 +179,16 @@ class VmDriver:
         # What is left of an image's maker stands in no build's way, and `collect_garbage` tells of it.
         with suppress(DriverError, OSError):
             await self._estate.hypervisor.sweep(self._home)
-        host = await self._find_host()
+        estate = self._estate
+        host = await self._find_host(estate)
         try:
-            built = await build(host, self._estate, spec, progress)
+            built = await build(host, estate, spec, progress)
         except NeverBootedError as error:
             if host.accelerator != "kvm":
                 raise
             accelerator.condemn(self._home, error.message)
-            self._host = None
             progress("KVM does not work here", error.message)
-            built = await build(await self._find_host(), self._estate, spec, progress)
+            built = await build(await self._find_host(estate), estate, spec, progress)
         await self.touch_template(spec.name)
         return built.stored.record
 
@@ -247,7 +257,7 @@ class VmDriver:
             return []
         unused = [i.key for i in await anyio.to_thread.run_sync(cached_images, cache) if i.key not in kept]
         for key in unused:
-            await remove_image(cache, key)
+            await remove_image(cache, key, self._estate.programs)
         return [f"image {key}" for key in unused]
 
     async def aclose(self) -> None:
@@ -290,12 +300,28 @@ class VmDriver:
             self._channels[instance_id] = Channel(files.helper)
         return self._channels[instance_id]
 
-    async def _find_host(self) -> Host:
+    async def _find_host(self, estate: Estate) -> Host:
+        """Return what is installed, asked anew when that, or what it can do here, has become another.
+
+        Raises:
+            DriverError: Something is missing, or does not answer.
+        """
+        choice = accelerator.choose(self._home)
+        seen = (choice.name, *(_version(estate.programs.find(name)) for name in estate.hypervisor.needs))
         async with self._host_lock:
-            if self._host is None:
-                choice = accelerator.choose(self._home)
-                self._host = await self._estate.hypervisor.find_host(self._home, choice.name)
-            return self._host
+            if self._host is None or self._host[0] != seen:
+                host = await estate.hypervisor.find_host(self._home, choice.name, estate.programs)
+                self._host = seen, host
+            return self._host[1]
+
+
+def _version(program: str | None) -> tuple[str, int, int] | None:
+    """Return what tells a program from what another client finds, and from what was installed later."""
+    try:
+        found = None if program is None else os.stat(program)  # noqa: PTH116 - asked at each start
+    except OSError:
+        return None
+    return None if found is None or program is None else (program, found.st_mtime_ns, found.st_size)
 
 
 BOOT_ONLY: Final = ("CLAUDE_VM_RAM_CLONES", "off")
@@ -309,10 +335,10 @@ def _ram_clones() -> bool:
 
 
 @asynccontextmanager
-async def open_vm_driver(owner: Owner, hypervisor: Hypervisor) -> AsyncIterator[VmDriver]:
+async def open_vm_driver(owner: Owner, hypervisor: Hypervisor, programs: Programs) -> AsyncIterator[VmDriver]:
     """Open a hypervisor's driver for an owner; leaving the block stops no VM."""
     Path(owner.home).mkdir(mode=0o700, parents=True, exist_ok=True)
-    driver = VmDriver(owner, hypervisor)
+    driver = VmDriver(owner, hypervisor, programs)
     try:
         yield driver
     finally:

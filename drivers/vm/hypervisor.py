@@ -10,6 +10,7 @@ import msgspec
 from claude_vm.drivers.api import Owner, Problem, Progress
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.programs import Programs, Surroundings
 from claude_vm.drivers.vm.arguments import Guest, Host
 from claude_vm.drivers.vm.machine import Files, Machine
 
@@ -50,11 +51,16 @@ class Hypervisor(Protocol):
         """What is added to an image's own."""
         ...
 
+    @property
+    def needs(self) -> Sequence[str]:
+        """The names of the programs without which no VM starts."""
+        ...
+
     def mark(self, owner: Owner) -> str:
         """Return what the name of each VM of an owner begins with, under this hypervisor and no other."""
         ...
 
-    async def find_host(self, home: Path, accelerator: str) -> Host:
+    async def find_host(self, home: Path, accelerator: str, programs: Programs) -> Host:
         """Ask what is installed what it is.
 
         Raises:
@@ -62,7 +68,9 @@ class Hypervisor(Protocol):
         """
         ...
 
-    def image_source(self, home: Path, accelerator: str, image: str) -> Source | None:
+    def image_source(
+        self, home: Path, accelerator: str, image: str, surroundings: Surroundings
+    ) -> Source | None:
         """Return what a template's image is made of; None for Debian's packages. `image` is what was asked.
 
         Raises:
@@ -70,7 +78,7 @@ class Hypervisor(Protocol):
         """
         ...
 
-    def problems(self) -> Sequence[Problem]:
+    def problems(self, programs: Programs) -> Sequence[Problem]:
         """Return what is missing or may not be used, as far as nothing has to be started to know it."""
         ...
 
@@ -160,10 +168,11 @@ class Hypervisor(Protocol):
 
 
 class Estate(msgspec.Struct, frozen=True):
-    """An owner's VMs and templates under one hypervisor."""
+    """An owner's VMs and templates under one hypervisor, and where its programs are looked for."""
 
     owner: Owner
     hypervisor: Hypervisor
+    programs: Programs
 
     @property
     def home(self) -> Path:

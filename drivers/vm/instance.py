@@ -90,7 +90,7 @@ async def clone(estate: Estate, spec: InstanceSpec) -> None:
         save(folder, Saved(spec))
         # Now that the folder names the generation, nobody removes it any more: was it in time?
         find_generation(estate.home, spec.template, spec.generation, estate.kind)
-        await make_overlay(folder / estate.hypervisor.disk, generation.disk, "qcow2", None)
+        await make_overlay(estate.programs, folder / estate.hypervisor.disk, generation.disk, "qcow2")
     except OSError as error:
         raise DriverError(f"can't make the instance's folder: {words_of(error)}") from error
 

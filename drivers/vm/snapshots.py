@@ -17,6 +17,8 @@ from claude_vm.drivers.api import GuestFile, Progress
 from claude_vm.drivers.errors import DriverError, GuestError
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.process import ProcessIdentity, find_marked, run_tool
+from claude_vm.drivers.programs import Programs
+from claude_vm.drivers.vm.accelerator import DISK_TOOL, INSTALL_HINT
 from claude_vm.drivers.vm.arguments import Guest, Host, Ram, Slot, snapshot_key
 from claude_vm.drivers.vm.hypervisor import Estate, Hypervisor
 from claude_vm.drivers.vm.identity import Identity, new_identity
@@ -58,16 +60,20 @@ def key_of(hypervisor: Hypervisor, host: Host, stored: Stored, cpus: int, memory
     )
 
 
-async def make_overlay(disk: Path, backing: Path, backing_format: str, size_gib: int | None = None) -> None:
+async def make_overlay(
+    programs: Programs, disk: Path, backing: Path, backing_format: str, size_gib: int | None = None
+) -> None:
     """Make a disk that takes what it doesn't have from `backing`, in place of a former one.
 
     Raises:
+        ToolMissingError: There is no program for it.
         DriverError: The disk is full, or the backing file is gone.
     """
+    program = programs.need(DISK_TOOL, INSTALL_HINT)
     disk.unlink(missing_ok=True)
     size = [] if size_gib is None else [f"{size_gib}G"]
     argv = [
-        "qemu-img",
+        program,
         "create",
         "-q",
         "-f",
@@ -79,7 +85,7 @@ async def make_overlay(disk: Path, backing: Path, backing_format: str, size_gib:
         str(disk),
         *size,
     ]
-    await run_tool(argv, timeout_s=60)
+    await run_tool(argv, timeout_s=60, env=programs.environment())
 
 
 async def ensure_snapshot(
@@ -103,7 +109,7 @@ async def ensure_snapshot(
         progress("preparing a snapshot", f"{cpus} CPUs, {memory_mib} MiB; once for this size")
         with building_folder(snapshots) as building:
             disk = building / "disk.qcow2"
-            await make_overlay(disk, generation.disk, "qcow2")
+            await make_overlay(estate.programs, disk, generation.disk, "qcow2")
             await take(
                 host,
                 estate,

@@ -12,7 +12,7 @@ from typing import Any
 import anyio.to_thread
 
 from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError, words_of
-from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.process import BARE, ProcessIdentity
 from claude_vm.drivers.vm import confine
 
 
@@ -62,10 +62,9 @@ def spawn(
     actions += [(os.POSIX_SPAWN_DUP2, ours, between) for between, ours, _ in moved]
     actions += [(os.POSIX_SPAWN_DUP2, between, theirs) for between, _, theirs in moved]
     actions += [(os.POSIX_SPAWN_CLOSE, between) for between, _, _ in moved]
-    bare = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C", "HOME": "/"}
     try:
         pid = os.posix_spawn(
-            argv[0], argv, bare if environment is None else environment, file_actions=actions, setsid=True
+            argv[0], argv, BARE if environment is None else environment, file_actions=actions, setsid=True
         )
     except OSError as error:
         raise ToolMissingError(f"{argv[0]} can't be started: {error.strerror}") from error

@@ -133,7 +133,7 @@ async def _prepare(estate: Estate, saved: Saved, generation: Generation, snapsho
     folder = folder_of(estate, spec.instance_id)
     files = estate.files(folder)
     disk = folder / estate.hypervisor.disk
-    await make_overlay(disk, generation.disk if snapshot is None else snapshot.disk, "qcow2")
+    await make_overlay(estate.programs, disk, generation.disk if snapshot is None else snapshot.disk, "qcow2")
     save(folder, Saved(spec, spawning=True))
     guest = _guest(estate, generation, spec, disk, snapshot)
     return msgspec.structs.replace(guest, serial=str(files.serial), empty=str(files.empty))

@@ -16,6 +16,7 @@ from claude_vm.drivers.api import GuestFile, Mount, Progress, TemplateRecord, Te
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image, ImageSpec, ensure_image
 from claude_vm.drivers.images.rootfs import guest_programs
+from claude_vm.drivers.programs import Surroundings
 from claude_vm.drivers.vm.arguments import Host, Slot
 from claude_vm.drivers.vm.hypervisor import Estate
 from claude_vm.drivers.vm.machine import HELPER_S, Machine
@@ -58,7 +59,7 @@ async def build(host: Host, estate: Estate, spec: TemplateSpec, progress: Progre
             building / "snapshots" / key_of(estate.hypervisor, host, stored, spec.cpus, spec.memory_mib)
         )
         snapshot.mkdir(mode=0o700, parents=True)
-        await make_overlay(building / "disk.qcow2", image.disk, "raw", spec.disk_gib)
+        await make_overlay(estate.programs, building / "disk.qcow2", image.disk, "raw", spec.disk_gib)
         await take(
             host,
             estate,
@@ -105,8 +106,9 @@ def _check_space(folder: Path, spec: TemplateSpec, image: Image) -> None:
 async def _image(host: Host, estate: Estate, spec: TemplateSpec, progress: Progress) -> Image:
     architecture = _ARCHITECTURES[host.architecture]
     wanted = msgspec.convert({"uid": spec.uid, "gid": spec.gid, "architecture": architecture}, type=ImageSpec)
-    source = estate.hypervisor.image_source(estate.home, host.accelerator, spec.image)
-    return await ensure_image(estate.home / "cache", wanted, progress, source)
+    surroundings = Surroundings(estate.programs, dict(spec.environ))
+    source = estate.hypervisor.image_source(estate.home, host.accelerator, spec.image, surroundings)
+    return await ensure_image(estate.home / "cache", wanted, progress, source, surroundings)
 
 
 def _stored(estate: Estate, spec: TemplateSpec, image: Image, generation: str) -> Stored:

@@ -21,12 +21,11 @@ LONGEST_REPORT = 8192
 
 _NAMES = frozenset(
     {
-        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "TZ"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "npm_config_registry"),
+        *("PATH", "HOME"),
+        *("CLAUDE_VM_HOME", "CLAUDE_VM_IDLE_EXIT", "CLAUDE_VM_RAM_CLONES", "CLAUDE_VM_FAULT"),
     }
 )
-_PREFIXES = ("LC_", "CLAUDE_VM_")
-_SUFFIXES = ("_proxy", "_PROXY")
+"""Variables that are the daemon's own. All others (proxies, certificates, npm's) come with each command."""
 
 
 class LaunchError(WireError):
@@ -47,11 +46,7 @@ class AnotherRunsError(WireError):
 
 def daemon_environment(environ: Mapping[str, str], home: str) -> dict[str, str]:
     """Return the variables that a daemon is started with. It serves many clients: nobody's secrets go in."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if name in _NAMES or name.startswith(_PREFIXES) or name.endswith(_SUFFIXES)
-    }
+    kept = {name: value for name, value in environ.items() if name in _NAMES}
     if kept.get("CLAUDE_VM_HOME"):
         kept["CLAUDE_VM_HOME"] = home  # absolute: the daemon's directory is /
     return kept

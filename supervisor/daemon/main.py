@@ -188,9 +188,24 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def shed_limits() -> None:
+    """Undo what the shell of the first client has limited, as far as we may, and leave no core file.
+
+    All clients share this daemon, and a core file would have the secrets of all of them in it.
+    """
+    for name in ("AS", "CPU", "DATA", "FSIZE", "NPROC"):
+        kind = getattr(resource, f"RLIMIT_{name}")
+        _, hard = resource.getrlimit(kind)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(kind, (hard, hard))
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def main(*, foreground: bool = False) -> int:
     """Run the daemon; return its exit status. With `foreground` the log goes to stderr."""
     raise_file_limit()
+    shed_limits()
     home = Path(paths.home())
     report = _Readiness()
     try:

@@ -179,7 +179,7 @@ def test_doctor_on_a_host_with_nothing_says_how_to_get_everything(user, tmp_path
     assert status == 1
     assert [report["usable"] for report in found.values()] == [False, False, True]
     assert not any(report["auto"] for report in found.values())
-    assert "limactl is not installed" in dict(found["lima"]["problems"])
+    assert "limactl is not installed: it is in no folder of PATH" in dict(found["lima"]["problems"])
     assert any("apt-get install qemu-system" in fix for _, fix in found["qemu"]["problems"])
     text = user.run("doctor").stdout.decode()
     assert text.startswith("auto: no driver is usable")

@@ -232,8 +232,9 @@ async def test_an_image_whose_disk_vanished_is_built_again(cache, mmdebstrap, sc
 
 async def test_missing_programs_are_named_before_anything_is_made(cache, mmdebstrap, scratch, monkeypatch):
     (mmdebstrap.folder / "mmdebstrap").unlink()
-    monkeypatch.setattr(bootstrap, "build_environment", lambda _: {"PATH": os.fspath(mmdebstrap.folder)})
-    with pytest.raises(ToolMissingError, match="mmdebstrap not installed") as caught:
+    monkeypatch.setattr("claude_vm.drivers.programs.MORE", ())
+    monkeypatch.setenv("PATH", os.fspath(mmdebstrap.folder))
+    with pytest.raises(ToolMissingError, match="mmdebstrap is not installed") as caught:
         await ensure_image(cache, SPEC, quiet)
     assert "apt-get install mmdebstrap" in caught.value.hint
     assert names(scratch) == []

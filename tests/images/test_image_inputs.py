@@ -16,6 +16,7 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images import initrd
 from claude_vm.drivers.images.bootstrap import build_environment, command, hint_for, scratch_root
 from claude_vm.drivers.images.rootfs import ImageSpec, TreeFile, guest_tree, image_key, tree_archive
+from claude_vm.drivers.programs import Surroundings, search
 
 SPEC = ImageSpec(uid=1001, gid=1002)
 TREE = (TreeFile("etc/a", 0o644, b"one"), TreeFile("usr/lib/x/b", 0o755, b"two"))
@@ -106,8 +107,8 @@ def test_the_command_bears_the_mark_and_the_kernel_of_the_architecture(tmp_path)
 
 
 def test_root_mounts_where_nobody_sees_it(tmp_path):
-    argv = command(SPEC, tmp_path, root=True, own_mounts=True)
-    assert argv[: argv.index("mmdebstrap")] == ["unshare", "--mount", "--propagation", "private", "--"]
+    argv = command(SPEC, tmp_path, root=True, unshare="/bin/unshare")
+    assert argv[: argv.index("mmdebstrap")] == ["/bin/unshare", "--mount", "--propagation", "private", "--"]
     assert command(SPEC, tmp_path, root=True)[0] == "mmdebstrap"
 
 
@@ -119,16 +120,19 @@ def test_no_mirror_is_named(tmp_path):
     assert b"https:" not in everything
 
 
-def test_the_build_gets_proxies_and_nothing_secret():
+def test_the_build_gets_proxies_and_nothing_secret_and_no_folder_of_a_project(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.realpath", lambda path: path)  # /sbin may be a link
     environ = {
-        "PATH": "/own",
         "http_proxy": "http://p:1",
         "HTTPS_PROXY": "x",
         "ANTHROPIC_API_KEY": "k",
         "TMPDIR": "/t",
     }
-    assert build_environment(environ) == {
-        "PATH": "/own:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
+    (tmp_path / "own").mkdir()
+    around = Surroundings(search(f"{tmp_path}/own:.::bin"), environ)
+    assert "p:1" not in repr(around)
+    assert build_environment(around) == {
+        "PATH": f"{tmp_path}/own:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
         "http_proxy": "http://p:1",
         "HTTPS_PROXY": "x",
         "HOME": "/nonexistent",

@@ -14,6 +14,7 @@ from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.lima.home import lima_home
 from claude_vm.drivers.lima.importing import Import
 from claude_vm.drivers.process import find_marked, run_tool
+from claude_vm.drivers.programs import Surroundings
 from claude_vm.supervisor.ssh.link import connect
 
 pytestmark = [
@@ -61,9 +62,10 @@ async def ordinary(tmp_path):
     work = tmp_path / ".ordinary.partial"
     work.mkdir()
     try:
-        await bootstrap(spec, tree_archive(tuple(tree)), work, lambda *_: None)
+        around = Surroundings(own(), os.environ)
+        await bootstrap(spec, tree_archive(tuple(tree)), work, lambda *_: None, surroundings=around)
     finally:
-        await clean(work)
+        await clean(work, own())
     disk = tmp_path / "ordinary.qcow2"
     convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(work / DISK), str(disk)]
     await run_tool(convert, timeout_s=300)

@@ -18,6 +18,7 @@ from claude_vm.drivers.lima import arguments
 from claude_vm.drivers.lima.document import QEMU, VZ, Instance, document
 from claude_vm.drivers.lima.hypervisor import Lima
 from claude_vm.drivers.lima.importing import Import
+from claude_vm.drivers.programs import Surroundings, search
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.arguments import Guest, Host, Ram, Slot
 
@@ -183,11 +184,14 @@ def test_a_foreign_image_is_emulated_on_the_board_of_its_architecture(architectu
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_import_and_the_bench_emulate_the_hosts_own_architecture(machine, short, monkeypatch):
     monkeypatch.setattr(accelerator.platform, "machine", lambda: machine)
-    monkeypatch.setattr("claude_vm.drivers.lima.hypervisor.shutil.which", lambda name: f"/b/{name}")
-    found = Lima().image_source(short / "home", "tcg", "template:debian-13")
+    for name in ("limactl", f"qemu-system-{machine}"):
+        (short / name).symlink_to("/bin/true")
+    around = Surroundings(search(str(short)), {})
+    found = Lima().image_source(short / "home", "tcg", "template:debian-13", around)
     assert isinstance(found, Import)
-    assert found._program == arguments.emulated(machine)
-    assert Lima().image_source(short / "home", "kvm", "template:debian-13")._program == []
+    program, *words = arguments.emulated(machine)
+    assert found._program == [f"{short}/{program}", *words]
+    assert Lima().image_source(short / "home", "kvm", "template:debian-13", around)._program == ()
 
     monkeypatch.setattr(accelerator, "choose", lambda _home: accelerator.Choice("tcg", "none"))
     site = Site(short / "site", short)

@@ -10,6 +10,7 @@ from claude_vm.drivers.errors import DriverError, ToolMissingError
 from claude_vm.drivers.lima import home, hypervisor
 from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.programs import own, search
 from claude_vm.drivers.vm import instance
 from claude_vm.drivers.vm.hypervisor import Estate
 from claude_vm.drivers.vm.instance import Saved, save
@@ -158,7 +159,7 @@ def trap(request, short, elsewhere, monkeypatch):
 
 
 def _estate(short):
-    return Estate(Owner(short / "a b", "sv", short), hypervisor.Lima())
+    return Estate(Owner(short / "a b", "sv", short), hypervisor.Lima(), own())
 
 
 @pytest.mark.anyio
@@ -226,16 +227,16 @@ def test_a_build_has_a_folder_of_its_own_and_an_instance_its_own(short):
     [(1000, ToolMissingError, "brew install lima"), (0, DriverError, "as a normal user")],
 )
 async def test_what_keeps_lima_from_running_is_told_with_what_to_do(short, monkeypatch, uid, error, hint):
-    installed = error is DriverError
-    monkeypatch.setattr(
-        hypervisor.shutil, "which", lambda name, path=None: f"/b/{name}" if installed else None
-    )
+    monkeypatch.setattr("claude_vm.drivers.programs.MORE", ())
+    programs = search(str(short))
+    if error is DriverError:
+        (short / "limactl").symlink_to("/bin/true")
     monkeypatch.setattr(hypervisor.os, "geteuid", lambda: uid)
     with pytest.raises(error) as caught:
-        await hypervisor.Lima().find_host(short / "home", "tcg")
+        await hypervisor.Lima().find_host(short / "home", "tcg", programs)
     assert type(caught.value) is error
     assert hint in caught.value.hint
-    async with open_driver(Owner(short / "home", "sv", short)) as driver:
+    async with open_driver(Owner(short / "home", "sv", short), programs) as driver:
         problems = await driver.diagnose()
     assert [problem.fix for problem in problems if hint in problem.fix] == [problems[0].fix]
     assert all(problem.fatal for problem in problems)

@@ -12,6 +12,7 @@ from claude_vm.drivers.images.rootfs import ImageSpec, guest_tree, image_key
 from claude_vm.drivers.lima import importing
 from claude_vm.drivers.lima.hypervisor import Lima
 from claude_vm.drivers.lima.importing import Import, check, document
+from claude_vm.drivers.programs import Surroundings, own, search
 
 SPEC = ImageSpec(uid=1000, gid=1000, packages=("git", "python3"))
 DIGEST = f"sha512:{'0123abcd' * 16}"
@@ -106,20 +107,26 @@ def test_lima_is_told_where_the_image_is_and_to_do_nothing_else_with_it(source, 
 def test_each_image_has_a_key_of_its_own_and_a_changed_file_too(tmp_path):
     file = tmp_path / "image"
     file.write_bytes(b"1")
-    before = Import(str(file), "limactl", tmp_path).identity
+    before = Import(str(file), "limactl", tmp_path, Surroundings(own(), {})).identity
     file.write_bytes(b"12")
     keys = {
         image_key(SPEC, guest_tree(), source)
-        for source in ("", "template:debian-13", before, Import(str(file), "limactl", tmp_path).identity)
+        for source in (
+            "",
+            "template:debian-13",
+            before,
+            Import(str(file), "limactl", tmp_path, Surroundings(own(), {})).identity,
+        )
     }
     assert len(keys) == 4
 
 
 @pytest.mark.anyio
-async def test_an_import_leaves_the_images_files_and_nothing_of_limas(limactl, work, short, monkeypatch):
-    monkeypatch.setenv("https_proxy", "http://proxy")
+async def test_an_import_leaves_the_images_files_and_nothing_of_limas(limactl, work, short):
     home = short / "lima"
-    source = Import("template:debian-13", str(limactl), home, program=["qemu-system-x86_64", "-cpu", "max"])
+    around = Surroundings(own(), {"https_proxy": "http://proxy", "SECRET": "x"})
+    program = ["qemu-system-x86_64", "-cpu", "max"]
+    source = Import("template:debian-13", str(limactl), home, around, program=program)
     await source.build(SPEC, b"tree", work, lambda *_: None)
     await source.clean(work)
 
@@ -148,7 +155,7 @@ async def test_an_import_leaves_the_images_files_and_nothing_of_limas(limactl, w
 @pytest.mark.anyio
 async def test_a_failed_import_says_why_and_is_cleaned(limactl, work, short):
     (short / "lima" / "fail").touch()
-    source = Import("template:debian-13", str(limactl), short / "lima")
+    source = Import("template:debian-13", str(limactl), short / "lima", Surroundings(own(), {}))
     with pytest.raises(DriverError, match="no packages"):
         await source.build(SPEC, b"tree", work, lambda *_: None)
     await source.clean(work)
@@ -159,17 +166,23 @@ async def test_a_failed_import_says_why_and_is_cleaned(limactl, work, short):
 
 
 def test_without_a_way_to_build_an_image_one_of_limas_templates_is_taken(short, monkeypatch):
-    there = {"limactl", "newuidmap", "newgidmap"}
-    monkeypatch.setattr("shutil.which", lambda name, path=None: f"/b/{name}" if name in there else None)
+    monkeypatch.setattr("claude_vm.drivers.programs.MORE", ())
+    around = Surroundings(search(str(short)), {})
+
+    def install(*names):
+        for name in names:
+            (short / name).symlink_to("/bin/true")
+
+    install("limactl", "newuidmap", "newgidmap")
     monkeypatch.setattr("claude_vm.drivers.prerequisites.programs.KEYRING", __file__)
-    found = Lima().image_source(short / "home", "kvm", "")
+    found = Lima().image_source(short / "home", "kvm", "", around)
     assert isinstance(found, Import)
     assert found.identity == importing.DEFAULT
-    there.add("mmdebstrap")  # which is not all that a build needs
-    assert Lima().image_source(short / "home", "kvm", "") is not None
-    there.add("mke2fs")
-    assert Lima().image_source(short / "home", "kvm", "") is None
-    asked = Lima().image_source(short / "home", "kvm", str(Path(__file__)))
+    install("mmdebstrap")  # which is not all that a build needs
+    assert Lima().image_source(short / "home", "kvm", "", around) is not None
+    install("mke2fs")
+    assert Lima().image_source(short / "home", "kvm", "", around) is None
+    asked = Lima().image_source(short / "home", "kvm", str(Path(__file__)), around)
     assert asked is not None
     assert asked.identity.startswith(__file__)
 

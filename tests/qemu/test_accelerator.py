@@ -53,8 +53,19 @@ def test_a_device_of_somebody_else_is_emulation_and_says_what_to_do(tmp_path, de
     group = grp.getgrgid(os.getgid() or 1)
     os.chown(device, -1, group.gr_gid)
     device.chmod(0o660)
-    reason = choose(tmp_path, system="linux", device=device, cpu=virtualizing).reason
-    assert f"`sudo usermod -aG {group.gr_name} $USER`" in reason
+
+    def reason_for(process, listed):
+        monkeypatch.setattr(os, "getegid", lambda: process)
+        monkeypatch.setattr(os, "getgroups", lambda: [process])
+        monkeypatch.setattr(os, "getgrouplist", lambda _name, _gid: listed)
+        return choose(tmp_path, system="linux", device=device, cpu=virtualizing).reason
+
+    other = group.gr_gid + 1
+    assert f"`sudo usermod -aG {group.gr_name} $USER`" in reason_for(other, [other])
+    joined = reason_for(other, [other, group.gr_gid])
+    assert "usermod" not in joined
+    assert "log in again, then `claude-vm daemon stop`" in joined
+    assert "log in" not in reason_for(group.gr_gid, [group.gr_gid])
     device.chmod(0o600)
     reason = choose(tmp_path, system="linux", device=device, cpu=virtualizing).reason
     assert "usermod" not in reason

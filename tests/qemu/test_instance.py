@@ -12,6 +12,7 @@ import pytest
 from claude_vm.drivers.api import InstanceSpec, InstanceStatus, Mount, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError, TemplateInUseError, TemplateMissingError
 from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm import instance, store
@@ -76,7 +77,7 @@ async def test_a_clone_is_stopped_listed_and_deletable(owner, template):
         assert [(found.instance_id, found.status) for found in await driver.list_instances()] == [
             (ONE, InstanceStatus.STOPPED)
         ]
-        assert (instance.folder_of(Estate(owner, Qemu()), ONE)).stat().st_mode & 0o777 == 0o700
+        assert (instance.folder_of(Estate(owner, Qemu(), own()), ONE)).stat().st_mode & 0o777 == 0o700
 
         await driver.delete(ONE)
         assert await driver.poll(ONE) is InstanceStatus.ABSENT
@@ -149,7 +150,7 @@ async def test_a_recorded_process_is_ended_and_waited_for(owner, template, stand
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
         process = stand_in()
-        save(instance.folder_of(Estate(owner, Qemu()), ONE), Saved(spec(template), process=process))
+        save(instance.folder_of(Estate(owner, Qemu(), own()), ONE), Saved(spec(template), process=process))
         assert await driver.poll(ONE) is InstanceStatus.RUNNING
 
         await driver.delete(ONE)
@@ -160,7 +161,7 @@ async def test_a_process_that_was_not_recorded_any_more_is_found_by_its_mark(own
     """The supervisor died between the spawn and the record."""
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
-        save(instance.folder_of(Estate(owner, Qemu()), ONE), Saved(spec(template), spawning=True))
+        save(instance.folder_of(Estate(owner, Qemu(), own()), ONE), Saved(spec(template), spawning=True))
         process = stand_in()
         assert [found.pid for found in await driver.list_instances()] == [process.pid]
 
@@ -194,7 +195,7 @@ async def test_a_recorded_pid_of_another_process_is_not_killed(owner, template, 
         await driver.clone(spec(template))
         process = stand_in(TWO, "other")
         stale = ProcessIdentity(process.pid, process.started - 1, process.boot)
-        save(instance.folder_of(Estate(owner, Qemu()), ONE), Saved(spec(template), process=stale))
+        save(instance.folder_of(Estate(owner, Qemu(), own()), ONE), Saved(spec(template), process=stale))
 
         assert await driver.poll(ONE) is InstanceStatus.STOPPED
         await driver.delete(ONE)
@@ -205,9 +206,9 @@ async def test_a_recorded_pid_of_another_process_is_not_killed(owner, template, 
 async def test_a_damaged_record_can_still_be_listed_and_deleted(owner, template, stand_in, content):
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
-        (instance.folder_of(Estate(owner, Qemu()), ONE) / "instance.json").write_bytes(content)
+        (instance.folder_of(Estate(owner, Qemu(), own()), ONE) / "instance.json").write_bytes(content)
         process = stand_in()
-        assert load(instance.folder_of(Estate(owner, Qemu()), ONE)) is None
+        assert load(instance.folder_of(Estate(owner, Qemu(), own()), ONE)) is None
         assert [found.pid for found in await driver.list_instances()] == [process.pid]
 
         await driver.delete(ONE)
@@ -219,7 +220,7 @@ async def test_the_end_of_a_vm_is_told_with_its_signal(owner, template, stand_in
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
         process = stand_in()
-        save(instance.folder_of(Estate(owner, Qemu()), ONE), Saved(spec(template), process=process))
+        save(instance.folder_of(Estate(owner, Qemu(), own()), ONE), Saved(spec(template), process=process))
         process.kill(signal.SIGKILL)
 
         assert await driver.wait_stopped(ONE) == "QEMU was killed (SIGKILL)"

@@ -9,6 +9,7 @@ import pytest
 from claude_vm.drivers.api import TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image
+from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm import accelerator, driver, store, template
@@ -65,7 +66,7 @@ async def test_a_build_that_would_fill_the_disk_is_refused_and_leaves_nothing(
     monkeypatch.setattr(template, "make_overlay", make_overlay)
     monkeypatch.setattr(template.shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(error) as caught:
-        await template.build(host_of("tcg"), Estate(owner, Qemu()), SPEC, silent)
+        await template.build(host_of("tcg"), Estate(owner, Qemu(), own()), SPEC, silent)
     if error is DriverError:
         assert "1.5 GiB free, and a template needs about 1.5 GiB" in caught.value.message
         assert "CLAUDE_VM_HOME" in caught.value.hint
@@ -92,7 +93,7 @@ def open_with(owner, tmp_path, monkeypatch):
     device = tmp_path / "kvm"
     device.touch()
 
-    async def find_host(name):
+    async def find_host(name, _programs):
         return host_of(name)
 
     def virtualizing():

@@ -18,6 +18,7 @@ import pytest
 from claude_vm.drivers.api import InstanceSpec, Mount, Owner, TemplateSpec
 from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.process import find_marked
+from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm import instance, store
@@ -261,7 +262,7 @@ async def test_a_flood_on_the_console_does_not_fill_the_hosts_disk(site):
         print("written")
         """
     async with open_driver(site.owner) as driver, site.guest(driver) as (name, _, link):
-        log = instance.folder_of(Estate(site.owner, Qemu()), name) / "serial.log"
+        log = instance.folder_of(Estate(site.owner, Qemu(), own()), name) / "serial.log"
         before = log.stat().st_size
         assert await say(link, script) == "written"
         assert log.stat().st_size == before

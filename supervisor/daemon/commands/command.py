@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,8 +11,9 @@ import anyio
 import msgspec
 
 from claude_vm.context.config.layers import Settings, load_settings
+from claude_vm.context.errors import ProjectError
 from claude_vm.context.project import Project, check_apart, check_project, find_project
-from claude_vm.drivers.api import Driver
+from claude_vm.drivers.programs import Guard, Programs, guarding, search
 from claude_vm.supervisor.core.events import PolicyChanged
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.host import Host
@@ -36,6 +38,8 @@ class Command:
         self.host = host
         self.client = client
         self.flags = flags
+        self._programs: Programs | None = None
+        self._remarked = 0
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -125,13 +129,30 @@ class Command:
         check_text(str(project.root), "project")
         return project
 
-    async def driver(self, settings: Settings) -> Driver:
-        """Return the driver that the settings name.
+    def programs(self) -> Programs:
+        """Return where this client would find programs, but for folders into which guests can put some."""
+        if self._programs is None:
+            self._programs = search(self.environ.get("PATH", os.defpath), self._guard())
+        return self._programs
 
-        Raises:
-            DriverError: This host can't use it.
-        """
-        return await self.host.drivers.get(settings.driver.name)
+    async def say_remarks(self) -> None:
+        """Say under ``-v`` what of the client's ``PATH`` was left out, once."""
+        remarks = self.programs().remarks[self._remarked :]
+        self._remarked += len(remarks)
+        for remark in remarks:
+            await self.say_verbose(f"claude-vm: {remark}")
+
+    def _guard(self) -> Guard:
+        """Return a guard of what guests can write or could: of this project, and of all that there was."""
+        folders: set[Path | None] = set()
+        with suppress(ProjectError):
+            project = self.project()
+            folders = {project.root, project.main_repository, project.git_common_dir}
+        dispatcher = self.host.dispatcher
+        keys = [pool.key for pool in dispatcher.core.pools()]
+        keys += [session.plan.key for session in dispatcher.sessions.values()]
+        folders |= {Path(mount.host) for key in keys for mount in key.mounts if mount.writable}
+        return guarding((f for f in folders if f is not None), self.host.places.known().guard())
 
 
 async def unless_interrupted(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:

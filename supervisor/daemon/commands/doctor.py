@@ -41,7 +41,8 @@ class DriverReport(msgspec.Struct, frozen=True):
 
 async def doctor(command: Command, request: Doctor) -> int:
     """Report on every driver; 0 when `auto` finds one that can run sessions in isolation."""
-    reports = await _chosen([await _report(command, name) for name in ORDER])
+    reports = await _chosen(command, [await _report(command, name) for name in ORDER])
+    await command.say_remarks()
     pool = _pool_problems(command)
     reports = [
         msgspec.structs.replace(r, problems=[*r.problems, *(pool if r.isolates else [])]) for r in reports
@@ -60,10 +61,10 @@ async def doctor(command: Command, request: Doctor) -> int:
     return 0 if any(r.usable and r.isolates for r in reports) else 1
 
 
-async def _chosen(reports: Sequence[DriverReport]) -> list[DriverReport]:
-    """Mark the one that `auto` takes, with the reason."""
+async def _chosen(command: Command, reports: Sequence[DriverReport]) -> list[DriverReport]:
+    """Mark the one that `auto` takes where no project has a template, with the reason."""
     try:
-        taken = await registry.choose("auto")
+        taken = (await registry.usable(command.programs()))[0]
     except DriverError:
         return list(reports)
     before: list[str] = []
@@ -92,7 +93,7 @@ def _pool_problems(command: Command) -> list[tuple[str, str]]:
 
 async def _report(command: Command, name: str) -> DriverReport:
     """Return what is known of a driver, whatever is wrong with it."""
-    host = this_host()
+    host = this_host(command.programs())
     found: list[Problem] = []
     version = ""
     installed = True
@@ -115,7 +116,7 @@ async def _driver_report(
 ) -> DriverReport:
     """Return what the driver itself says, beside what was found."""
     try:
-        driver = await command.host.drivers.get(name)
+        driver = await command.host.drivers.get(name, command.programs())
         said = await driver.diagnose()
         told = {problem.what for problem in said}
         problems = [*said, *(problem for problem in found if problem.what not in told)]

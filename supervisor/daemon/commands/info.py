@@ -9,11 +9,12 @@ from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.ports import plan_ports
 from claude_vm.context.project import template_name
 from claude_vm.drivers.api import TemplateRecord
+from claude_vm.supervisor.daemon.commands.choice import choose_driver, current_template, templates_elsewhere
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.key import session_key
 from claude_vm.supervisor.daemon.commands.room import pool_of
 from claude_vm.supervisor.daemon.commands.table import ago, size_text
-from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB, current_template
+from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
 from claude_vm.supervisor.grammar.requests import Info
 from claude_vm.supervisor.wire.escape import escape_cell
 
@@ -51,7 +52,7 @@ async def info(command: Command, request: Info) -> int:
     """Describe the project; a missing template is a fact, not a failure."""
     settings = command.settings()
     project = command.project()
-    driver = await command.driver(settings)
+    driver = await choose_driver(command, settings, project)
     template = await current_template(driver, project)
     facts = await driver.capabilities()
     name = template_name(project.template_root)
@@ -94,7 +95,8 @@ async def info(command: Command, request: Info) -> int:
     if request.json:
         await command.out_json(shown)
     else:
-        await command.out(*_text(shown))
+        others = {} if template else await templates_elsewhere(command, driver, project)
+        await command.out(*_text(shown, tuple(others)))
     return 0
 
 
@@ -106,12 +108,15 @@ def _status(template: TemplateRecord | None, sessions: Sequence[str]) -> str:
     return "running" if sessions else "stopped"
 
 
-def _text(shown: ProjectInfo) -> list[str]:
+def _text(shown: ProjectInfo, others: Sequence[str]) -> list[str]:
     used = "never" if shown.last_used_at is None else f"{ago(time.time() - shown.last_used_at)} ago"
+    lacking = "none"
+    if others:
+        lacking += f" for {shown.driver}; there is one for {' and '.join(others)}: --driver {others[0]}"
     lines = [
         ("Project", shown.project),
         ("Template", f"{shown.template} ({shown.status})"),
-        ("Generation", shown.generation or "none; build it with: claude-vm setup"),
+        ("Generation", shown.generation or f"{lacking}; build it with: claude-vm setup"),
         ("Driver", f"{shown.driver}, {shown.accelerator} ({shown.accelerator_reason})"),
         ("RAM clones", "yes" if shown.ram_clones else "no"),
         ("Size", f"{shown.disk_gb} GB disk, {shown.memory_gb} GB memory, {shown.cpus} CPUs"),

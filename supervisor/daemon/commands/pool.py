@@ -9,6 +9,7 @@ from claude_vm.supervisor.core.events import DrainRequested, FillRequested
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.views import PoolView
+from claude_vm.supervisor.daemon.commands.choice import choose_driver
 from claude_vm.supervisor.daemon.commands.command import Command, unless_interrupted
 from claude_vm.supervisor.daemon.commands.key import session_key
 from claude_vm.supervisor.daemon.commands.pool_status import pool_status
@@ -43,7 +44,7 @@ async def _fill(command: Command, request: Pool) -> None:
         raise CommandError("no-daemon", "only a daemon keeps VMs ready", hint="leave --no-daemon out")
     settings = command.settings()
     project = command.mountable_project()
-    driver = await command.driver(settings)
+    driver = await choose_driver(command, settings, project)
     template = await usable_template(command, driver, settings, project)
     key = await session_key(command, driver, settings, project, template)
     command.apply_pool_settings(settings)

@@ -20,6 +20,7 @@ from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, TemplateRecord
 from claude_vm.drivers.errors import words_of
 from claude_vm.supervisor.core.views import PoolView
+from claude_vm.supervisor.daemon.commands.choice import choose_driver
 from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.key import session_key
 from claude_vm.supervisor.daemon.commands.next_steps import next_step
@@ -75,7 +76,7 @@ async def _session(
     if command.flags.forward_ssh_agent and not command.environ.get("SSH_AUTH_SOCK"):
         await command.say("claude-vm: no SSH agent runs here (SSH_AUTH_SOCK is not set), so -A forwards none")
     project = command.mountable_project()
-    driver = await command.driver(settings)
+    driver = await choose_driver(command, settings, project)
     template = await usable_template(command, driver, settings, project)
     if is_agent and template.claude_version is None:
         raise CommandError(

@@ -1,5 +1,6 @@
 """`claude-vm setup`: build the project's template beside the old one and swap at the end."""
 
+from claude_vm.supervisor.daemon.commands.choice import choose_driver
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.template import build_template
 from claude_vm.supervisor.grammar.requests import Setup
@@ -9,6 +10,6 @@ async def setup(command: Command, request: Setup) -> int:
     """Build the template; 0 when it is the current one."""
     settings = command.settings()
     project = command.mountable_project()
-    driver = await command.driver(settings)
+    driver = await choose_driver(command, settings, project)
     await build_template(command, driver, settings, project, agent=request.agent)
     return 0

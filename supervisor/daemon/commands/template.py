@@ -1,16 +1,20 @@
 """The project's template: which one is current, and building a new one. Used by several commands."""
 
 import time
+from collections.abc import Mapping
 
 import anyio
 
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.loopback import guest_proxies
 from claude_vm.context.project import Project, template_name
+from claude_vm.drivers import registry
 from claude_vm.drivers.api import Driver, TemplateRecord, TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.certificates import host_certificates
 from claude_vm.drivers.images.claude_code import ensure_claude_code
+from claude_vm.drivers.programs import Surroundings
+from claude_vm.supervisor.daemon.commands.choice import current_template, templates_elsewhere
 from claude_vm.supervisor.daemon.commands.command import Command, project_owner, unless_interrupted
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.progress import Progress, open_progress
@@ -19,12 +23,6 @@ MIB_PER_GB = 1024
 
 HOST_ADDRESS = {"qemu": "10.0.2.2", "lima": "192.168.5.2", "sim": "127.0.0.1"}
 """What guests call the host's loopback, by driver, before one of them runs and says so itself."""
-
-
-async def current_template(driver: Driver, project: Project) -> TemplateRecord | None:
-    """Return the current generation of the project's template, or None when there is none."""
-    name = template_name(project.template_root)
-    return next((t for t in await driver.templates() if t.name == name), None)
 
 
 async def build_template(
@@ -64,8 +62,12 @@ async def usable_template(
     template = await current_template(driver, project)
     if template is not None and not template.stale:
         return template
+    other = ""
     if template is None:
         code, lacking, agent = "template-missing", "has no template yet", True
+        if elsewhere := await templates_elsewhere(command, driver, project):
+            lacking = f"has no template for the driver {driver.name}; there is one for {_names(elsewhere)}"
+            other = await _way_to(command, next(iter(elsewhere)))
     else:
         code, lacking = "template-stale", "has a template of another version of claude-vm"
         agent = template.claude_version is not None
@@ -76,9 +78,21 @@ async def usable_template(
         raise CommandError(
             code,
             f"{project.template_root} {lacking}",
-            hint=f"build it with: claude-vm{_as_asked(command)} setup   (or pass --auto-setup)",
+            hint=f"{other}build it with: claude-vm{_as_asked(command)} setup   (or pass --auto-setup)",
         )
     return await build_template(command, driver, settings, project, agent=agent)
+
+
+def _names(templates: Mapping[str, TemplateRecord]) -> str:
+    return " and ".join(f"{name}{' (stale)' if found.stale else ''}" for name, found in templates.items())
+
+
+async def _way_to(command: Command, name: str) -> str:
+    """Return the beginning of a hint: how another driver is used, or what keeps this client from it."""
+    lacking = [each for each in registry.programs_of(name) if command.programs().find(each) is None]
+    if lacking:
+        return f"for {name}, {command.programs().absence(*lacking)}; or "
+    return f"use it with: --driver {name}; or "
 
 
 async def _check(driver: Driver) -> None:
@@ -105,7 +119,9 @@ async def _build(
     await _check(driver)
     claude = None
     if agent:
-        claude = await ensure_claude_code(command.host.home / "cache", progress, environ=command.environ)
+        claude = await ensure_claude_code(
+            command.host.home / "cache", progress, environ=command.environ, programs=command.programs()
+        )
     uid, gid = project_owner(project)
     return await driver.build_template(
         TemplateSpec(
@@ -121,6 +137,7 @@ async def _build(
             claude_version=claude.version if claude else None,
             ca_certificates=await _certificates(command, settings),
             proxies=tuple(guest_proxies(command.environ, HOST_ADDRESS[driver.name]).items()),
+            environ=tuple(Surroundings(command.programs(), command.environ).environ.items()),
         ),
         progress,
     )

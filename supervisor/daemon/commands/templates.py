@@ -55,9 +55,10 @@ async def clean(command: Command, request: Clean) -> int:
     name = template_name(command.project().template_root)
     found = [(d, t) for d, t in await _templates(command) if t.name == name]
     if not found:
-        await command.say(f"there is no template {name}")
+        await command.say(f"there is no template {name}{_of_named(command)}")
         return 0
-    if not request.yes and not await command.confirm(f"Delete the template {name}?"):
+    drivers = " and ".join(d.name for d, _ in found)
+    if not request.yes and not await command.confirm(f"Delete the template {name} ({drivers})?"):
         raise _unconfirmed()
     await _delete(command, found, force=request.force)
     return 0
@@ -77,6 +78,10 @@ async def clean_all(command: Command, request: CleanAll) -> int:
     return 0
 
 
+def _of_named(command: Command) -> str:
+    return f" of the driver {command.flags.driver}" if command.flags.driver else ""
+
+
 def _unconfirmed() -> CommandError:
     return CommandError("not-confirmed", "nothing was deleted", hint="pass --yes to answer yes")
 
@@ -86,8 +91,11 @@ def _last_used(record: TemplateRecord) -> float:
 
 
 async def _templates(command: Command) -> list[tuple[Driver, TemplateRecord]]:
+    """Return all templates with their drivers; of one driver only, if the command names it."""
+    named = command.flags.driver or "auto"
+    registry.check(named)
     found: list[tuple[Driver, TemplateRecord]] = []
-    for name in registry.ALL:
+    for name in registry.ALL if named == "auto" else (named,):
         try:
             driver = await command.host.drivers.get(name)
         except DriverError as error:
