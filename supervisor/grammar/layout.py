@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from claude_vm.supervisor.grammar.near_misses import cut
+
 ABOUT = "About"
 
 # typer has a copy of click in itself since 0.26 and used the real one before; under both, this is the
@@ -78,6 +80,13 @@ class Group(TyperGroup):
     def get_help_option(self, ctx: Any) -> Any:
         """Return the help option, which raises `HelpRequestedError` when it is used."""
         return _quiet_help(super().get_help_option(ctx))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the sub-command that the words begin with."""
+        if self.get_command(ctx, args[0]) is None:
+            names = ", ".join(self.list_commands(ctx))
+            raise UsageError(f"'{cut(args[0])}' is no command of `{ctx.command_path}`: {names}", ctx=ctx)
+        return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the sub-commands, then the parameters, each in their sections."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from claude_vm.supervisor.grammar import usage
 from claude_vm.supervisor.grammar.application import application
 from claude_vm.supervisor.grammar.completion import completed
 from claude_vm.supervisor.grammar.layout import HelpRequestedError, UsageError
@@ -65,7 +66,7 @@ def _run(parts: Split, columns: int, program: str) -> Request | Output:
     except HelpRequestedError as asked:
         return Output(lines=tuple(asked.text.rstrip("\n").split("\n")))
     except UsageError as error:
-        return _wrong(error.format_message().rstrip("."), _path(error, program), _usage(error))
+        return _wrong(usage.message(error), _path(error, program), _usage(error))
     if not isinstance(answer, Request | Output):  # pragma: no cover - every command returns one
         raise TypeError(answer)
     return answer
@@ -79,8 +80,8 @@ def _usage(error: Any) -> str:
     return str(error.ctx.get_usage()) if error.ctx is not None else ""
 
 
-def _wrong(message: str, path: str, usage: str = "") -> Output:
-    lines = (f"claude-vm: {message} [usage]", *(usage.split("\n") if usage else ()), f"Try '{path} --help'.")
+def _wrong(message: str, path: str, forms: str = "") -> Output:
+    lines = (f"claude-vm: {message} [usage]", *(forms.split("\n") if forms else ()), f"Try '{path} --help'.")
     return Output(lines=lines, status=2, to_stderr=True)
 
 

@@ -10,10 +10,16 @@ Rules (features A1 and A2):
 * ``--help`` and ``--version`` are ours before the first word.
 * What a later version will understand is refused now: going silently to Claude, it would change its
   meaning with an update.
+* What was probably meant for us and mistyped is refused, too (see `near_misses`): as Claude's word it would
+  be a paid prompt, as the guest's a VM for nothing.
+
+Each word is looked at once, and how many there are is bounded before anything else is done with them.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from claude_vm.supervisor.grammar.near_misses import cut, near_commands, near_flags
 
 RUNTIME_FLAGS: Mapping[str, bool] = {
     "--disk": True,
@@ -46,7 +52,12 @@ COMMANDS = frozenset(
 
 LATER_FLAGS = frozenset({"--worktree", "--runtime-script", "--detach", "--no-conversations"})
 
-LATER_COMMANDS = frozenset({"logs", "attach", "batch", "trust", "worktree", "config", "update"})
+LATER_COMMANDS = frozenset(
+    {
+        *("attach", "batch", "commit", "config", "cp", "diagnose", "diff", "exec", "land", "login", "logs"),
+        *("ssh", "ssh-config", "template", "trust", "unlanded", "update", "wait", "worktree"),
+    }
+)
 
 LATER_COMMAND_FLAGS: Mapping[str, frozenset[str]] = {
     "setup": frozenset(
@@ -56,6 +67,12 @@ LATER_COMMAND_FLAGS: Mapping[str, frozenset[str]] = {
         }
     )
 }
+
+MOST_FLAGS = 1000
+"""Words of ours (flags and their values) that a command line may have."""
+
+MOST_OPERANDS = 1000
+"""Words that a sub-command of ours may have besides; another program's are the wire's business."""
 
 
 class WordsError(Exception):
@@ -92,70 +109,126 @@ def split(argv: Sequence[str]) -> Split:
     """Return the parts of a command line, given without the program's name.
 
     Raises:
-        WordsError: A flag of ours lacks its value, or has one that it does not take; or a later version
-            will have this flag or sub-command.
+        WordsError: A flag of ours lacks its value, or has one that it does not take; a later version will
+            have this flag or sub-command; a word is probably a mistyped one of ours; or there are too many.
     """
-    taken, rest = _take_flags(argv, "")
+    words = tuple(argv)
+    at = _flags_end(words, 0, "")
+    taken, rest = words[:at], words[at:]
     if not rest:
         return Split(taken, "agent", (), explicit=False)
-    first, after = rest[0], rest[1:]
+    first = rest[0]
     if first == "--":
-        return Split(taken, "agent", after, explicit=False, ended=True)
+        return Split(taken, "agent", rest[1:], explicit=False, ended=True)
     if first in QUESTIONS:
         return Split(taken, "", (), explicit=False, asks=QUESTIONS[first])
     if first in LATER_COMMANDS:
-        msg = f"'{first}' is not available yet (if the word is for Claude: claude-vm -- {first} ...)"
-        raise WordsError(msg)
+        raise WordsError(f"'{first}' is not available yet {_if_for_claude(first)}")
     if first not in COMMANDS:
+        _refuse_near_miss(first)
         return Split(taken, "agent", rest, explicit=False)
     if first in OWN_WORDS:
-        return _split_own_words(taken, first, after)
-    return _split_anywhere(taken, first, after)
+        return _split_own_words(words, at + 1, taken, first)
+    return _split_anywhere(words, at + 1, taken, first)
 
 
-def _split_own_words(flags: tuple[str, ...], command: str, words: Sequence[str]) -> Split:
-    more, rest = _take_flags(words, command)
-    flags += more
+def _split_own_words(words: tuple[str, ...], at: int, flags: tuple[str, ...], command: str) -> Split:
+    end = _flags_end(words, at, command)
+    flags += words[at:end]
+    rest = words[end:]
     if rest and rest[0] == "--":
         return Split(flags, command, rest[1:], explicit=True, ended=True)
     if rest and command == "shell" and rest[0] in QUESTIONS:
         return Split(flags, command, (), explicit=True, asks=QUESTIONS[rest[0]])
+    if rest and rest[0].startswith("-"):
+        _refuse_flag(rest[0], command)
     return Split(flags, command, rest, explicit=True)
 
 
-def _split_anywhere(flags: tuple[str, ...], command: str, words: Sequence[str]) -> Split:
+def _split_anywhere(words: tuple[str, ...], at: int, flags: tuple[str, ...], command: str) -> Split:
     operands: list[str] = []
+    taken = list(flags)
     later = LATER_COMMAND_FLAGS.get(command, frozenset())
-    rest = tuple(words)
-    while rest:
-        more, rest = _take_flags(rest, command)
-        flags += more
-        if not rest:
-            break
-        first = rest[0]
-        if first == "--":
-            return Split(flags, command, (*operands, *rest), explicit=True, ended=True)
+    while True:
+        end = _flags_end(words, at, command)
+        taken += words[at:end]
+        if len(taken) > MOST_FLAGS:
+            raise _too_many(f"for flags, more than {MOST_FLAGS}", command)
+        if end == len(words):
+            return Split(tuple(taken), command, tuple(operands), explicit=True)
+        first = words[end]
         if first == "--version":
-            return Split(flags, command, (), explicit=True, asks="version")
-        if first.partition("=")[0] in later:
+            return Split(tuple(taken), command, (), explicit=True, asks="version")
+        if first != "--" and first.partition("=")[0] in later:
             raise WordsError(f"{first.partition('=')[0]} is not available yet", command=command)
-        operands.append(first)
-        rest = rest[1:]
-    return Split(flags, command, tuple(operands), explicit=True)
+        operands += words[end:] if first == "--" else (first,)
+        if len(operands) > MOST_OPERANDS:
+            raise _too_many(f"for `{command}`, more than {MOST_OPERANDS}", command)
+        if first == "--":
+            return Split(tuple(taken), command, tuple(operands), explicit=True, ended=True)
+        at = end + 1
 
 
-def _take_flags(words: Sequence[str], command: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return our flags at the beginning of the words, and the rest."""
-    index = 0
-    while index < len(words):
-        step = _flag_length(words, index, command)
+def _flags_end(words: tuple[str, ...], at: int, command: str) -> int:
+    """Return where our flags end that begin at a place."""
+    begin = at
+    while at < len(words):
+        step = _flag_length(words, at, command)
         if not step:
             break
-        index += step
-    return tuple(words[:index]), tuple(words[index:])
+        at += step
+        if at - begin > MOST_FLAGS:
+            raise _too_many(f"for flags, more than {MOST_FLAGS}", command)
+    return at
 
 
-def _flag_length(words: Sequence[str], index: int, command: str) -> int:
+def _too_many(text: str, command: str) -> WordsError:
+    return WordsError(f"there are too many words {text}", command=command)
+
+
+def _if_for_claude(word: str) -> str:
+    return f"(if the word is for Claude: claude-vm -- {word} ...)"
+
+
+def _refuse_near_miss(first: str) -> None:
+    """Refuse the first of Claude's words if it is probably one of ours.
+
+    Raises:
+        WordsError: It is.
+    """
+    if first.startswith("-"):
+        _refuse_flag(first, "")
+    elif near := near_commands(first, sorted(COMMANDS | LATER_COMMANDS)):
+        raise WordsError(f"'{first}' is no command; {_meant(near)} {_if_for_claude(first)}")
+
+
+def _refuse_flag(word: str, command: str) -> None:
+    """Refuse a flag that is probably one of ours, and before a command of the guest any.
+
+    Raises:
+        WordsError: It is.
+    """
+    name = word.partition("=")[0]
+    near = near_flags(word, sorted((*RUNTIME_FLAGS, *LATER_FLAGS, *QUESTIONS)))
+    if command == "shell":
+        word, meant = cut(name), f"; {_meant(near)}" if near else ""
+        msg = f"'{word}' is no flag of ours{meant} (if it is the command: claude-vm shell -- {word} ...)"
+        raise WordsError(msg, command=command)
+    if near:
+        program = f"claude-vm {command}".rstrip()
+        msg = f"'{name}' is no flag of ours; {_meant(near)} (if it is for Claude: {program} -- {name} ...)"
+        raise WordsError(msg, command=command)
+
+
+def _meant(near: Sequence[str]) -> str:
+    named = [f"{name} (not available yet)" if name in _LATER else name for name in near[:3]]
+    return f"did you mean {' or '.join(named)}?"
+
+
+_LATER = LATER_COMMANDS | LATER_FLAGS
+
+
+def _flag_length(words: tuple[str, ...], index: int, command: str) -> int:
     """Return how many words the flag of ours at `index` takes; 0 when there is none."""
     word = words[index]
     if not word.startswith("--"):

@@ -15,7 +15,10 @@ _BIDIRECTIONAL = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066,
 _LINE_BREAKS = (0x2028, 0x2029)
 """Characters that some terminals take for a new line. Source: Unicode Standard Annex 14 (class BK)."""
 
-_INVISIBLE = (0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080))
+_INVISIBLE = (
+    *(0x00AD, 0x180E, 0x200B, 0xFEFF, *range(0x2060, 0x2065), *range(0x206A, 0x2070)),
+    *(*range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)),
+)
 """Characters that show nothing, and can make two different names look the same."""
 
 _RAW_BYTES = range(0xDC80, 0xDD00)

@@ -22,6 +22,23 @@ def test_a_usage_error_needs_no_daemon(idle, home):
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["shel", "true"], b"did you mean shell?"),
+        (["polo", "status"], b"did you mean pool?"),
+        (["--memroy", "4", "fix it"], b"did you mean --memory?"),
+        (["shell", "--memroy", "4", "true"], b"claude-vm shell -- --memroy ..."),
+    ],
+)
+def test_what_was_mistyped_is_refused_before_anything_is_started(idle, home, words, says):
+    done = idle.run(*words)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert b"[usage]" in done.stderr
+    assert list(home.iterdir()) == []
+
+
 def test_the_version_is_said_as_the_parser_says_it(idle, home):
     from claude_vm.supervisor.grammar.parse import parse
     from claude_vm.supervisor.wire.escape import printed

@@ -1,6 +1,7 @@
 """From a command line to a request or a text."""
 
 import os
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -190,12 +191,21 @@ def test_bytes_that_are_no_utf8_survive_in_values():
     [
         ("ps --jsno", "--json"),
         ("ps extra", "extra"),
-        ("daemon", "Missing command"),
+        ("daemon", "needs one of its commands: run, status, stop"),
         ("daemon stpo", "stop"),
-        ("pool", "Missing command"),
-        ("pool fill 0", "1<=x<=64"),
-        ("pool fill 65", "1<=x<=64"),
-        ("pool fill many", "not a valid int"),
+        ("pool", "needs one of its commands: status, fill, drain"),
+        ("pool fill 0", "N is a whole number from 1 to 64, not '0'"),
+        ("pool fill 65", "1 to 64"),
+        ("pool fill abc", "N is a whole number from 1 to 64, not 'abc'"),
+        ("pool fill " + "9" * 5000, "1 to 64"),
+        ("pool fill ²", "1 to 64"),
+        ("pool fill a\\b", "not 'a\\b'"),
+        ("bench run --rounds x", "--rounds is a whole number"),
+        ("ps --json=1", "--json takes no value"),
+        ("bench run --modes", "--modes needs a value"),
+        ("pool frobnicate", "'frobnicate' is no command of `claude-vm pool`"),
+        ("completion", "SHELL is missing: one of bash, zsh, fish"),
+        ("bench compare a", "B is missing"),
         ("pool fill 1 2", "2"),
         ("pool drain x", "x"),
         ("pool status --all", "--all"),
@@ -289,6 +299,8 @@ def test_environment_asks_for_completion_unless_the_caller_says_otherwise(monkey
 def test_any_words_give_a_request_or_a_printable_text(argv):
     answer = parse(argv, completing="")
     if isinstance(answer, Output):
-        assert all(character in "\n\t" or character.isprintable() for character in printed(answer.lines))
+        shown = printed(answer.lines)
+        assert len(shown.splitlines()) == len(answer.lines)
+        assert not any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in shown if c not in "\n\t")
     else:
         assert isinstance(answer, requests.Request)

@@ -1,10 +1,15 @@
 """The splitter: where our flags end and another program's words begin."""
 
+import contextlib
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claude_vm.context.claude_command import ALIASES, OPTIONS
 from claude_vm.supervisor.grammar import words
+from claude_vm.supervisor.grammar.near_misses import edits
 from claude_vm.supervisor.grammar.words import WordsError, split
 
 
@@ -26,7 +31,7 @@ def test_unknown_flag_starts_claudes_arguments():
 
 
 @pytest.mark.parametrize(
-    "word", ["", "-", "-h", "-Ap", "-p", "/clear", "--model", "--disks", "\udcff", "- A"]
+    "word", ["", "-", "-h", "-Ap", "-p", "/clear", "--model", "--disk-size", "\udcff", "- A"]
 )
 def test_word_that_is_no_flag_of_ours_is_claudes(word):
     assert parts(word, "shell") == ((), "agent", (word, "shell"))
@@ -183,3 +188,186 @@ def test_no_word_is_lost_made_or_moved_except_the_parts_own(argv):
 @given(st.lists(st.text(max_size=5), max_size=5))
 def test_all_after_two_dashes_reaches_claude_as_it_is(argv):
     assert parts("-A", "--", *argv) == (("-A",), "agent", tuple(argv))
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        *(("shel", "shell"), ("shelll", "shell"), ("sehll", "shell"), ("shlel", "shell"), ("she", "shell")),
+        *(("polo", "pool"), ("pol", "pool"), ("poool", "pool"), ("pools", "pool"), ("pool-status", "pool")),
+        *(("stpo", "stop"), ("sotp", "stop"), ("sto", "stop"), ("stopp", "stop"), ("stop-all", "stop")),
+        *(("lsit", "list"), ("lits", "list"), ("lis", "list"), ("lists", "list"), ("List", "list")),
+        *(("setpu", "setup"), ("set", "setup"), ("stup", "setup"), ("setups", "setup"), ("Setup", "setup")),
+        *(
+            ("clean-al", "clean-all"),
+            ("clean_all", "clean-all"),
+            ("cleanall", "clean-all"),
+            ("claen", "clean"),
+        ),
+        *(("cleanup", "clean"), ("pss", "ps"), ("sp", "ps"), ("agnet", "agent"), ("agen", "agent")),
+        *(
+            ("inof", "info"),
+            ("infos", "info"),
+            ("bnech", "bench"),
+            ("deamon", "daemon"),
+            ("daemno", "daemon"),
+        ),
+        *(("docter", "doctor"), ("doc", "doctor"), ("versoin", "version"), ("ver", "version")),
+        *(("completions", "completion"), ("comp", "completion"), ("attahc", "attach"), ("log", "logs")),
+        *(("batches", "batch"), ("updat", "update"), ("worktrees", "worktree"), ("confg", "config")),
+    ],
+)
+def test_a_mistyped_command_is_refused_with_what_was_meant_and_the_way_out(word, meant):
+    with pytest.raises(WordsError) as caught:
+        split(("-A", word, "x"))
+    assert f"'{word}' is no command; did you mean" in caught.value.message
+    assert meant in caught.value.message
+    assert f"claude-vm -- {word} ..." in caught.value.message
+    assert parts("-A", "--", word, "x") == (("-A",), "agent", (word, "x"))
+    assert parts("agent", word, "x") == ((), "agent", (word, "x"))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *("fix", "help", "test", "hello", "explain", "review", "refactor", "debug", "continue", "go"),
+        *("hi", "ok", "yes", "build", "deploy", "document", "format", "lint", "patch", "clear", "watch"),
+        *(
+            "match",
+            "rust",
+            "work",
+            "stopping",
+            "information",
+            "listing",
+            "shellcheck",
+            "benchmark",
+            "cleaning",
+        ),
+        *("agentic-loop", "summarise", "optimise", "rebase", "merge", "release", "status", "why", "todo"),
+        *(
+            "stop the server",
+            "list the files",
+            "clean up",
+            "ps aux",
+            "shel ls",
+            "poolside",
+            "setting",
+            "logging",
+        ),
+        *(
+            "/clear",
+            "/stop",
+            "/logs",
+            "@README.md",
+            "!ls",
+            "42",
+            "日本語",
+            "",
+            " stop",
+            "stop ",
+            "mcp",
+            "agents",
+        ),
+        *("plugin", "auth", "kill", "rm", "install", "upgrade", "import", "doctrine", "trustworthy"),
+    ],
+)
+def test_a_prompt_is_no_mistyped_command(prompt):
+    assert parts(prompt) == ((), "agent", (prompt,))
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        *(("--memroy", "--memory"), ("--memorys", "--memory"), ("--memry=4", "--memory")),
+        *(("--dsik", "--disk"), ("--disks", "--disk"), ("--cpu", "--cpus"), ("--divrer", "--driver")),
+        *(("--mounts", "--mount"), ("--mnt", "--mount"), ("--publsh", "--publish"), ("--pub", "--publish")),
+        *(("--env-fiel", "--env-file"), ("--inherit-evn", "--inherit-env"), ("--envs", "--env")),
+        *(("--forward-ssh-agnet", "--forward-ssh-agent"), ("--auto-stup", "--auto-setup")),
+        *(("--any-dirctory", "--any-directory"), ("--no-deamon", "--no-daemon"), ("--verbsoe", "--verbose")),
+        *(("--queit", "--quiet"), ("--hlep", "--help"), ("--versoin", "--version"), ("--detahc", "--detach")),
+        *(("-memory", "--memory"), ("-help", "--help"), ("-verbose", "--verbose"), ("-disk", "--disk")),
+    ],
+)
+def test_a_mistyped_flag_is_refused_with_what_was_meant_and_the_way_out(flag, meant):
+    name = flag.partition("=")[0]
+    for before in ((), ("-A",), ("agent",), ("shell", "-A")):
+        with pytest.raises(WordsError) as caught:
+            split((*before, flag, "4", "x"))
+        assert f"'{name}' is no flag of ours; did you mean" in caught.value.message
+        assert meant in caught.value.message
+        assert f"-- {name} ..." in caught.value.message
+
+
+@pytest.mark.parametrize("flag", sorted({*OPTIONS, *ALIASES} - set(words.RUNTIME_FLAGS) - words.LATER_FLAGS))
+def test_no_flag_of_claudes_is_taken_for_a_mistyped_one_of_ours(flag):
+    if flag in {"--help", "--version", "-v"}:
+        return  # ours before the first word
+    assert parts(flag, "x") == ((), "agent", (flag, "x"))
+    assert parts("agent", flag, "x") == ((), "agent", (flag, "x"))
+
+
+def test_a_flag_that_is_like_none_of_ours_is_claudes():
+    for flag in ("--frobnicate", "--frob=1", "-z", "-pc", "-pdfilter", "--"):
+        assert parts("agent", flag, "x")[1] == "agent"
+
+
+def test_a_flag_after_claudes_words_have_begun_is_claudes():
+    assert parts("-p", "x", "--memroy", "4") == ((), "agent", ("-p", "x", "--memroy", "4"))
+
+
+@pytest.mark.parametrize("flag", ["--memroy", "-c", "-", "--frobnicate", "--json=1", "-la", "---"])
+def test_after_shell_a_word_with_a_dash_that_is_no_flag_of_ours_is_refused(flag):
+    with pytest.raises(WordsError, match=r"is no flag of ours.*claude-vm shell -- ") as caught:
+        split(("shell", "-A", flag, "true"))
+    assert caught.value.command == "shell"
+    assert parts("shell", "-A", "--", flag, "true") == (("-A",), "shell", (flag, "true"))
+    assert parts("shell", "true", flag) == ((), "shell", ("true", flag))
+
+
+def test_a_wrong_word_of_any_length_is_told_briefly():
+    with pytest.raises(WordsError) as caught:
+        split(("shell", "-" * 100_000))
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    "later", ["exec", "cp", "ssh", "wait", "land", "diff", "login", "commit", "template"]
+)
+def test_the_commands_to_come_are_refused_already(later):
+    with pytest.raises(WordsError, match="not available yet"):
+        split((later, "x"))
+
+
+@pytest.mark.parametrize("command", sorted(words.COMMANDS - words.OWN_WORDS))
+def test_more_words_than_a_command_of_ours_may_have_are_refused(command):
+    most = words.MOST_OPERANDS
+    assert len(split((command, *["y"] * most)).operands) == most
+    for many in (["y"] * (most + 1), ["--", *["y"] * most], ["-q"] * (words.MOST_FLAGS + 1)):
+        with pytest.raises(WordsError, match="too many words"):
+            split((command, *many))
+
+
+@pytest.mark.parametrize("before", [(), ("shell",), ("agent",)])
+def test_more_flags_than_a_session_may_have_are_refused(before):
+    with pytest.raises(WordsError, match="too many words for flags"):
+        split((*before, *["--env", "A=1"] * words.MOST_FLAGS))
+
+
+@pytest.mark.parametrize(
+    "words_of_a_command", [["ps"], ["shell"], ["-A"], ["stop", "-q"], ["agent", "--"], []]
+)
+def test_splitting_many_words_takes_time_in_proportion(words_of_a_command):
+    """A hundred thousand words in well under a second; what grew with their square took seven."""
+    begun = time.thread_time()
+    with contextlib.suppress(WordsError):
+        split((*words_of_a_command, *["y"] * 100_000))
+    assert time.thread_time() - begun < 0.5
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_edits_are_symmetric_and_none_for_the_same_word(one, other):
+    assert edits(one, one, 2) == 0
+    assert (edits(one, other, 8) == 0) == (one == other)
+    assert edits(one, other, 8) == edits(other, one, 8)
+    assert edits(one + "x", one, 1) == 1
+    assert edits(one + "ab", one + "ba", 1) == 1

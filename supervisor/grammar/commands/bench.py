@@ -6,8 +6,14 @@ import typer
 
 from claude_vm.supervisor.grammar.requests import Bench
 from claude_vm.supervisor.grammar.runtime import invocation
+from claude_vm.supervisor.grammar.usage import whole_number
 
-Rounds = Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="Rounds that count.")]
+MOST_ROUNDS = 10_000
+
+Rounds = Annotated[
+    int,
+    typer.Option("--rounds", parser=whole_number(1, MOST_ROUNDS), metavar="N", help="Rounds that count."),
+]
 Json = Annotated[str, typer.Option("--json", metavar="FILE", help="Write all samples and figures.")]
 Csv = Annotated[str, typer.Option("--csv", metavar="FILE", help="Write the phases of each sample.")]
 Picture = Annotated[str, typer.Option("--picture", metavar="FILE", help="Draw waits and phases (png, svg).")]

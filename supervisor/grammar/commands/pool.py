@@ -6,6 +6,7 @@ import typer
 
 from claude_vm.supervisor.grammar.requests import Pool
 from claude_vm.supervisor.grammar.runtime import invocation
+from claude_vm.supervisor.grammar.usage import whole_number
 
 MOST = 64
 """Most VMs that may be kept ready for one project: as for the setting `pool.size`."""
@@ -27,7 +28,9 @@ def fill(
     context: typer.Context,
     count: Annotated[
         int | None,
-        typer.Argument(metavar="[N]", help="How many; else what the settings say.", min=1, max=MOST),
+        typer.Argument(
+            metavar="[N]", help="How many; else what the settings say.", parser=whole_number(1, MOST)
+        ),
     ] = None,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return at once, not when they are ready.")
