@@ -86,8 +86,8 @@ class Agents:
         try:
             if not address:
                 raise FileNotFoundError
+            connection.setblocking(False)  # an agent that stands still must not stop us
             connection.connect(address)
-            connection.setblocking(False)
         except OSError:
             connection.close()
             self._put(encode_numbers(FrameType.AGENT_CLOSE, number))

@@ -4,17 +4,17 @@ import time
 from collections.abc import Callable
 
 import anyio
-import anyio.abc
 import msgspec
 
 from claude_vm.context.ports import Publish
 from claude_vm.drivers.api import Driver, GuestFile
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.daemon.client_agent import agent_of
 from claude_vm.supervisor.daemon.ports import Ports
 from claude_vm.supervisor.daemon.relay import relay
 from claude_vm.supervisor.daemon.timings import Marks
-from claude_vm.supervisor.ssh.agent import AgentListener, OpenAgent
+from claude_vm.supervisor.ssh.agent import AgentListener
 from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_file
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
@@ -161,7 +161,7 @@ class Session:
         file = launch_file(self.session_id, mode=launch.mode, argv=launch.argv, env=env, cwd=launch.cwd)
         listener: AgentListener | None = None
         if agent:
-            listener = await link.listen_for_agent(agent, _agent_of(client))
+            listener = await link.listen_for_agent(agent, agent_of(client))
         process: HeldProcess | None = None
         try:
             await driver.put_files(instance_id, (*plan.files, file))
@@ -208,26 +208,3 @@ class Session:
         return msgspec.structs.replace(
             pty, rows=size.rows, columns=size.columns, width=size.width, height=size.height
         )
-
-
-def _agent_of(client: Client) -> OpenAgent:
-    async def open_agent() -> _Agent:
-        return _Agent(await client.open_agent())
-
-    return open_agent
-
-
-class _Agent:
-    """The client's agent as the SSH side wants it: its end is an empty read."""
-
-    def __init__(self, stream: anyio.abc.ByteStream) -> None:
-        self._stream = stream
-        self.send = stream.send
-        self.aclose = stream.aclose
-
-    async def receive(self) -> bytes:
-        """Return the next bytes, empty at the end."""
-        try:
-            return await self._stream.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            return b""

@@ -6,6 +6,11 @@ was started before anybody asked. So the guest's sshd listens at a socket there,
 answered from the session's grant. No socket exists on the host. Whoever connects after the grant's end finds
 nobody.
 
+The guest is hostile, and an agent can do more than sign: `agent_messages` says what is passed on. The rest is
+answered here and does not reach the agent. One request is with the agent at a time, so the answers come in
+their order. An agent that is not there refuses everything: a program of the guest whose agent hangs up on it
+may die without a word.
+
 Source: PROTOCOL of OpenSSH, section 2.4.
 """
 
@@ -14,6 +19,9 @@ from typing import Protocol
 
 import anyio
 import asyncssh
+
+from claude_vm.supervisor.ssh.agent_messages import FAILURE, Binding, Messages, Rights, forwarding
+from claude_vm.supervisor.ssh.errors import AgentProtocolError
 
 MAX_CONVERSATIONS = 32
 """Connections to one agent at the same time. The guest is hostile; each costs a channel up to the client."""
@@ -42,10 +50,11 @@ OpenAgent = Callable[[], Awaitable[ByteStream]]
 
 
 class AgentGrant:
-    """The right of one session to reach one agent."""
+    """The right of one session to reach one agent, through the connection that `binding` is of."""
 
-    def __init__(self, open_agent: OpenAgent) -> None:
+    def __init__(self, open_agent: OpenAgent, binding: Binding) -> None:
         self._open_agent = open_agent
+        self._binding = binding
         self._conversations: set[anyio.CancelScope] = set()
         self._revoked = False
 
@@ -81,12 +90,88 @@ class AgentGrant:
                 # Others may have been accepted in the same moment.
                 if self._revoked or len(self._conversations) > MAX_CONVERSATIONS:
                     return
-                await _converse(self._open_agent, from_guest, to_guest)
+                await self._converse(from_guest, to_guest)
         except Exception:  # noqa: BLE001, S110 - an agent that fails is an end for the guest, not for the link
             pass
         finally:
             self._conversations.discard(scope)
             to_guest.close()
+
+    async def _converse(
+        self, from_guest: "asyncssh.SSHReader[bytes]", to_guest: "asyncssh.SSHWriter[bytes]"
+    ) -> None:
+        requests = Messages()
+        rights = Rights()
+        agent = _Agent(self._open_agent, forwarding(self._binding))
+        add, waiting = anyio.create_memory_object_stream[bytes](0)
+        try:
+            async with anyio.create_task_group() as directions:
+
+                async def listen() -> None:
+                    try:
+                        while data := await from_guest.read(_CHUNK):
+                            for message in requests.take(data):
+                                await add.send(message)
+                    except AgentProtocolError:
+                        pass
+                    directions.cancel_scope.cancel()
+
+                directions.start_soon(listen)
+                async for message in waiting:
+                    to_guest.write(await agent.ask(message) if rights.allow(message) else FAILURE)
+                    await to_guest.drain()
+        finally:
+            add.close()
+            waiting.close()
+            with anyio.move_on_after(5, shield=True):
+                await agent.aclose()
+
+
+class _Agent:
+    """The agent of one conversation. One that is not there, or ends, says no to everything."""
+
+    def __init__(self, open_agent: OpenAgent, greeting: bytes) -> None:
+        self._open = open_agent
+        self._greeting = greeting
+        self._stream: ByteStream | None = None
+        self._answers = Messages()
+        self._ended = False
+
+    async def ask(self, message: bytes) -> bytes:
+        """Return the answer to a message, both whole."""
+        if self._ended:
+            return FAILURE
+        try:
+            if self._stream is None:
+                self._stream = await self._open()
+                # An agent that knows no such message says so, and is asked all the same.
+                await self._exchange(self._stream, self._greeting)
+            return await self._exchange(self._stream, message)
+        except Exception:  # noqa: BLE001 - whatever it is, there is no agent
+            if self._stream is not None:  # otherwise there may be one the next time
+                await self.aclose()
+        return FAILURE
+
+    async def _exchange(self, stream: ByteStream, message: bytes) -> bytes:
+        """Return the agent's answer.
+
+        Raises:
+            AgentProtocolError: It ended, or does not talk the protocol.
+        """
+        await stream.send(message)
+        while data := await stream.receive():
+            if answers := self._answers.take(data):
+                if len(answers) > 1:
+                    raise AgentProtocolError("the SSH agent answers more than it was asked")
+                return answers[0]
+        raise AgentProtocolError("the SSH agent hung up")
+
+    async def aclose(self) -> None:
+        """End it; nothing more is asked. May be called twice."""
+        self._ended = True
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.aclose()
 
 
 class AgentListener:
@@ -102,27 +187,3 @@ class AgentListener:
         listener, self._listener = self._listener, None
         if listener is not None:  # the library asks the guest each time, for which a second time is an error
             listener.close()
-
-
-async def _converse(
-    open_agent: OpenAgent,
-    from_guest: "asyncssh.SSHReader[bytes]",
-    to_guest: "asyncssh.SSHWriter[bytes]",
-) -> None:
-    agent = await open_agent()
-    try:
-        async with anyio.create_task_group() as directions:
-
-            async def to_agent() -> None:
-                while data := await from_guest.read(_CHUNK):
-                    await agent.send(data)
-                directions.cancel_scope.cancel()
-
-            directions.start_soon(to_agent)
-            while data := await agent.receive():
-                to_guest.write(data)
-                await to_guest.drain()
-            directions.cancel_scope.cancel()
-    finally:
-        with anyio.move_on_after(5, shield=True):
-            await agent.aclose()

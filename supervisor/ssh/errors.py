@@ -80,6 +80,12 @@ class UploadError(SshError):
     code = "ssh-upload-failed"
 
 
+class AgentProtocolError(SshError):
+    """What a guest, or an agent, sends is not the SSH agent protocol."""
+
+    code = "agent-protocol"
+
+
 class LaunchError(SshError):
     """What shall be run can't be given to a process: a zero byte, or a variable that a shell can't set."""
 

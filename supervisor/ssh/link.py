@@ -13,6 +13,7 @@ import msgspec
 
 from claude_vm.drivers.api import Access
 from claude_vm.supervisor.ssh.agent import AgentGrant, AgentListener, OpenAgent
+from claude_vm.supervisor.ssh.agent_messages import Binding
 from claude_vm.supervisor.ssh.errors import (
     AuthenticationError,
     ChannelRefusedError,
@@ -63,11 +64,35 @@ class Completed(msgspec.Struct, frozen=True):
 RUN_LIMIT = 1024 * 1024
 
 
+class _HostKey:
+    """The host key of a connection, for the library to verify with; notes what was verified first."""
+
+    def __init__(self, key: asyncssh.SSHKey, note: Callable[[Binding], None]) -> None:
+        self._key = key
+        self._note = note
+
+    def verify(self, data: bytes, signature: bytes) -> bool:
+        """Tell whether a signature is the guest's: the first one is that of the connection's session id."""
+        genuine = self._key.verify(data, signature)
+        if genuine:
+            self._note(Binding(self._key.public_data, data, signature))
+        return genuine
+
+
 class _Owner(asyncssh.SSHClient):
-    """Learns why the connection ended."""
+    """Learns what the first key exchange proved, and why the connection ended."""
 
     def __init__(self) -> None:
         self.reason = "the connection was closed from this side"
+        self.binding: Binding | None = None
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        """Have a look at the key exchange, of which the library keeps no signature."""
+        validate = conn.validate_server_host_key
+        conn.validate_server_host_key = lambda data: _HostKey(validate(data), self._bind)  # type: ignore[method-assign,assignment,return-value]
+
+    def _bind(self, binding: Binding) -> None:
+        self.binding = self.binding or binding
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the reason."""
@@ -194,11 +219,16 @@ class Link:
     async def listen_for_agent(self, path: str, open_agent: OpenAgent) -> AgentListener:
         """Let the guest reach an agent at a unix socket there, until the listener is closed.
 
+        The agent is told that this connection forwards it; of the guest's requests it sees those that
+        `agent_messages` allows.
+
         Raises:
             ChannelRefusedError: The guest does not listen.
             LinkLostError: The connection is gone.
         """
-        grant = AgentGrant(open_agent)
+        if self._owner.binding is None:  # pragma: no cover - the library verified the host key otherwise
+            raise ChannelRefusedError("the SSH agent can't be told that it is forwarded")
+        grant = AgentGrant(open_agent, self._owner.binding)
         try:
             listener = await self._connection.start_unix_server(grant.accept, path, encoding=None)
         except BaseException as error:

@@ -120,8 +120,8 @@ async def an_agent_is_there_for_its_session_only(case):
         "agent = socket.socket(socket.AF_UNIX)\n"
         "try:\n"
         "    agent.connect(os.environ['SSH_AUTH_SOCK'])\n"
-        "    agent.sendall(b'asked')\n"
-        "    print(agent.recv(9).decode())\n"
+        "    agent.sendall(b'\\0\\0\\0\\6\\x0dasked')\n"
+        "    print(agent.recv(10)[5:].decode())\n"
         "except (KeyError, OSError) as error: print(type(error).__name__)\n"
     )
     async with case.connected() as (instance_id, _, link):

@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import importlib.util
 import os
@@ -75,6 +76,16 @@ def openssh(tmp_path):
     if sshd_module.find_sshd() is None:
         pytest.skip("no sshd on this host (Debian: openssh-server)")
     server = sshd_module.Sshd(tmp_path / "server")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def other_sshd(tmp_path):
+    """One more machine, for what goes on from a guest."""
+    if sshd_module.find_sshd() is None:
+        pytest.skip("no sshd on this host (Debian: openssh-server)")
+    server = sshd_module.Sshd(tmp_path / "other")
     yield server
     server.close()
 
@@ -196,23 +207,46 @@ class SocketStream:
         await self.stream.aclose()
 
 
+class RealAgent:
+    """An ssh-agent with one key. Called, it is an `OpenAgent`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.path = folder / "s"
+        self.process = subprocess.Popen(["ssh-agent", "-D", "-a", str(self.path)], stdout=subprocess.PIPE)
+        assert self.process.stdout.readline()
+        self.public = self.add("a key of the test")
+
+    @property
+    def blob(self):
+        """The first key in SSH's encoding."""
+        return base64.b64decode(self.public.read_text().split()[1])
+
+    def add(self, comment, *options):
+        key = self.folder / comment.replace(" ", "-")
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)], check=True
+        )
+        assert self.run("ssh-add", "-q", *options, key).returncode == 0
+        return key.with_name(key.name + ".pub")
+
+    def run(self, *words):
+        """Run a program of the host's user."""
+        return subprocess.run(
+            words, capture_output=True, check=False, env={**os.environ, "SSH_AUTH_SOCK": str(self.path)}
+        )
+
+    async def __call__(self):
+        return SocketStream(await anyio.connect_unix(self.path))
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait()
+        self.process.stdout.close()
+
+
 @pytest.fixture
 def real_agent(tmp_path_factory):
-    """An ssh-agent with one key, as an `OpenAgent`."""
-    folder = tmp_path_factory.mktemp("a")
-    path = folder / "s"
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.PIPE)
-    assert agent.stdout.readline()
-    key = folder / "key"
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a key of the test", "-f", str(key)], check=True
-    )
-    subprocess.run(["ssh-add", "-q", str(key)], check=True, env={**os.environ, "SSH_AUTH_SOCK": str(path)})
-
-    async def open_agent():
-        return SocketStream(await anyio.connect_unix(path))
-
-    yield open_agent
-    agent.terminate()
-    agent.wait()
-    agent.stdout.close()
+    agent = RealAgent(tmp_path_factory.mktemp("a"))
+    yield agent
+    agent.close()

@@ -74,16 +74,17 @@ class Sshd:
     def hang_up(self) -> None:
         """Kill all servers, as if the machine died."""
         for child in self.children:
-            # With privilege separation a second process serves the connection.
-            try:
-                family = psutil.Process(child.pid).children(recursive=True)
-            except psutil.Error:
-                family = []
-            child.kill()
-            child.wait()
+            # With privilege separation a second process serves the connection, and may be made just now.
+            family = []
+            with contextlib.suppress(psutil.Error):
+                family.append(psutil.Process(child.pid))
+                for process in family:  # it grows meanwhile
+                    process.suspend()
+                    family += process.children()
             for process in family:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
+            child.wait()
         self.children.clear()
 
     def close(self) -> None:

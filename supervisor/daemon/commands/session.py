@@ -20,6 +20,7 @@ from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, TemplateRecord
 from claude_vm.drivers.errors import words_of
 from claude_vm.supervisor.core.views import PoolView
+from claude_vm.supervisor.daemon import client_agent
 from claude_vm.supervisor.daemon.commands.choice import choose_driver
 from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.key import session_key
@@ -73,8 +74,6 @@ async def _session(
 ) -> int:
     settings = command.settings()
     command.apply_pool_settings(settings)
-    if command.flags.forward_ssh_agent and not command.environ.get("SSH_AUTH_SOCK"):
-        await command.say("claude-vm: no SSH agent runs here (SSH_AUTH_SOCK is not set), so -A forwards none")
     project = command.mountable_project()
     driver = await choose_driver(command, settings, project)
     template = await usable_template(command, driver, settings, project)
@@ -155,9 +154,23 @@ async def _plan(
         launch=Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd)),
         files=files,
         pty=pty,
-        forward_agent=command.flags.forward_ssh_agent,
+        forward_agent=await _has_agent(command),
         publish=plan_ports(settings.published),
     )
+
+
+async def _has_agent(command: Command) -> bool:
+    """Tell whether an agent shall be forwarded. One that is not there is told now."""
+    if not command.flags.forward_ssh_agent:
+        return False
+    path = command.environ.get("SSH_AUTH_SOCK")
+    if not path:
+        await command.say("claude-vm: no SSH agent runs here (SSH_AUTH_SOCK is not set), so -A forwards none")
+        return False
+    if not await client_agent.answers(command.client):
+        await command.say(f"claude-vm: no SSH agent answers at {path} (SSH_AUTH_SOCK), so -A forwards none")
+        return False
+    return True
 
 
 def _reserve_ports(command: Command, session: Session) -> None:
