@@ -4,14 +4,13 @@ Nobody sees what they write. They are listed, they can be stopped, and what must
 """
 
 import sqlite3
-import time
 from functools import partial
 from pathlib import Path
 
 import anyio
 import structlog
 
-from claude_vm.context import setuid, worktree_locks
+from claude_vm.context import worktree_locks
 from claude_vm.context.ports import parse_publish
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.keys import PoolKey
@@ -81,7 +80,6 @@ async def follow(link: Link, session_id: str) -> int:
 
 async def attend(session: Session, journal: Journal, supervisor_id: str) -> None:
     """Wait for the end of a session without a client, and do what its client's command would have done."""
-    begun = time.time()
     for port, problem in session.ports.reserve():
         log.warning("port-not-published-again", session=session.session_id, port=port, problem=problem)
     try:
@@ -94,7 +92,7 @@ async def attend(session: Session, journal: Journal, supervisor_id: str) -> None
         if session.ended.is_set():
             with anyio.move_on_after(CLEAN_UP_S, shield=True):
                 try:
-                    await _clean_up(session, journal, supervisor_id, begun)
+                    await _clean_up(session, journal, supervisor_id)
                 except Exception:  # a bug around one session must not end the others
                     log.exception("clean-up-failed", session=session.session_id)
 
@@ -103,24 +101,13 @@ def _tell_nobody(text: str, level: str) -> None:
     """Tell nobody: the log has it."""
 
 
-async def _clean_up(session: Session, journal: Journal, supervisor_id: str, begun: float) -> None:
+async def _clean_up(session: Session, journal: Journal, supervisor_id: str) -> None:
     try:
         for repository, session_id in journal.locked_repositories():
             if session_id == session.session_id and journal.unlock_worktrees(repository, session_id):
                 await anyio.to_thread.run_sync(worktree_locks.release_stale, Path(repository), supervisor_id)
     except (sqlite3.Error, OSError) as error:
         log.warning("worktrees-not-unlocked", session=session.session_id, error=str(error))
-    since = min(begun, session.created_at)
-    for mount in session.plan.key.mounts:
-        if not mount.writable:
-            continue
-        try:
-            stripped = await anyio.to_thread.run_sync(setuid.strip_setuid, Path(mount.host), since)
-        except OSError as error:
-            log.warning("set-user-id-not-looked-for", session=session.session_id, error=str(error))
-            continue
-        for path in stripped:
-            log.warning("set-user-id-removed", session=session.session_id, path=str(path))
 
 
 async def _outcome(process: HeldProcess) -> int:

@@ -1,7 +1,9 @@
 import json
 import os
+import select
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -23,6 +25,8 @@ def attempt(name, work):
         found[name] = "done"
 open("f", "w").close()
 os.mkdir("d")
+def at(name):
+    return f"/proc/self/fd/{os.open(name, os.O_PATH | os.O_NOFOLLOW)}"
 attempt("plain", lambda: os.chmod("f", 0o755))
 attempt("setuid", lambda: os.chmod("f", 0o4755))
 descriptor = os.open(".", os.O_RDONLY)
@@ -31,7 +35,19 @@ attempt("setuid by file", lambda: os.fchmod(os.open("f", os.O_RDWR), 0o4755))
 attempt("created setuid", lambda: os.open("g", os.O_CREAT | os.O_WRONLY, 0o4755))
 attempt("created setgid", lambda: os.open("h", os.O_CREAT | os.O_WRONLY, 0o2755))
 attempt("made setuid", lambda: os.mknod("i", stat.S_IFREG | 0o4755))
-attempt("setgid directory", lambda: os.chmod("d", 0o2755))
+attempt("setgid", lambda: os.chmod(at("f"), 0o2755))
+attempt("setgid that calls it a directory", lambda: os.chmod(at("f"), stat.S_IFDIR | 0o2755))
+attempt("setgid without execution", lambda: os.chmod(at("f"), 0o2644))
+attempt("setgid by descriptor", lambda: os.chmod("f", 0o2755, dir_fd=descriptor))
+attempt("setgid by file", lambda: os.fchmod(os.open("f", os.O_RDWR), 0o2755))
+attempt("setgid by a name that may change", lambda: os.chmod("d", 0o2755))
+attempt("setuid directory", lambda: os.chmod(at("d"), 0o6755))
+attempt("made setgid", lambda: os.mknod("j", stat.S_IFREG | 0o2755))
+attempt("setgid of nothing", lambda: os.chmod("/proc/self/fd/12345", 0o2755))
+attempt("setgid directory", lambda: os.chmod(at("d"), 0o2755))
+attempt("setgid directory by file", lambda: os.fchmod(os.open("d", os.O_RDONLY), 0o2775))
+os.mkdir("d/below")
+found["inherited"] = bool(os.stat("d/below").st_mode & stat.S_ISGID)
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 found["effective"] = int(status["CapEff"], 16)
 found["umask"] = os.umask(0)
@@ -39,26 +55,33 @@ print(json.dumps(found))
 """
 
 
-def run_confined(folder, drop="keep"):
-    argv = [sys.executable, "-I", "-S", confine.__file__, drop, sys.executable, "-c", TRY, str(folder)]
+# Who answers the kernel's questions: seen by the program that it is about.
+LOOK = """
+import json, os, sys
+(pid,) = map(int, open(f"/proc/self/task/{os.getpid()}/children").read().split())
+while b"LOOK" in (words := open(f"/proc/{pid}/cmdline", "rb").read()):
+    pass  # it has not come to that yet
+links = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+print(json.dumps({"pid": pid, "words": words.strip(b"\\0").decode(), "links": links}))
+"""
+CONFINE = [sys.executable, "-I", "-S", confine.__file__]
+
+
+def run_confined(folder, drop="keep", script=TRY, around=()):
+    argv = [*around, *CONFINE, drop, sys.executable, "-c", script, str(folder)]
     done = subprocess.run(argv, capture_output=True, check=True, timeout=30)
     return json.loads(done.stdout)
 
 
 @linux
-def test_a_confined_program_can_not_make_set_user_id_files(tmp_path):
+def test_a_confined_program_can_not_make_files_that_run_as_their_owner_or_group(tmp_path):
     found = run_confined(tmp_path)
 
-    refused = [
-        "setuid",
-        "setuid by descriptor",
-        "setuid by file",
-        "created setuid",
-        "created setgid",
-        "made setuid",
-    ]
+    refused = [name for name in found if "setuid" in name or "setgid" in name]
+    refused = [name for name in refused if not name.startswith("setgid directory")]
+    assert len(refused) == 15
     assert {name: found[name] for name in refused} == dict.fromkeys(refused, "Operation not permitted")
-    assert not any(path.stat().st_mode & 0o4000 for path in tmp_path.iterdir())
+    assert not any(path.stat().st_mode & 0o6000 for path in tmp_path.iterdir() if path.is_file())
 
 
 @linux
@@ -66,7 +89,28 @@ def test_a_confined_program_can_do_what_git_does(tmp_path):
     found = run_confined(tmp_path)
 
     assert found["plain"] == "done"
-    assert found["setgid directory"] == "done"
+    assert found["setgid directory"] == found["setgid directory by file"] == "done"
+    assert found["inherited"]
+
+
+@linux
+def test_who_is_asked_about_directories_holds_nothing_bears_no_mark_and_ends_with_the_program(tmp_path):
+    found = run_confined(tmp_path, script=LOOK)
+
+    assert found["words"] == "claude-vm-modes"
+    assert found["links"] == ["anon_inode:seccomp notify"]
+    with suppress(ProcessLookupError):  # gone already
+        descriptor = os.pidfd_open(found["pid"])
+        assert select.select([descriptor], [], [], 10)[0]
+        os.close(descriptor)
+
+
+@linux
+def test_where_nobody_can_be_asked_no_directory_gets_the_set_group_id_bit_either(tmp_path):
+    found = run_confined(tmp_path, around=[*CONFINE, "keep"])  # there can be one who answers
+
+    assert found["setgid directory"] == found["setgid"] == found["setuid"] == "Operation not permitted"
+    assert found["plain"] == "done"
 
 
 @linux

@@ -106,32 +106,50 @@ async def say(link, script):
     return done.stdout.decode().strip()
 
 
-async def test_a_guests_root_can_not_leave_a_set_user_id_file_in_a_mount(site):
-    (site.project / "tool").write_text("#!/bin/sh\n")
+async def test_a_guests_root_can_not_leave_what_runs_as_its_owner_or_group_in_a_mount(site):
     script = f"""
-        import os, stat
-        os.chdir({str(site.project)!r})
+        import os, stat, struct, subprocess
+        os.umask(0)
+        mount = ["mount", "-t", "9p", "slot0", {str(site.project)!r}, "-o"]
         def attempt(work):
             try:
                 work()
             except OSError as error:
                 return error.errno
             return 0
-        found = [
-            attempt(lambda: os.chmod("tool", 0o4755)),
-            attempt(lambda: os.open("made", os.O_CREAT | os.O_WRONLY, 0o4755)),
-            attempt(lambda: os.mknod("device", stat.S_IFCHR | 0o666, os.makedev(1, 3))),
-            attempt(lambda: os.setxattr("tool", "security.capability", bytes([1, 0, 0, 2, 0, 4] + [0] * 14))),
-            attempt(lambda: os.chmod("tool", 0o755)),
-        ]
-        print(found[-1], all(found[:-1]))
+        def acl(*entries):
+            return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e, 0xFFFFFFFF) for e in entries)
+        for dialect in ("9p2000.L", "9p2000.u"):
+            os.chdir("/")
+            subprocess.run(["umount", mount[4]], check=True)
+            subprocess.run([*mount, "trans=virtio,version=" + dialect], check=True)
+            os.mkdir(f"{{mount[4]}}/{{dialect}}")
+            os.chdir(f"{{mount[4]}}/{{dialect}}")
+            open("tool", "w").close()
+            found = [
+                *(attempt(lambda: os.chmod("tool", mode)) for mode in (0o4755, 0o2755, 0o6755, 0o2644)),
+                attempt(lambda: os.fchmod(open("tool").fileno(), 0o2755)),
+                attempt(lambda: os.setxattr("tool", "system.posix_acl_access", acl((1, 7), (4, 5), (32, 5)))),
+                attempt(lambda: os.mknod("device", stat.S_IFCHR | 0o666, os.makedev(1, 3))),
+                attempt(lambda: os.setxattr("tool", "security.capability", bytes([1, 0, 0, 2] + [0] * 16))),
+                attempt(lambda: os.chmod("tool", 0o755)),
+            ]
+            for mode in (0o4755, 0o2755):  # refused, or made without the bit
+                attempt(lambda: os.close(os.open(f"made-{{mode}}", os.O_CREAT | os.O_WRONLY, mode)))
+                attempt(lambda: os.mknod(f"node-{{mode}}", stat.S_IFREG | mode))
+            os.mkdir("shared")
+            os.chmod("shared", 0o2775)
+            os.mkdir("shared/below")
+            print(found[-1], all(found[:-1]), oct(os.stat("shared/below").st_mode & 0o2000))
         """
     async with open_driver(site.owner) as driver, site.guest(driver, mounts=site.mounts()) as (_, _, link):
-        assert await say(link, script) == "0 True"
+        assert await say(link, script) == "0 True 0o2000\n0 True 0o2000"
 
-    for path in site.project.iterdir():
-        assert path.lstat().st_mode & 0o6000 == 0
+    left = [path for path in site.project.rglob("*") if not path.is_dir()]
+    assert {path.name for path in left} >= {"tool"}
+    for path in left:
         assert path.is_file()
+        assert path.lstat().st_mode & 0o6000 == 0
         assert path.lstat().st_uid == os.getuid()
         assert "security.capability" not in os.listxattr(path)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import structlog
 
-from claude_vm.context import setuid, worktree_locks
+from claude_vm.context import worktree_locks
 from claude_vm.context.claude_command import claude_argv
 from claude_vm.context.claude_home import home_files, session_environment
 from claude_vm.context.config.layers import Settings
@@ -18,7 +18,6 @@ from claude_vm.context.ports import HIGHEST, plan_ports
 from claude_vm.context.project import Project
 from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, TemplateRecord
-from claude_vm.drivers.errors import words_of
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon import client_agent
 from claude_vm.supervisor.daemon.commands.choice import choose_driver
@@ -84,7 +83,6 @@ async def _session(
     mode, argv = launch(settings)
     plan = await _plan(command, driver, settings, project, template, mode=mode, argv=argv, label=label)
     session = Session(fresh_session_id(), plan, command.client)
-    begun = time.time()
     try:
         _reserve_ports(command, session)
         await driver.touch_template(template.name)
@@ -95,7 +93,6 @@ async def _session(
         with anyio.CancelScope(shield=True):
             await _unlock_worktrees(command, session, project)
             command.host.dispatcher.forget(session)
-    await _report_setuid(command, plan, begun)
     return status
 
 
@@ -287,23 +284,3 @@ async def _unlock_worktrees(command: Command, session: Session, project: Project
 
 def _shortened(label: str) -> str:
     return label if len(label) <= LABEL_LIMIT else label[: LABEL_LIMIT - 1] + "…"
-
-
-async def _report_setuid(command: Command, plan: SessionPlan, begun: float) -> None:
-    """Programs that would run as their owner on the host are made harmless, and told."""
-    for mount in plan.key.mounts:
-        if not mount.writable:
-            continue
-        try:
-            stripped = await anyio.to_thread.run_sync(setuid.strip_setuid, Path(mount.host), begun)
-        except OSError as error:  # the command has its own exit status, which this must not replace
-            log.warning("set-user-id-not-looked-for", mount=mount.host, error=str(error))
-            await command.client.note(
-                f"claude-vm: {mount.host} was not searched for set-user-id programs: {words_of(error)}",
-                "error",
-            )
-            continue
-        for path in stripped:
-            await command.client.note(
-                f"claude-vm: removed the set-user-id or set-group-id bit of {path}", "error"
-            )
