@@ -8,7 +8,7 @@ its successor's alone: sessions go on in it.
 
 import sqlite3
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ from claude_vm.supervisor.daemon.detached import found_session
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.journal import RESUME, RUN, WARM, Journal
+from claude_vm.supervisor.daemon.looking import Looker
 from claude_vm.supervisor.daemon.records import JournaledSession, LeftInstance
 from claude_vm.supervisor.daemon.session import Session
 
@@ -33,11 +34,15 @@ REASON = "its supervisor died"
 
 
 class Adopted(msgspec.Struct, frozen=True):
-    """What was done with what the predecessor left. `sessions` go on without a client."""
+    """What was done with what the predecessor left.
+
+    `sessions` go on without a client; `lost` are instances whose session had started and does not.
+    """
 
     warm: tuple[str, ...] = ()
     sessions: tuple[Session, ...] = ()
     deleted: tuple[str, ...] = ()
+    lost: tuple[LeftInstance, ...] = ()
 
 
 async def adopt(dispatcher: Dispatcher, drivers: DriverSet, journal: Journal) -> Adopted:
@@ -46,7 +51,8 @@ async def adopt(dispatcher: Dispatcher, drivers: DriverSet, journal: Journal) ->
     What is warm is kept for the next session; a session whose main command had started goes on; everything
     else is deleted. What was done is in the log.
     """
-    known = {left.instance_id: left for left in journal.left_instances()}
+    left_ones = journal.left_instances()
+    known = {left.instance_id: left for left in left_ones}
     warm: list[str] = []
     sessions: list[Session] = []
     deleted: list[str] = []
@@ -80,9 +86,11 @@ async def adopt(dispatcher: Dispatcher, drivers: DriverSet, journal: Journal) ->
                     )
                     dispatcher.adopt_garbage(record.instance_id, name, reason)
                     deleted.append(record.instance_id)
+    goes_on = {session.session_id for session in sessions}
+    lost = tuple(one for one in left_ones if one.session and one.session.session_id not in goes_on)
     for instance_id in known:  # deleted, but the supervisor died before it wrote that
         journal.forget(instance_id)
-    return Adopted(tuple(warm), tuple(sessions), tuple(deleted))
+    return Adopted(tuple(warm), tuple(sessions), tuple(deleted), lost)
 
 
 class Warm(msgspec.Struct, frozen=True):
@@ -147,8 +155,11 @@ def release_worktrees(journal: Journal, supervisor_id: str, running: Collection[
         journal.unlock_worktrees(repository, session_id)
 
 
-async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str) -> int:
-    """Delete what dead supervisors inside clients left; return how many instances that were."""
+async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, looker: Looker) -> int:
+    """Delete what dead supervisors inside clients left; return how many instances that were.
+
+    `looker` gets the sessions that had started.
+    """
     swept = 0
     for other in identity.dead_supervisors(home, own_id):
         try:
@@ -157,6 +168,7 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str) -> 
                 try:
                     with Journal.open(folder / "journal.db", boot_id) as (journal, _):
                         release_worktrees(journal, other)
+                        owe_looks(journal.left_instances(), looker)
                 except sqlite3.Error as error:
                     log.warning("journal-not-read", supervisor=other, error=str(error))
                 identity.remove(home, other)
@@ -165,6 +177,14 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str) -> 
         except DriverError as error:  # its folder stays, so the next start tries again
             log.warning("supervisor-not-swept", supervisor=other, error=str(error))
     return swept
+
+
+def owe_looks(lost: Iterable[LeftInstance], looker: Looker) -> None:
+    """Let somebody look at what the sessions did that had started in these instances."""
+    for left in lost:
+        if left.session is not None and left.key is not None:
+            session = left.session
+            looker.owe(session.session_id, session.project, session.created_at, left.key.mounts)
 
 
 async def _sweep(owner: Owner) -> int:

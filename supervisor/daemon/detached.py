@@ -15,6 +15,7 @@ from claude_vm.context.ports import parse_publish
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.looking import Looker
 from claude_vm.supervisor.daemon.records import JournaledSession
 from claude_vm.supervisor.daemon.relay import CHUNK
 from claude_vm.supervisor.daemon.session import Session, SessionPlan
@@ -78,7 +79,7 @@ async def follow(link: Link, session_id: str) -> int:
             await process.aclose()
 
 
-async def attend(session: Session, journal: Journal, supervisor_id: str) -> None:
+async def attend(session: Session, journal: Journal, supervisor_id: str, looker: Looker) -> None:
     """Wait for the end of a session without a client, and do what its client's command would have done."""
     for port, problem in session.ports.reserve():
         log.warning("port-not-published-again", session=session.session_id, port=port, problem=problem)
@@ -92,6 +93,8 @@ async def attend(session: Session, journal: Journal, supervisor_id: str) -> None
         if session.ended.is_set():
             with anyio.move_on_after(CLEAN_UP_S, shield=True):
                 try:
+                    plan = session.plan
+                    looker.owe(session.session_id, plan.project, session.created_at, plan.key.mounts)
                     await _clean_up(session, journal, supervisor_id)
                 except Exception:  # a bug around one session must not end the others
                     log.exception("clean-up-failed", session=session.session_id)

@@ -31,7 +31,9 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.execution import Admit, admit_all
 from claude_vm.supervisor.daemon.faults import read_faults
 from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.looking import Looker
 from claude_vm.supervisor.daemon.places import Places
+from claude_vm.supervisor.daemon.reports import Reports
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.version import VERSION
 
@@ -57,6 +59,7 @@ class Host(msgspec.Struct, frozen=True):
     drivers: DriverSet
     journal: Journal
     places: Places
+    looker: Looker
     sweep: Callable[[], None]
     in_process: bool = False
 
@@ -92,6 +95,7 @@ async def open_host(
             log.error("journal-damaged", remark=remark)
         places = Places(home)
         stack.callback(places.close)
+        looker = Looker(Reports(home))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         owner = Owner(home=home, supervisor_id=supervisor_id, runtime=runtime)
         drivers = DriverSet(owner, tasks, _first_programs(places))
@@ -99,8 +103,10 @@ async def open_host(
         adopted = await adopt.adopt(dispatcher, drivers, journal)
         adopt.release_worktrees(journal, supervisor_id, {s.session_id for s in adopted.sessions})
         for session in adopted.sessions:
-            tasks.start_soon(detached.attend, session, journal, supervisor_id)
-        tasks.start_soon(_clean_up, drivers, runtime, boot)
+            tasks.start_soon(detached.attend, session, journal, supervisor_id, looker)
+        adopt.owe_looks(adopted.lost, looker)
+        tasks.start_soon(looker.serve)
+        tasks.start_soon(_clean_up, drivers, runtime, boot, looker)
         tasks.start_soon(_checkpoint, journal)
         tasks.start_soon(watch_host_clock, lambda seconds: _clock_jumped(dispatcher, seconds))
         tasks.start_soon(follow_drift, dispatcher.set_clocks)
@@ -113,7 +119,8 @@ async def open_host(
             drivers=drivers,
             journal=journal,
             places=places,
-            sweep=lambda: _sweep_soon(tasks, drivers, runtime, boot),
+            looker=looker,
+            sweep=lambda: _sweep_soon(tasks, drivers, runtime, boot, looker),
             in_process=in_process,
         )
         if not dispatcher.stopped.is_set():
@@ -146,10 +153,10 @@ def _clock_jumped(dispatcher: Dispatcher, seconds: float) -> None:
     dispatcher.set_clocks()
 
 
-async def _clean_up(drivers: DriverSet, runtime: Path, boot: str) -> None:
+async def _clean_up(drivers: DriverSet, runtime: Path, boot: str, looker: Looker) -> None:
     """What other supervisors and dead builders left. Beside the first commands, which need none of it."""
     owner = drivers.owner
-    await _sweep_others(owner, runtime, boot)
+    await _sweep_others(owner, runtime, boot, looker)
     for name in registry.ALL:
         try:
             for removed in await (await drivers.get(name)).collect_garbage():
@@ -158,15 +165,21 @@ async def _clean_up(drivers: DriverSet, runtime: Path, boot: str) -> None:
             log.warning("clean-up-failed", driver=name, error=str(error))
 
 
-def _sweep_soon(tasks: anyio.abc.TaskGroup, drivers: DriverSet, runtime: Path, boot: str) -> None:
-    """Sweep if there is any other supervisor's folder; whether it is dead, its lock tells."""
+def _sweep_soon(
+    tasks: anyio.abc.TaskGroup, drivers: DriverSet, runtime: Path, boot: str, looker: Looker
+) -> None:
+    """Sweep if there is any other supervisor's folder; whether it is dead, its lock tells.
+
+    One that has ended well may owe a look.
+    """
+    looker.soon()
     if identity.dead_supervisors(drivers.owner.home, drivers.owner.supervisor_id):
-        tasks.start_soon(_sweep_others, drivers.owner, runtime, boot)
+        tasks.start_soon(_sweep_others, drivers.owner, runtime, boot, looker)
 
 
-async def _sweep_others(owner: Owner, runtime: Path, boot: str) -> None:
+async def _sweep_others(owner: Owner, runtime: Path, boot: str, looker: Looker) -> None:
     try:
-        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot)
+        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot, looker)
     except (DriverError, OSError, sqlite3.Error) as error:
         log.warning("sweep-failed", error=str(error))
 

@@ -22,6 +22,8 @@ from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import adopt, detached, execution
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.looking import Looker
+from claude_vm.supervisor.daemon.reports import Reports
 from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
 from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError
 from claude_vm.supervisor.ssh.launch import Mode
@@ -357,9 +359,10 @@ class World:
             async with anyio.create_task_group() as tasks:
                 drivers = MemoryDrivers(self.cloud)
                 dispatcher = Dispatcher(Core(policy or PoolPolicy()), journal, drivers, tasks, **options)
+                looker = Looker(Reports(self.folder))
                 adopted = await adopt.adopt(dispatcher, drivers, journal)
                 for session in adopted.sessions:
-                    tasks.start_soon(detached.attend, session, journal, "test")
+                    tasks.start_soon(detached.attend, session, journal, "test", looker)
                 yield Supervisor(dispatcher, journal, adopted)
                 tasks.cancel_scope.cancel()
 

@@ -5,6 +5,7 @@ import sqlite3
 import time
 
 import anyio
+import msgspec
 import pytest
 import trio
 from claude_vm_tests_memory import in_virtual_time, key, settled
@@ -12,10 +13,13 @@ from claude_vm_tests_memory import in_virtual_time, key, settled
 from claude_vm.context.ports import PortSpec, Publish
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
+from claude_vm.supervisor.core.keys import MountKey
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import adopt, detached
 from claude_vm.supervisor.daemon.journal import Journal
-from claude_vm.supervisor.daemon.records import JournaledSession
+from claude_vm.supervisor.daemon.looking import Looker
+from claude_vm.supervisor.daemon.records import JournaledSession, LeftInstance
+from claude_vm.supervisor.daemon.reports import Reports
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, ShellError, StatusLostError
 
 POOL = PoolPolicy(size=1)
@@ -350,14 +354,44 @@ async def test_what_follows_a_session_follows_also_one_without_a_client(tmp_path
     released = []
     monkeypatch.setattr(detached.worktree_locks, "release_stale", lambda path, _: released.append(str(path)))
     row = JournaledSession(session_id="a1", project="/p", label="x", pty=True, created_at=time.time() - 100)
-    session = detached.found_session(row, key())
+    mounts = (MountKey(host="/p", guest="/p", writable=True),)
+    session = detached.found_session(row, msgspec.structs.replace(key(), mounts=mounts))
+    looker = Looker(Reports(tmp_path))
     with Journal.open(tmp_path / "journal.db", "boot") as (journal, _):
         journal.lock_worktrees("/one", "a1")
         journal.lock_worktrees("/two", "another")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(detached.attend, session, journal, "daemon")
+            tasks.start_soon(detached.attend, session, journal, "daemon", looker)
             await anyio.wait_all_tasks_blocked()
             session.finish(EndSession(session_id="a1", status=0))
             tasks.cancel_scope.cancel()  # the supervisor ends at that very moment
         assert journal.locked_repositories() == [("/two", "another")]
     assert released == ["/one"]
+    (owed,) = looker.reports.of("/p")
+    assert (owed.session, owed.since, owed.findings) == ("a1", row.created_at, None)
+
+
+def test_a_session_whose_vm_died_with_its_supervisor_is_looked_at_too(tmp_path):
+    row = JournaledSession(session_id="a1", project="/p", label="x", pty=True, created_at=100.0)
+    mounts = (MountKey(host="/p", guest="/p", writable=True),)
+    left = LeftInstance("i-1", "qemu", "run", same_boot=False, session=row)
+    with_key = msgspec.structs.replace(left, key=msgspec.structs.replace(key(), mounts=mounts))
+    looker = Looker(Reports(tmp_path))
+    adopt.owe_looks((left, with_key, msgspec.structs.replace(with_key, session=None)), looker)
+    assert [report.session for report in looker.reports.of("/p")] == ["a1"]
+
+
+def test_the_sessions_that_were_lost_are_told_from_those_that_go_on(world):
+    async def main():
+        async with world.supervisor() as first:
+            for name in ("a1", "b2"):
+                first.session(name)
+                await settled()
+        for instance_id, vm in list(world.cloud.vms.items()):
+            if "b2" in vm.sessions:
+                del world.cloud.vms[instance_id]
+        async with world.supervisor() as second:
+            assert [s.session_id for s in second.adopted.sessions] == ["a1"]
+            assert [left.session.session_id for left in second.adopted.lost] == ["b2"]
+
+    in_virtual_time(main)

@@ -14,6 +14,7 @@ from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.key import session_key
 from claude_vm.supervisor.daemon.commands.room import pool_of
 from claude_vm.supervisor.daemon.commands.table import ago, size_text
+from claude_vm.supervisor.daemon.commands.telling import tell_reports
 from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
 from claude_vm.supervisor.grammar.requests import Info
 from claude_vm.supervisor.wire.escape import escape_cell
@@ -23,7 +24,8 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What ``info --json`` prints. `status`: ``running``, ``stopped``, ``not created`` or ``stale``.
 
     The sizes are those that a session would have, with these settings and flags; `ready` is the number of VMs
-    that are ready for it; `publish` are the ports that it would publish, as ``[HOST:]GUEST``, or ``auto``.
+    that are ready for it; `publish` are the ports that it would publish, as ``[HOST:]GUEST``, or ``auto``;
+    `reports` what was found out about its earlier sessions, in words.
     """
 
     project: str
@@ -46,6 +48,7 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
     sessions: list[str]
     ready: int
     publish: list[str]
+    reports: list[str]
 
 
 async def info(command: Command, request: Info) -> int:
@@ -70,6 +73,7 @@ async def info(command: Command, request: Info) -> int:
     if template is not None:
         key = await session_key(command, driver, settings, project, template)
         ready = pool_of(key, command.host.dispatcher.core.pools())
+    reports = command.host.looker.reports.of(str(project.root))
     shown = ProjectInfo(
         project=str(project.root),
         template=name,
@@ -91,7 +95,9 @@ async def info(command: Command, request: Info) -> int:
         sessions=sessions,
         ready=ready.warm if ready else 0,
         publish=plan_ports(settings.published).words,
+        reports=[line for report in reports for line in report.lines],
     )
+    await tell_reports(command, project)
     if request.json:
         await command.out_json(shown)
     else:
@@ -129,5 +135,6 @@ def _text(shown: ProjectInfo, others: Sequence[str]) -> list[str]:
         ("Ready VMs", str(shown.ready)),
         ("Ports", ", ".join(shown.publish) or "none"),
         *(("Mount", mount) for mount in shown.mounts),
+        *(("Report", report) for report in shown.reports),
     ]
     return [f"{name + ':':<14}{escape_cell(value)}" for name, value in lines]

@@ -1,6 +1,8 @@
 """`claude-vm ps`: the sessions that this supervisor runs, and with `--all` the last that ended."""
 
 import time
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -29,7 +31,8 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     it is settled, else null. `attached` is false for a session that goes on without a client. `marks` says
     when it came to what: requested, queued, claimed, clone, restore, identity, mounts, banner, connect,
     prime, files, start, first-output, ended, deleted, as far as they occurred.
-    `ports` are the published ones, while it lasts.
+    `ports` are the published ones, while it lasts; `reports` what was found out about it after its end, in
+    words.
     """
 
     session: str
@@ -47,13 +50,15 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     attached: bool
     marks: list[Mark]
     ports: list[PublishedPort]
+    reports: list[str]
 
 
 async def ps(command: Command, request: Ps) -> int:
     """List sessions, oldest first."""
     dispatcher = command.host.dispatcher
     views = {view.session_id: view for view in dispatcher.core.sessions()}
-    rows = {s.session_id: _row(s, None) for s in dispatcher.finished} if request.all else {}
+    reports = {r.session: r.lines for r in command.host.looker.reports.all()} if request.all else {}
+    rows = {s.session_id: _row(s, None, reports) for s in dispatcher.finished} if request.all else {}
     rows |= {s.session_id: _row(s, views.get(s.session_id)) for s in dispatcher.sessions.values()}
     found = sorted(rows.values(), key=lambda row: row.created_at)
     if request.json:
@@ -66,13 +71,18 @@ async def ps(command: Command, request: Ps) -> int:
     ]
     head = ("SESSION", "STATE", "VM", "AGE", "PORTS", "PROJECT", "COMMAND")
     if not any(r.ports for r in found):  # most have none
-        await command.out(*table((*head[:4], *head[5:]), [(*line[:4], *line[5:]) for line in lines]))
+        shown = table((*head[:4], *head[5:]), [(*line[:4], *line[5:]) for line in lines])
     else:
-        await command.out(*table(head, lines))
+        shown = table(head, lines)
+    await command.out(*shown, *(line for row in found for line in row.reports))
     return 0
 
 
-def _row(session: Session | EndedSession, view: SessionView | None) -> SessionRow:
+def _row(
+    session: Session | EndedSession,
+    view: SessionView | None,
+    reports: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> SessionRow:
     """Return a session's row. The core forgets a session that has ended: then there is no view of it."""
     plan = session.plan
     outcome = session.outcome
@@ -93,6 +103,7 @@ def _row(session: Session | EndedSession, view: SessionView | None) -> SessionRo
         attached=isinstance(session, Session) and session.client is not None,
         marks=[Mark(name, at) for name, at in session.marks],
         ports=session.ports.listed if isinstance(session, Session) else [],
+        reports=list(reports.get(session.session_id, ())),
     )
 
 

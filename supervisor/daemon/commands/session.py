@@ -25,6 +25,7 @@ from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, 
 from claude_vm.supervisor.daemon.commands.key import session_key
 from claude_vm.supervisor.daemon.commands.next_steps import next_step
 from claude_vm.supervisor.daemon.commands.source import how_it_came
+from claude_vm.supervisor.daemon.commands.telling import tell_reports
 from claude_vm.supervisor.daemon.commands.template import HOST_ADDRESS, usable_template
 from claude_vm.supervisor.daemon.dispatch import fresh_session_id
 from claude_vm.supervisor.daemon.errors import CommandError
@@ -80,6 +81,7 @@ async def _session(
         raise CommandError(
             "no-agent", "this project's template was built without Claude Code", hint="run: claude-vm setup"
         )
+    await tell_reports(command, project)
     mode, argv = launch(settings)
     plan = await _plan(command, driver, settings, project, template, mode=mode, argv=argv, label=label)
     session = Session(fresh_session_id(), plan, command.client)
@@ -90,6 +92,8 @@ async def _session(
         status = await _attend(command, session)
     finally:
         session.ports.close()
+        if any(name == "start" for name, _ in session.marks):
+            command.host.looker.owe(session.session_id, plan.project, session.created_at, plan.key.mounts)
         with anyio.CancelScope(shield=True):
             await _unlock_worktrees(command, session, project)
             command.host.dispatcher.forget(session)
