@@ -84,7 +84,8 @@ class Access(msgspec.Struct, frozen=True):
 
     `host_key` is one OpenSSH public key line, to be pinned: it was made for this instance. `client_key` is
     the path of a private key file (0600). `host_address` is what the guest calls the host's loopback.
-    `restored` tells a RAM clone from a cold boot. `holder` is the path, in the guest, of its holder's
+    `restored` tells a RAM clone from a cold boot. `pid` is the process that makes the guest's connections on
+    this host, 0 where that is none of its own. `holder` is the path, in the guest, of its holder's
     unix socket.
     """
 
@@ -97,6 +98,7 @@ class Access(msgspec.Struct, frozen=True):
     host_address: str
     restored: bool = False
     holder: str = "/run/claude-vm/holder/socket"
+    pid: int = 0
 
 
 class GuestFile(msgspec.Struct, frozen=True):

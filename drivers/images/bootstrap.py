@@ -20,6 +20,7 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +44,8 @@ _TIMEOUT_S: Final = 1800.0
 _CLEAN_TIMEOUT_S: Final = 60.0
 _PROBE_TIMEOUT_S: Final = 30.0
 _CLEAN_TRIES: Final = 5
+_FIRST_SUBORDINATE: Final = 100_000
+_SUBORDINATES: Final = 65_536
 _GIB: Final = 1 << 30
 _SCRATCH_BYTES: Final = 2 * _GIB
 _CACHE_BYTES: Final = 1 * _GIB
@@ -165,8 +168,13 @@ async def clean(work: Path, programs: Programs) -> None:
         if await _remove(scratch, programs):
             break
     else:
-        raise DriverError(f"{scratch} can't be removed", hint=f"sudo rm -rf {shlex.quote(str(scratch))}")
+        raise DriverError(f"{scratch} can't be removed", hint=_removal(scratch))
     await anyio.Path(work, _SCRATCH).unlink()
+
+
+def _removal(scratch: Path) -> str:
+    """Return how a scratch folder is removed by hand: without what may still be mounted in it."""
+    return f"sudo rm -rf --one-file-system {shlex.quote(str(scratch))}"
 
 
 async def _may_mount(unshare: str, environ: Mapping[str, str]) -> bool:
@@ -199,7 +207,7 @@ def hint_for(detail: str) -> str:
         (("newuidmap", "newgidmap"), "sudo apt-get install uidmap"),
         (
             ("/etc/subuid", "/etc/subgid"),
-            f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+            f"sudo usermod --add-subuids {_free_ids('uid')} --add-subgids {_free_ids('gid')} {user}",
         ),
         (("unshare", "userns", "user namespace"), "allow user namespaces (sysctl), or run the build as root"),
         (("No space left",), "make room on the disk, then repeat the command"),
@@ -211,6 +219,17 @@ def hint_for(detail: str) -> str:
         if any(sign in detail for sign in signs):
             return hint
     return ""
+
+
+def _free_ids(kind: str, folder: Path = Path("/etc")) -> str:
+    """Return a range of subordinate ids that nobody has: with another's one could write to their files."""
+    first = _FIRST_SUBORDINATE
+    with suppress(OSError, UnicodeError):
+        for line in (folder / f"sub{kind}").read_text().splitlines():
+            _, start, count = [*line.split(":"), "", ""][:3]
+            if start.isdigit() and count.isdigit():
+                first = max(first, int(start) + int(count))
+    return f"{first}-{first + _SUBORDINATES - 1}"
 
 
 def scratch_root(environ: Mapping[str, str]) -> Path:

@@ -62,11 +62,13 @@ def checked(home: Path) -> Path:
     folder = lima_home(home)
     if os.path.lexists(folder) and not is_ours(folder):
         elsewhere = "set CLAUDE_VM_HOME to a folder with a short path, without special characters"
-        # Nobody can remove what is another's in a folder such as /var/tmp.
-        ours = folder.lstat().st_uid == os.getuid()
+        found = folder.lstat()
+        way_out = ""
+        if found.st_uid == os.getuid():  # nobody can move what is another's in a folder such as /var/tmp
+            close = f"close it with: chmod go-w {folder}"  # it may have VMs that run
+            way_out = f"{close if stat.S_ISDIR(found.st_mode) else 'move it away'}, or "
         raise DriverError(
-            f"{folder} is no folder of ours, or others may write to it",
-            hint=f"remove it, or {elsewhere}" if ours else elsewhere,
+            f"{folder} is no folder of ours, or others may write to it", hint=f"{way_out}{elsewhere}"
         )
     return folder
 

@@ -248,6 +248,7 @@ async def _settle_in(
         client_key=key,
         host_address=hypervisor.host_address,
         restored=restored,
+        pid=machine.process.pid,
     )
     reachable(access)
     await machine.identify(identity, record.user, hypervisor.authorized_keys(estate.owner))

@@ -111,7 +111,7 @@ class Dispatcher:
 
     def request(self, session: Session) -> None:
         """A session wants an instance."""
-        self.sessions[session.session_id] = session
+        self._enlist(session)
         self._execution.expect(session)
         self.post(
             ev.SessionRequested(
@@ -180,7 +180,7 @@ class Dispatcher:
 
     def adopt_session(self, session: Session, instance_id: str, access: Access) -> None:
         """A session goes on in an instance."""
-        self.sessions[session.session_id] = session
+        self._enlist(session)
         self._adopt_running(instance_id, session.plan.key, access)
         self.post(
             ev.SessionFound(
@@ -196,6 +196,21 @@ class Dispatcher:
         for instance_id, instance in self._instances.items():
             if instance.access is not None:
                 self._tasks.start_soon(self._set_clock, instance_id, instance.driver)
+
+    def _enlist(self, session: Session) -> None:
+        self.sessions[session.session_id] = session
+        session.ports.keep_out(lambda: self._vms_beside(session.session_id))
+
+    def _vms_beside(self, session_id: str) -> tuple[int, ...]:
+        """Return the processes of all VMs in which others than this session may have run something."""
+        return tuple(
+            instance.access.pid
+            for name, instance in self._instances.items()
+            if instance.access is not None
+            and instance.access.pid
+            and not instance.is_warm
+            and self.core.session_of(name) != session_id
+        )
 
     def _adopt_running(self, instance_id: str, key: PoolKey, access: Access) -> None:
         instance = self._instances[instance_id] = Instance(instance_id, key.driver, key)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from claude_vm.supervisor.daemon.pace import Pace
 from claude_vm.supervisor.wire.complaint import beneath
 from claude_vm.supervisor.wire.escape import escape_line
 
@@ -47,6 +48,7 @@ def configure(path: Path | None) -> None:
             ],
         )
     )
+    handler.addFilter(Pace())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

@@ -6,18 +6,20 @@ goes on.
 """
 
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import msgspec
 import structlog
 
 from claude_vm.context.ports import Publish
 from claude_vm.supervisor.daemon import loopback
 from claude_vm.supervisor.daemon.following import MOST, Following
+from claude_vm.supervisor.daemon.neighbours import may_enter
 from claude_vm.supervisor.ssh.errors import LinkLostError, SshError
 from claude_vm.supervisor.ssh.forward import carry
 from claude_vm.supervisor.ssh.link import Link
@@ -91,10 +93,11 @@ class _Forward:
 
 
 class Ports:
-    """The ports of one session. `wanted` is what it publishes."""
+    """The ports of one session. `wanted` is what it publishes, `session_id` whose they are, for the log."""
 
-    def __init__(self, wanted: Publish) -> None:
+    def __init__(self, wanted: Publish, session_id: str = "") -> None:
         self.wanted = wanted
+        self._session_id = session_id
         self._forwards: dict[int, _Forward] = {}  # by the host's port
         self._following = Following({port.guest for port in wanted.ports})
         self._link: Link | None = None
@@ -102,6 +105,7 @@ class Ports:
         self._connections = 0
         self._told = 0
         self._tell: Tell = _nobody
+        self._neighbours: Callable[[], Collection[int]] = tuple
         self._former: dict[int, int] = {}  # the host's port that a guest's had before
 
     # For listings and messages. Never waits.
@@ -132,6 +136,10 @@ class Ports:
                 problems.append((port.host, problem))
             self._forwards[port.host] = _Forward(port.guest, port.host, sockets, problem=problem)
         return problems
+
+    def keep_out(self, neighbours: Callable[[], Collection[int]]) -> None:
+        """Refuse the guests of other sessions. `neighbours` returns the processes of their VMs."""
+        self._neighbours = neighbours
 
     def connect(self, link: Link) -> None:
         """The session has its guest, reached by this link."""
@@ -168,7 +176,7 @@ class Ports:
                 elif hint and not self.wanted.ports:
                     tasks.start_soon(self._watch_for_hint)
         except Exception:
-            log.exception("ports-not-served")
+            log.exception("ports-not-served", session=self._session_id)
         finally:
             self.close()
 
@@ -179,17 +187,23 @@ class Ports:
         try:
             await forward.accept(handler, tasks)
         except Exception as error:  # one port less, and a session that goes on
-            log.exception("port-not-served", port=forward.host)
+            log.exception("port-not-served", session=self._session_id, port=forward.host)
             forward.problem = str(error) or type(error).__name__
 
     async def _carry(self, client: socket.socket, port: int) -> None:
         self._connections += 1
         try:
-            await carry(self._link if self._connections <= MOST_CONNECTIONS else None, client, port)
+            admitted = self._connections <= MOST_CONNECTIONS and await self._admits(client)
+            await carry(self._link if admitted else None, client, port)
         except Exception:  # one connection less
-            log.exception("connection-not-carried", port=port)
+            log.exception("connection-not-carried", session=self._session_id, port=port)
         finally:
             self._connections -= 1
+
+    async def _admits(self, client: socket.socket) -> bool:
+        """Whether a client is no other session's guest."""
+        vms = self._neighbours()
+        return not vms or await anyio.to_thread.run_sync(may_enter, client, vms)
 
     async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
         """Publish what the guest listens at, as it comes and goes."""
@@ -258,7 +272,7 @@ class Ports:
         )
 
     def _say(self, text: str, level: Level = "info") -> None:
-        log.info("port", text=text)
+        log.info("port", session=self._session_id, text=text)
         if self._told < MOST_TOLD:
             self._told += 1
             self._tell(f"claude-vm: {text}", level)

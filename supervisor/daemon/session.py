@@ -79,7 +79,7 @@ class Session:
         self.created_at = time.time() if created_at is None else created_at
         self.phase = "queued"
         self.source = ""
-        self.ports = Ports(plan.publish)
+        self.ports = Ports(plan.publish, session_id)
         self.ended = anyio.Event()
         self.outcome: EndSession | None = None
         self._marks = Marks()

@@ -39,6 +39,9 @@ def runtime_directory(home: str) -> str:
     return f"/tmp/claude-vm-{os.getuid()}-{digest}"  # noqa: S108 - verified before use
 
 
+_ELSEWHERE = "set CLAUDE_VM_HOME to a folder of your own with a short path"
+
+
 def socket_path(home: str) -> str:
     """Return the path of the daemon's socket, short enough for every system."""
     return os.path.join(runtime_directory(home), SOCKET_NAME)
@@ -76,11 +79,13 @@ def check_private(directory: str, *, repair: bool = False) -> None:
     found = os.lstat(directory)
     if not stat.S_ISDIR(found.st_mode):
         kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no directory"
-        raise UnsafePathError(f"{directory} is {kind}; remove it, claude-vm keeps its socket there")
+        move = "move it away, or " if _is_movable(directory, found) else ""
+        raise UnsafePathError(
+            f"{directory} is {kind}, and claude-vm keeps its socket there; {move}{_ELSEWHERE}"
+        )
     if found.st_uid != os.getuid():
         raise UnsafePathError(
-            f"{directory} belongs to user {found.st_uid}, not to you ({os.getuid()}); "
-            "remove it, or set CLAUDE_VM_HOME to a folder with a short path"
+            f"{directory} belongs to user {found.st_uid}, not to you ({os.getuid()}); {_ELSEWHERE}"
         )
     if found.st_mode & 0o077:
         if not repair:
@@ -91,6 +96,18 @@ def check_private(directory: str, *, repair: bool = False) -> None:
 def _check_parent(directory: str) -> None:
     found = os.stat(directory)
     if found.st_uid not in {os.getuid(), 0}:
-        raise UnsafePathError(f"{directory} belongs to user {found.st_uid}, not to you ({os.getuid()})")
+        raise UnsafePathError(
+            f"{directory} belongs to user {found.st_uid}, not to you ({os.getuid()}); {_ELSEWHERE}"
+        )
     if found.st_mode & 0o002 and not found.st_mode & stat.S_ISVTX:
-        raise UnsafePathError(f"everybody may write to {directory}; close it with: chmod o-w {directory}")
+        # Only its owner may close it, and the system's folders are open for somebody's reasons.
+        close = f"close it with: chmod o-w {directory}" if found.st_uid == os.getuid() != 0 else _ELSEWHERE
+        raise UnsafePathError(f"everybody may write to {directory}; {close}")
+
+
+def _is_movable(path: str, found: os.stat_result) -> bool:
+    """Tell whether we may take a name out of its folder: in one with the sticky bit only what is ours."""
+    parent = os.path.dirname(path)
+    folder = os.stat(parent)
+    ours = os.getuid() in {0, found.st_uid, folder.st_uid}
+    return os.access(parent, os.W_OK) and (ours or not folder.st_mode & stat.S_ISVTX)

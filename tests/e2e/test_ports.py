@@ -164,6 +164,35 @@ def test_a_hundred_megabytes_pass_each_way_as_they_are(claude_vm):
     ended(started, host)
 
 
+CONNECT = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60) as client:
+        client.sendall(b"guest\\n")
+        print(client.recv(100).decode())
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_the_guest_of_another_session_does_not_reach_a_published_port(claude_vm):
+    host = free_port()
+    started = serving(claude_vm, "@8000", flags=("--publish", f"{host}:8000"))
+    address = {"qemu": "10.0.2.2", "lima": "192.168.5.2"}[claude_vm.driver]
+    said = claude_vm.shell("python3", "-c", CONNECT, address, str(host)).stdout
+    assert said in {b"ConnectionResetError\n", b"\n"}  # QEMU may tell its guest a reset as an end
+    assert ask(host) == b"HELLO"
+    with socket.create_server(("127.0.0.1", 0)) as own:  # what is no port of ours is reached as ever
+        port = str(own.getsockname()[1])
+        other = claude_vm.popen(
+            "shell", "--", "python3", "-c", CONNECT, address, port, stdout=subprocess.PIPE
+        )
+        with own.accept()[0] as client:
+            client.sendall(b"the host's own")
+        assert other.communicate(timeout=60)[0] == b"the host's own\n"
+    ended(started, host)
+
+
 def test_where_nobody_listens_in_the_guest_the_client_is_reset(claude_vm):
     host = free_port()
     started = session(claude_vm, "sh", "-c", "echo up; exec sleep 600", flags=("--publish", f"{host}:8000"))

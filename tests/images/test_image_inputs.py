@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.images import initrd
+from claude_vm.drivers.images import bootstrap, initrd
 from claude_vm.drivers.images.bootstrap import build_environment, command, hint_for, scratch_root
 from claude_vm.drivers.images.rootfs import ImageSpec, TreeFile, guest_tree, image_key, tree_archive
 from claude_vm.drivers.programs import Surroundings, search
@@ -156,6 +156,26 @@ def test_the_build_gets_proxies_and_nothing_secret_and_no_folder_of_a_project(tm
 def test_what_went_wrong_comes_with_what_to_do(detail, hint):
     assert hint in hint_for(detail)
     assert bool(hint) == bool(hint_for(detail))
+
+
+@pytest.mark.parametrize(
+    ("text", "free"),
+    [
+        ("", "100000-165535"),
+        ("somebody:100000:65536\n", "165536-231071"),
+        ("a:100000:65536\nb:500000:1000\n# c:900000:1000\nbroken\nd:x:y\n", "901000-966535"),
+        ("low:1:2\n", "100000-165535"),
+    ],
+)
+def test_the_ids_that_a_hint_offers_are_nobodys(tmp_path, text, free):
+    (tmp_path / "subuid").write_text(text)
+    assert bootstrap._free_ids("uid", tmp_path) == free
+    assert bootstrap._free_ids("gid", tmp_path) == "100000-165535"  # there is no such file
+
+
+def test_what_is_removed_by_hand_is_without_what_may_be_mounted_there():
+    hint = bootstrap._removal(Path("/var/tmp/a b"))
+    assert hint == "sudo rm -rf --one-file-system '/var/tmp/a b'"
 
 
 def test_the_scratch_folder_is_one_that_strangers_can_get_through(tmp_path):

@@ -58,7 +58,7 @@ def test_a_private_directory_is_made_with_its_parent_and_closed(tmp_path):
 def test_a_symbolic_link_is_no_private_directory(tmp_path):
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "run").symlink_to(tmp_path / "real")
-    with pytest.raises(UnsafePathError, match="symbolic link"):
+    with pytest.raises(UnsafePathError, match=r"symbolic link.*; move it away, or set CLAUDE_VM_HOME"):
         paths.make_private(str(tmp_path / "run"))
 
 
@@ -73,6 +73,30 @@ def test_another_users_directory_is_not_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: (tmp_path / "run").stat().st_uid + 1)
     with pytest.raises(UnsafePathError, match="belongs to user"):
         paths.check_private(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "link"])
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
+def test_nobody_is_told_to_do_what_the_owner_alone_may(tmp_path, monkeypatch, kind):
+    """In a folder such as /tmp, where somebody else was there before."""
+    parent, path = tmp_path / "tmp", tmp_path / "tmp" / "run"
+    parent.mkdir()
+    parent.chmod(0o1777)
+    {"directory": path.mkdir, "file": path.touch, "link": lambda: path.symlink_to("/")}[kind]()
+    monkeypatch.setattr(os, "getuid", lambda: path.lstat().st_uid + 1)
+    with pytest.raises(UnsafePathError) as caught:
+        paths.check_private(str(path))
+    assert str(caught.value).endswith("; set CLAUDE_VM_HOME to a folder of your own with a short path")
+    assert not {"remove", "move", "chmod"}.intersection(str(caught.value).replace(";", " ").split())
+
+
+def test_a_folder_of_the_systems_is_not_to_be_closed_by_a_user(tmp_path, monkeypatch):
+    tmp_path.chmod(0o777)
+    found = tmp_path.stat()
+    owner = os.stat_result((found.st_mode, *found[1:4], 0, 0, *found[6:]))
+    monkeypatch.setattr(os, "stat", lambda *_, **__: owner)
+    with pytest.raises(UnsafePathError, match=r"everybody may write to .*; set CLAUDE_VM_HOME"):
+        paths._check_parent(str(tmp_path))
 
 
 def test_a_parent_that_everybody_may_write_to_is_not_trusted():
