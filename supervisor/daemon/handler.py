@@ -76,3 +76,5 @@ async def handle(host: Host, client: Client) -> int:
         hints = (f"make room in {host.home}",) if error.errno in {errno.ENOSPC, errno.EDQUOT} else ()
         await client.note(f"claude-vm: {words_of(error)} [system-error]", "error", hints)
         return SESSION_FAILED if is_session else COMMAND_FAILED
+    finally:
+        client.forget_environment()

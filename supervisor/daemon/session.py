@@ -152,25 +152,24 @@ class Session:
             DriverError: The guest does not take its files.
             SshError: The connection is lost, or the guest has no shell.
         """
-        client, plan, launch = self.client, self.plan, self.plan.launch
-        if client is None or launch is None:  # pragma: no cover - such a session is only resumed
+        client = self.client
+        if client is None or self.plan.launch is None:  # pragma: no cover - such a session is only resumed
             raise RuntimeError("the session has no client, or nothing to start")
         self.mark("files")
-        agent = f"{AGENTS}/{self.session_id}" if plan.forward_agent else ""
-        env = launch.env | ({"SSH_AUTH_SOCK": agent} if agent else {})
-        file = launch_file(self.session_id, mode=launch.mode, argv=launch.argv, env=env, cwd=launch.cwd)
+        agent = f"{AGENTS}/{self.session_id}" if self.plan.forward_agent else ""
         listener: AgentListener | None = None
         if agent:
             listener = await link.listen_for_agent(agent, agent_of(client))
         process: HeldProcess | None = None
         try:
-            await driver.put_files(instance_id, (*plan.files, file))
+            await driver.put_files(instance_id, _files(self.session_id, self.plan, agent))
             self.mark("start")
             self.ports.connect(link)
             process = await shells.start(self.session_id, pty=self._current_pty())
             self._process = process
+            self._shed_secrets(client)
             started()
-            await client.started(pty=plan.pty is not None)
+            await client.started(pty=self.plan.pty is not None)
             return await relay(
                 client,
                 process,
@@ -188,13 +187,18 @@ class Session:
         """Return what is kept of it after its end."""
         return EndedSession(
             session_id=self.session_id,
-            plan=msgspec.structs.replace(self.plan, launch=None, files=()),
+            plan=_without_secrets(self.plan),
             created_at=self.created_at,
             phase=self.phase,
             source=self.source,
             marks=self.marks,
             outcome=self.outcome,
         )
+
+    def _shed_secrets(self, client: Client) -> None:
+        """Keep no key or token longer than needed: the guest has them now."""
+        self.plan = _without_secrets(self.plan)
+        client.forget_environment()
 
     async def _next_signal(self) -> None:
         """Wait until the client has sent a signal to the main command."""
@@ -208,3 +212,17 @@ class Session:
         return msgspec.structs.replace(
             pty, rows=size.rows, columns=size.columns, width=size.width, height=size.height
         )
+
+
+def _files(session_id: str, plan: SessionPlan, agent: str) -> tuple[GuestFile, ...]:
+    """Return what goes into the guest before the command starts; `agent` is where it finds its SSH agent."""
+    launch = plan.launch
+    if launch is None:  # pragma: no cover - see `Session.run`
+        return plan.files
+    env = launch.env | ({"SSH_AUTH_SOCK": agent} if agent else {})
+    file = launch_file(session_id, mode=launch.mode, argv=launch.argv, env=env, cwd=launch.cwd)
+    return (*plan.files, file)
+
+
+def _without_secrets(plan: SessionPlan) -> SessionPlan:
+    return msgspec.structs.replace(plan, launch=None, files=())

@@ -9,7 +9,7 @@ from claude_vm.supervisor.grammar.application import application
 from claude_vm.supervisor.grammar.completion import completed
 from claude_vm.supervisor.grammar.layout import HelpRequestedError, UsageError
 from claude_vm.supervisor.grammar.output import Output
-from claude_vm.supervisor.grammar.requests import Request
+from claude_vm.supervisor.grammar.requests import Flags, Request
 from claude_vm.supervisor.grammar.runtime import Invocation
 from claude_vm.supervisor.grammar.words import OWN_WORDS, Split, WordsError, split
 
@@ -62,11 +62,16 @@ def _run(parts: Split, columns: int, program: str) -> Request | Output:
     width = min(max(columns, MIN_COLUMNS), MAX_COLUMNS)
     try:
         with root.make_context(program, arguments, obj=given, terminal_width=width) as context:
-            answer = root.invoke(context)
+            try:
+                answer = root.invoke(context)
+            finally:
+                context.params.clear()
     except HelpRequestedError as asked:
         return Output(lines=tuple(asked.text.rstrip("\n").split("\n")))
     except UsageError as error:
         return _wrong(usage.message(error), _path(error, program), _usage(error))
+    finally:  # typer keeps each function's last arguments, and these may have secrets
+        given.operands, given.flags = (), Flags()
     if not isinstance(answer, Request | Output):  # pragma: no cover - every command returns one
         raise TypeError(answer)
     return answer

@@ -136,3 +136,6 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
         verbose=verbose,
         quiet=quiet,
     )
+    for given in (mount, publish, env, env_file, inherit_env):
+        if given:
+            given.clear()  # typer keeps each function's last arguments

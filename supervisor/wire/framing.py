@@ -116,6 +116,7 @@ class FrameReader:
             self._broken = error
             self._buffer.clear()
             raise
+        self._buffer[:at] = bytes(at)  # what frees memory does not wipe it
         del self._buffer[:at]
         return frames
 

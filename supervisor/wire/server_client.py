@@ -85,6 +85,11 @@ class Client:
         self._agents: dict[int, AgentStream] = {}
         self._next_agent = 1
 
+    def forget_environment(self) -> None:
+        """Keep no variable of the client's but those that say where it is at home: others may be secrets."""
+        for name in self.invocation.env.keys() - {"HOME", "PATH"}:
+            del self.invocation.env[name]
+
     async def note(self, text: str, level: Level = "info", beneath: Iterable[str] = ()) -> None:
         """Show a line on the client's stderr, and others beneath it, indented.
 

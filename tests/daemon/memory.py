@@ -306,6 +306,9 @@ class MemoryClient:
         self.output = b""
         self.started_with = []
 
+    def forget_environment(self):
+        """It has none."""
+
     async def started(self, *, pty):
         self.started_with.append(pty)
 

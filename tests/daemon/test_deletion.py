@@ -12,7 +12,7 @@ from claude_vm.drivers.errors import TemplateInUseError
 from claude_vm.supervisor.core.events import FillRequested
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon.commands.templates import clean_all
-from claude_vm.supervisor.grammar.requests import CleanAll
+from claude_vm.supervisor.grammar.requests import CleanAll, Flags
 
 pytestmark = pytest.mark.usefixtures("memory_only")
 POOL = PoolPolicy(size=1)
@@ -25,6 +25,8 @@ def memory_only(monkeypatch):
 
 class Deletion:
     """A command that deletes all templates, for a client that agrees."""
+
+    flags = Flags()
 
     def __init__(self, world, dispatcher):
         driver = MemoryDriver(world.cloud)

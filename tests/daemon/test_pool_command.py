@@ -16,6 +16,7 @@ from claude_vm.supervisor.core.views import InstanceView, PoolView
 from claude_vm.supervisor.daemon.commands import pool as module
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.places import Places
 from claude_vm.supervisor.grammar.requests import Flags, Pool
 from claude_vm.supervisor.wire.server import Signal
 
@@ -52,6 +53,7 @@ class FakeDispatcher:
     def __init__(self):
         self.core = FakeCore()
         self.posted = []
+        self.sessions = {}
         self.answer = lambda event: None
         self.waiting = anyio.Event()
         self._changed = anyio.Event()
@@ -114,7 +116,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(module, "template_name", lambda root: f"t-{root.name}")
     monkeypatch.setattr(
-        "claude_vm.supervisor.daemon.commands.template.template_name", lambda root: f"t-{root.name}"
+        "claude_vm.supervisor.daemon.commands.choice.template_name", lambda root: f"t-{root.name}"
     )
     return SimpleNamespace(home=tmp_path, data=tmp_path / "data", project=project)
 
@@ -141,12 +143,13 @@ def start(world, *, flags=None, in_process=False, tty=False, settings=""):
     world.dispatcher = FakeDispatcher()
     world.core = world.dispatcher.core
 
-    async def get(name):
+    async def get(name, _programs=None):
         return world.driver
 
     host = SimpleNamespace(
         dispatcher=world.dispatcher,
         drivers=SimpleNamespace(get=get),
+        places=Places(world.data),
         in_process=in_process,
         home=world.data,
     )

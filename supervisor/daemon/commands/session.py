@@ -83,8 +83,12 @@ async def _session(
         )
     await tell_reports(command, project)
     mode, argv = launch(settings)
-    plan = await _plan(command, driver, settings, project, template, mode=mode, argv=argv, label=label)
-    session = Session(fresh_session_id(), plan, command.client)
+    # The plan has keys and tokens: nobody but the session keeps it, which gives them up when it has started.
+    session = Session(
+        fresh_session_id(),
+        await _plan(command, driver, settings, project, template, mode=mode, argv=argv, label=label),
+        command.client,
+    )
     try:
         _reserve_ports(command, session)
         await driver.touch_template(template.name)
@@ -93,6 +97,7 @@ async def _session(
     finally:
         session.ports.close()
         if any(name == "start" for name, _ in session.marks):
+            plan = session.plan
             command.host.looker.owe(session.session_id, plan.project, session.created_at, plan.key.mounts)
         with anyio.CancelScope(shield=True):
             await _unlock_worktrees(command, session, project)
