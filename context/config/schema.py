@@ -231,6 +231,15 @@ class Pool(Section, frozen=True):
 class Session(Section, frozen=True):
     """What becomes of sessions."""
 
+    note_second_writer: Annotated[
+        bool,
+        Setting(
+            kind=Switch(),
+            doc="Say it when another session can write in the same directories",
+            files=HOST_FILES,
+        ),
+    ] = True
+
     on_disconnect: Annotated[
         str,
         Setting(

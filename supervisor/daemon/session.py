@@ -35,7 +35,8 @@ class SessionPlan(msgspec.Struct, frozen=True):
     """All that is decided before a VM is asked for.
 
     `label` is one line for listings; `launch` the main command, None where it runs since before this
-    supervisor; `files` go into the guest before it starts.
+    supervisor; `files` go into the guest before it starts; `writes` are the host directories that it works
+    in (`claude_vm.supervisor.daemon.sharing`).
     """
 
     key: PoolKey
@@ -46,6 +47,7 @@ class SessionPlan(msgspec.Struct, frozen=True):
     pty: Pty | None = None
     forward_agent: bool = False
     publish: Publish = Publish()
+    writes: tuple[str, ...] = ()
 
 
 class EndedSession(msgspec.Struct, frozen=True):

@@ -25,11 +25,12 @@ from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, 
 from claude_vm.supervisor.daemon.commands.key import session_key
 from claude_vm.supervisor.daemon.commands.next_steps import next_step
 from claude_vm.supervisor.daemon.commands.source import how_it_came
-from claude_vm.supervisor.daemon.commands.telling import tell_reports
+from claude_vm.supervisor.daemon.commands.telling import tell_reports, tell_sharing
 from claude_vm.supervisor.daemon.commands.template import HOST_ADDRESS, usable_template
 from claude_vm.supervisor.daemon.dispatch import fresh_session_id
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
+from claude_vm.supervisor.daemon.sharing import writes
 from claude_vm.supervisor.grammar.requests import Agent, Shell
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
@@ -89,6 +90,7 @@ async def _session(
         await _plan(command, driver, settings, project, template, mode=mode, argv=argv, label=label),
         command.client,
     )
+    await tell_sharing(command, settings, session.plan)
     try:
         _reserve_ports(command, session)
         await driver.touch_template(template.name)
@@ -153,8 +155,9 @@ async def _plan(
         environ=command.environ,
         cwd=Path(invocation.cwd),
     )
+    key = await session_key(command, driver, settings, project, template)
     return SessionPlan(
-        key=await session_key(command, driver, settings, project, template),
+        key=key,
         project=str(project.root),
         label=_shortened(escape_cell(label)),
         launch=Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd)),
@@ -162,6 +165,7 @@ async def _plan(
         pty=pty,
         forward_agent=await _has_agent(command),
         publish=plan_ports(settings.published),
+        writes=writes(key, project),
     )
 
 

@@ -1,10 +1,14 @@
-"""Tells what was found out about earlier sessions of a project: once, at the next command in it."""
+"""What a session's client is told before it begins: of earlier sessions here, and of running ones."""
 
 import msgspec
 import structlog
 
+from claude_vm.context.config.layers import Settings
 from claude_vm.context.project import Project
+from claude_vm.drivers.process import boot_id
 from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.session import SessionPlan
+from claude_vm.supervisor.daemon.sharing import shared, warning, writers, writers_elsewhere
 
 log = structlog.get_logger()
 
@@ -21,3 +25,16 @@ async def tell_reports(command: Command, project: Project) -> None:
             reports.write(msgspec.structs.replace(report, told=True))
         except OSError as error:  # then it is told once more
             log.warning("report-not-marked", session=report.session, error=str(error))
+
+
+async def tell_sharing(command: Command, settings: Settings, plan: SessionPlan) -> None:
+    """Say it when another running session can write where this one will."""
+    if command.flags.quiet or not settings.session.note_second_writer:
+        return
+    host = command.host
+    others = (
+        *writers(host.dispatcher.sessions.values()),
+        *writers_elsewhere(host.home, host.supervisor_id, boot_id()),
+    )
+    if found := tuple(shared(plan.writes, others)):
+        await command.say(f"claude-vm: {warning(found)}")
