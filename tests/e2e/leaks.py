@@ -70,7 +70,7 @@ class LeakCheck:
         """
         home = self.home
         folders = (home / "run", home / "supervisors", home / "instances", home / "instances" / "daemon")
-        trees = (home / "logs", home / "supervisors" / "daemon")
+        trees = (home / "logs", home / "supervisors" / "daemon", home / "reports")
         socket = home / "run" / "daemon.sock"
         if path.is_relative_to(home / "templates") and "snapshots" in path.parts:
             return True
