@@ -90,6 +90,11 @@ _SUBCOMMANDS = """
 """
 SUBCOMMANDS = frozenset(_SUBCOMMANDS.split())
 
+BACKGROUND = "--bg"
+BACKGROUND_COMMANDS = frozenset(["agents", "attach", "daemon", "kill", "logs", "respawn", "rm", "stop"])
+"""Sub-commands for what ``--bg`` has left behind, as the first word: elsewhere Claude takes them for text.
+``daemon`` stands in no help."""
+
 
 class _Part(NamedTuple):
     """One option (or a bundle of short ones) with its values, or one plain word (no `options`).
@@ -136,6 +141,17 @@ def claude_argv(args: Sequence[str], claude_args: Sequence[str] | None) -> list[
     if rest is not None or late:
         command += ["--", *(rest or ()), *late]
     return command
+
+
+def background_word(words: Sequence[str]) -> str:
+    """Return the word that asks for work in the background or for what was left there, as it is written.
+
+    Empty: there is none. Such work outlives the main command, which a session's VM does not.
+    """
+    if words and words[0] in BACKGROUND_COMMANDS:
+        return words[0]
+    found = (part.words[0] for part in _parse(_split(words)[0]) if BACKGROUND in part.options)
+    return next(found, "")
 
 
 def _configured(claude_args: Sequence[str] | None) -> list[str]:

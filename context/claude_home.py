@@ -112,6 +112,9 @@ def session_environment(
     # The VM is thrown away: an update would be downloaded for nothing, in each session anew.
     found["DISABLE_AUTOUPDATER"] = "1"
     found["NODE_EXTRA_CA_CERTS"] = GUEST_CA_BUNDLE
+    # No `--bg`, no `/bg`, and no "move to background" when it ends: all of it would go with the VM. What its
+    # tools run in the background while it works is another switch, and stays.
+    found["CLAUDE_CODE_DISABLE_AGENT_VIEW"] = "1"
     if user == "root":
         # Claude Code refuses to skip permissions as root, unless it is told that this is a sandbox.
         found["IS_SANDBOX"] = "1"

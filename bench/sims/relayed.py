@@ -51,7 +51,7 @@ async def _run(link: Link, run: Path, client: Client) -> int:
     process = await shells.start(session_id, pty=pty)
     try:
         await client.started(pty=pty is not None)
-        return await relay(client, process, lambda: None, anyio.sleep_forever)
+        return await relay(client, process, lambda _: None, anyio.sleep_forever)
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(2):
             await process.aclose()

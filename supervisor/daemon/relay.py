@@ -33,7 +33,7 @@ the way, in the guest's holder or an SSH server, which may tell the status long 
 class _Outputs:
     """The two output loops, and whether one of them waits for the guest (not for the client)."""
 
-    def __init__(self, client: Client, process: GuestProcess, on_output: Callable[[], None]) -> None:
+    def __init__(self, client: Client, process: GuestProcess, on_output: Callable[[bytes], None]) -> None:
         self._client = client
         self._process = process
         self._on_output = on_output
@@ -69,7 +69,7 @@ class _Outputs:
                 if self.command_ended_at is not None:
                     late_bytes += len(data)
                     late_s += anyio.current_time() - max(begun, self.command_ended_at)
-                self._on_output()
+                self._on_output(data)
                 self._stir()
                 await write(data)
                 self._stir()
@@ -105,12 +105,12 @@ class _Outputs:
 async def relay(
     client: Client,
     process: GuestProcess,
-    on_output: Callable[[], None],
+    on_output: Callable[[bytes], None],
     next_signal: Callable[[], Awaitable[None]],
 ) -> int:
     """Carry the streams until the process has ended; return its exit status, or 141 as `SIGPIPE` would.
 
-    `on_output` is called for each piece of output, before it is passed on. `next_signal` waits for a signal
+    `on_output` is called with each piece of output, before it is passed on. `next_signal` waits for a signal
     of the client: one that comes when the process has ended already ends what is left to do.
 
     Raises:

@@ -18,8 +18,12 @@ from claude_vm.supervisor.ssh.agent import AgentListener
 from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_file
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.ssh.remaining import Remaining
 from claude_vm.supervisor.ssh.shells import HeldProcess, Shells
 from claude_vm.supervisor.wire.server import Client, Signal, Size
+
+LAST_WORDS = 1024
+"""Bytes that a terminal got last, and that are kept."""
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -69,7 +73,8 @@ class Session:
     """A session between its request and its end. Lives in the task that serves its client.
 
     One that was found after a supervisor's death has no client. `created_at` is a Unix time in seconds.
-    `source` says how its VM came, see the core's `SessionView`; "" as long as it has none.
+    `source` says how its VM came, see the core's `SessionView`; "" as long as it has none. `remaining` and
+    `last_words` are known at its end: what works yet in its guest, and the last bytes on its terminal.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class Session:
         self.ports = Ports(plan.publish, session_id)
         self.ended = anyio.Event()
         self.outcome: EndSession | None = None
+        self.remaining = Remaining()
+        self.last_words = b""
         self._marks = Marks()
         self._phase_changed = anyio.Event()
         self._process: HeldProcess | None = None
@@ -172,12 +179,14 @@ class Session:
             self._shed_secrets(client)
             started()
             await client.started(pty=self.plan.pty is not None)
-            return await relay(
+            status = await relay(
                 client,
                 process,
-                on_output=lambda: self.mark("first-output"),
+                on_output=self._note_output,
                 next_signal=self._next_signal,
             )
+            self.remaining = await process.remaining()
+            return status
         finally:
             self.ports.disconnect()
             if listener is not None:
@@ -201,6 +210,11 @@ class Session:
         """Keep no key or token longer than needed: the guest has them now."""
         self.plan = _without_secrets(self.plan)
         client.forget_environment()
+
+    def _note_output(self, data: bytes) -> None:
+        self.mark("first-output")
+        if self.plan.pty is not None:
+            self.last_words = (self.last_words + data[-LAST_WORDS:])[-LAST_WORDS:]
 
     async def _next_signal(self) -> None:
         """Wait until the client has sent a signal to the main command."""

@@ -23,6 +23,7 @@ from claude_vm.supervisor.ssh.errors import (
 )
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.ssh.remaining import Remaining
 from claude_vm.supervisor.ssh.stream import Stream, open_stream
 
 PRIME_S = 60.0
@@ -30,6 +31,10 @@ PRIME_S = 60.0
 
 INPUT_WINDOW = 256 * 1024
 """Bytes of input that may be on the way to a session."""
+
+REMAINING_S = 1.0
+"""How long the guest may take to tell what its main process has left behind, in seconds: it looks for a
+quarter of a second at the most whether that is just ending."""
 
 _PIECE = 64 * 1024
 
@@ -112,6 +117,17 @@ class HeldProcess:
         if stream.error is not None:
             raise LinkLostError("the connection to the guest was lost", detail=str(stream.error))
         raise StatusLostError("the process ended without an exit status", detail=stream.refusal)
+
+    async def remaining(self) -> Remaining:
+        """Return what works in the guest yet, although the process has ended; nothing if it tells nothing.
+
+        For use after its end. Does not wait when nothing was left behind.
+        """
+        if (answer := self._stream.remaining) is None:
+            return Remaining()
+        with anyio.move_on_after(REMAINING_S):
+            return await asyncio.shield(answer)
+        return Remaining()
 
     async def aclose(self) -> None:
         """Leave the session, which goes on in the guest. Does not wait; may be called twice."""

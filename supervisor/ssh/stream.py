@@ -13,6 +13,7 @@ from claude_vm.drivers.guest.holder.frames import RefusedError, encode, next_fra
 from claude_vm.supervisor.ssh.errors import LinkLostError, ShellError, SshError
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Output
+from claude_vm.supervisor.ssh.remaining import Remaining, decode_remaining
 
 ANSWER_S = 20.0
 """How long the holder may take to answer, in seconds."""
@@ -48,6 +49,7 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
         self.error: Exception | None = None
         self.refusal = ""
         self.listing = b""
+        self.remaining: asyncio.Future[Remaining] | None = None
         self.input_sent = 0
         self.input_taken = 0
         self.input_news = asyncio.Event()
@@ -86,6 +88,8 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
             output.news.set()
         for event in (self.primed, self.news, self.over, self.input_news):
             event.set()
+        if self.remaining is not None and not self.remaining.done():
+            self.remaining.set_result(Remaining())
 
     def _take(self, letter: bytes, payload: bytes) -> None:
         match letter:
@@ -109,6 +113,8 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
                 self.primed.set()
             case b"L":
                 self.listing = payload
+            case b"B":
+                self._take_remaining(payload)
             case b"!":
                 self._fail(payload[:1000].decode(errors="replace"))
             case _:
@@ -133,6 +139,12 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
             raise ValueError(index)
         self._ended[index] = True
         self._outputs[index].news.set()
+
+    def _take_remaining(self, payload: bytes) -> None:
+        if self.remaining is None and not payload:
+            self.remaining = asyncio.get_running_loop().create_future()
+        elif self.remaining is not None and not self.remaining.done():
+            self.remaining.set_result(decode_remaining(payload))
 
     def _fail(self, reason: str) -> None:
         self.refusal = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in reason)

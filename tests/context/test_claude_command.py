@@ -9,6 +9,7 @@ from claude_vm.context.claude_command import (
     SKIP_PERMISSIONS,
     SUBCOMMANDS,
     Takes,
+    background_word,
     claude_argv,
 )
 
@@ -87,6 +88,44 @@ SKIP = SKIP_PERMISSIONS
 )
 def test_the_command_line_is_put_together(args, configured, expected):
     assert claude_argv(args, configured) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--bg", "fix it"], "--bg"),
+        (["fix it", "--background"], "--background"),
+        (["--bg=yes", "fix it"], "--bg=yes"),
+        (["-p", "fix it", "--background=1"], "--background=1"),
+        (["--resume", "--bg"], "--bg"),
+        (["--debug", "--bg", "x"], "--bg"),
+        (["--add-dir", "/a", "/b", "--bg"], "--bg"),
+        (["--some-later-option", "--bg", "x"], "--bg"),
+        (["agents", "--json"], "agents"),
+        (["attach", "3f2a"], "attach"),
+        (["logs"], "logs"),
+        (["kill", "3f2a"], "kill"),
+        (["stop", "3f2a"], "stop"),
+        (["respawn", "--all"], "respawn"),
+        (["rm", "3f2a"], "rm"),
+        (["daemon", "status"], "daemon"),
+        # words that only look like it
+        ([], ""),
+        (["what does --bg do?"], ""),
+        (["-p", "--", "--bg"], ""),
+        (["--append-system-prompt", "--bg", "x"], ""),
+        (["--bgx", "x"], ""),
+        (["stop the server"], ""),
+        (["please", "stop"], ""),
+        (["-p", "logs"], ""),
+        (["--verbose", "attach", "x"], ""),
+        (["--", "logs"], ""),
+        (["doctor"], ""),
+        (["mcp", "list"], ""),
+    ],
+)
+def test_work_in_the_background_is_found_and_nothing_else(words, found):
+    assert background_word(words) == found
 
 
 words = st.one_of(

@@ -100,6 +100,7 @@ def test_credentials_are_passed_when_they_are_set_and_nothing_else_is():
         "CLAUDE_CODE_OAUTH_TOKEN": "c",
         "ANTHROPIC_BASE_URL": "http://10.0.2.2:8000/v1?x=1",
         "DISABLE_AUTOUPDATER": "1",
+        "CLAUDE_CODE_DISABLE_AGENT_VIEW": "1",
         "NODE_EXTRA_CA_CERTS": "/etc/ssl/certs/ca-certificates.crt",
     }
 

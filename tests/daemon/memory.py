@@ -27,6 +27,7 @@ from claude_vm.supervisor.daemon.reports import Reports
 from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
 from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError
 from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.remaining import Remaining
 from claude_vm.supervisor.ssh.shells import HeldSession
 
 NAME = "qemu"
@@ -281,6 +282,9 @@ class MemoryProcess:
 
     def write_eof(self):
         self.link.vm.ended_inputs.append(self.session_id)
+
+    async def remaining(self):
+        return Remaining()
 
     async def aclose(self):
         await anyio.lowlevel.checkpoint()

@@ -64,7 +64,7 @@ def carry(client, process, next_signal=never):
 
     async def main():
         begun = trio.current_time()
-        status = await relay(client, process, on_output=lambda: None, next_signal=next_signal)
+        status = await relay(client, process, on_output=lambda _: None, next_signal=next_signal)
         return status, trio.current_time() - begun
 
     return in_virtual_time(main)

@@ -9,15 +9,25 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 
-from claude_vm.context.claude_command import ALIASES, OPTIONS, SUBCOMMANDS, Takes, claude_argv
+from claude_vm.context.claude_command import (
+    ALIASES,
+    BACKGROUND_COMMANDS,
+    OPTIONS,
+    SUBCOMMANDS,
+    Takes,
+    claude_argv,
+)
 from claude_vm.context.claude_home import home_files, session_environment
 from claude_vm.drivers.errors import DownloadError
 from claude_vm.drivers.images.claude_code import ensure_claude_code
+from claude_vm.supervisor.daemon.farewell import farewell
+from claude_vm.supervisor.ssh.remaining import Remaining
 
 pytestmark = [
     pytest.mark.claude,
@@ -159,6 +169,38 @@ def test_a_typed_task_reaches_the_api_with_no_other_key_pressed(  # noqa: PLR091
         request = api.wait_for_task("a task typed by hand", timeout_s=60)
         terminal.wait_for("The scripted task is done.")
     assert request.headers[header[0]] == header[1]
+
+
+@pytest.mark.parametrize("words", [["--bg", "x"], ["--background", "x"], *([w] for w in BACKGROUND_COMMANDS)])
+def test_work_that_would_go_on_without_its_session_is_switched_off(guest, words):
+    made = guest(KEY)
+    done = made.run(*words, configured=[])
+    said = (done.stdout + done.stderr).decode()
+    assert "disabled by CLAUDE_CODE_DISABLE_AGENT_VIEW" in said or words[0] in {"agents", "daemon"}, said
+    assert not (made.home / ".claude" / "daemon.log").exists()
+
+
+def test_a_tools_background_work_ends_with_claude_and_cannot_be_moved_out_of_it(
+    guest, api, tmux_class, tmp_path, script_class
+):
+    made = guest(KEY)
+    call = {"command": "sleep 707", "run_in_background": True, "description": "sleeps"}
+    script = script_class.bash("start it", "")
+    api.add(replace(script, steps=(replace(script.steps[0], input=call),)))
+    with tmux_class(tmp_path / "tmux", columns=120, rows=40) as terminal:
+        terminal.run(made.argv([]), cwd=made.project, env=made.env)
+        terminal.wait_for("bypass permissions on", timeout=60)
+        terminal.type("start it")
+        terminal.wait_for("1 shell", timeout=60)
+        terminal.type("/bg")
+        terminal.wait_for("Unknown command: /bg")
+        terminal.type("/exit")
+        screen = terminal.wait_for("Exit and stop tasks")
+        assert "Move to background" not in screen
+        terminal.press("Enter")
+        # It ends by telling how to go on, which is answered.
+        screen = terminal.wait_for("--resume")
+    assert list(farewell(Remaining(), screen.encode()))
 
 
 def test_configured_options_do_not_swallow_the_prompt(guest, api):

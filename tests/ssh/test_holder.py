@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claude_vm.drivers.guest.holder import Holder, Loop, holding, loop
+from claude_vm.drivers.guest.holder import Holder, Loop, holding, loop, remaining
 from claude_vm.drivers.guest.holder.connection import MOST_QUEUED
 from claude_vm.drivers.guest.holder.frames import encode
 from claude_vm.drivers.guest.holder.holding import MAX_SHELLS
@@ -96,10 +96,14 @@ class Client:
 class Held:
     """A holder whose loop turns when it is told."""
 
-    def __init__(self):
+    def __init__(self, *, adopts=False):
         self.loop = Loop()
         self.holder = Holder(
-            self.loop, terminal_argv=TERMINAL, pipes_argv=PIPES, environment={"PATH": os.environ["PATH"]}
+            self.loop,
+            terminal_argv=TERMINAL,
+            pipes_argv=PIPES,
+            environment={"PATH": os.environ["PATH"]},
+            adopts=adopts,
         )
         self.clients = []
 
@@ -364,3 +368,89 @@ def test_turns_do_not_outlive_the_shells(held):
     held.holder.close()
     held.client().session("1", kind="pty")
     assert kinds(held) == ["pty"]
+
+
+@pytest.fixture
+def adopting():
+    """A holder that adopts what its sessions leave: this process does, as long as the test lasts."""
+    remaining.adopt_orphans()
+    held = Held(adopts=True)
+    yield held
+    held.holder.close()
+    for process in held.holder.adopted():
+        os.waitpid(process, 0)
+    held.close()
+    remaining.adopt_orphans(False)
+
+
+def left(client):
+    """What a session that ended left behind, told after its status."""
+    client.until(b"X")
+    names = [letter for letter, _ in client.frames()]
+    if b"B" not in names:
+        return None
+    assert names.index(b"B") < names.index(b"X")
+    client.held.until(lambda: client.read() or [name for name, _ in client.frames()].count(b"B") == 2)
+    return json.loads(client.until(b"B"))
+
+
+@pytest.mark.parametrize("kind", ["pty", "pipes"])
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("sleep 701 & exit 3", ["sleep 701"]),
+        ("setsid -f sleep 702 >/dev/null 2>&1 </dev/null", ["sleep 702"]),
+        ("trap '' HUP; (sh -c 'sleep 703; true' &) ; exec sleep 0", ["sleep 703"]),
+        ("trap '' HUP; sleep 704 & sleep 705 & :", ["sleep 704", "sleep 705"]),
+    ],
+)
+def test_what_a_session_leaves_at_work_is_told(adopting, kind, line, told):
+    before = "trap '' HUP; "  # what has a terminal would end with it
+    found = left(adopting.client().session("s1", before + line, kind))
+    assert found == {"count": len(told), "commands": told}
+
+
+@pytest.mark.parametrize("kind", ["pty", "pipes"])
+def test_a_session_that_leaves_nothing_says_only_its_status(adopting, kind):
+    client = adopting.client().session("s1", "sleep 0; (sleep 0); exit 4", kind)
+    assert left(client) is None
+    assert client.until(b"X") == struct.pack(">I", 4)
+
+
+def test_what_is_just_dying_is_not_told(adopting, tmp_path):
+    os.mkfifo(tmp_path / "end")
+    client = adopting.client().session("s1", f"setsid -f cat {tmp_path}/end >/dev/null; exit 0")
+    client.until(b"X")
+    assert [letter for letter, _ in client.frames()].count(b"B") == 1
+    os.close(os.open(tmp_path / "end", os.O_WRONLY))  # which ends it
+    assert left(client) == {"count": 0, "commands": []}
+
+
+def test_what_was_there_before_a_session_is_not_its_own(adopting):
+    profile = "setsid -f sleep 706 </dev/null >/dev/null 2>&1 9>&-; "
+    adopting.holder.pipes_argv = (*PIPES[:2], profile + PIPES[2])
+    assert left(adopting.client().session("s1", "exit 0")) is None
+
+
+def test_many_processes_are_counted_and_the_first_ones_named(adopting):
+    line = "for i in 1 2 3 4 5 6 7 8 9 10; do setsid -f sleep 80$i >/dev/null 2>&1; done"
+    found = left(adopting.client().session("s1", line))
+    assert found["count"] == 10
+    assert len(found["commands"]) == remaining.MOST_TOLD
+
+
+def test_a_long_command_line_is_told_in_part(adopting):
+    words = "x" * 5000
+    found = left(
+        adopting.client().session("s1", f"setsid -f tail -f /dev/null --pid=1 -s 9 {words} 2>/dev/null")
+    )
+    assert len(found["commands"][0]) == remaining.COMMAND_LIMIT
+
+
+def test_adopted_processes_leave_no_dead_behind_while_a_session_runs(adopting):
+    client = adopting.client().session("s1", "for i in 1 2 3; do setsid -f true; done; echo done; cat")
+    adopting.until(lambda: client.read() or client.output() == b"done\n")
+    assert adopting.holder.adopted()  # dead or dying, and nobody has waited for them
+    adopting.until(lambda: adopting.holder.collect() or not adopting.holder.adopted())
+    client.say(b"E")
+    assert client.until(b"X") == bytes(4)

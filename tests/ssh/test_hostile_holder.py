@@ -70,6 +70,12 @@ NONSENSE = {
     "a status out of range": frame(b"X", struct.pack(">I", 256)),
     "a status that is too long": frame(b"X", b"12345"),
     "input that is no number": frame(b"C", b"1"),
+    "remaining processes without end": frame(b"B") + frame(b"B", b'{"count": 1e99, "commands": []}'),
+    "less than no remaining process": frame(b"B") + frame(b"B", b'{"count": -1, "commands": []}'),
+    "more commands than are told": frame(b"B") + frame(b"B", json.dumps({"commands": ["x"] * 9}).encode()),
+    "a command that is too long": frame(b"B") + frame(b"B", json.dumps({"commands": ["x" * 201]}).encode()),
+    "commands that are no text": frame(b"B") + frame(b"B", b'{"count": 1, "commands": [1]}'),
+    "remaining processes that are no JSON": frame(b"B") + frame(b"B", b"x"),
 }
 
 

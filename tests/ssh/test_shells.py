@@ -286,3 +286,37 @@ async def test_a_program_is_given_a_clean_process(session, pty):
     assert int(signals["SigCgt"], 16) & 0x7FFFFFFF == 1 << 1
     assert rest == [[0, 1, 2], True, True]
     await process.aclose()
+
+
+ADOPTS = pytest.mark.parametrize("server", ["openssh"], indirect=True)
+"""The simulated guest's holder is a thread of the supervisor, which adopts nobody."""
+
+
+@ADOPTS
+@pytest.mark.parametrize("pty", [None, TERMINAL], ids=["pipes", "terminal"])
+async def test_what_a_session_leaves_at_work_is_told_at_its_end(session, pty):
+    line = "trap '' HUP; setsid -f sleep 711 </dev/null >/dev/null 2>&1; sleep 712 & exit 5"
+    process = await session(Mode.EXEC, ["sh", "-c", line], pty=pty)
+    assert await process.wait() == 5
+    left = await process.remaining()
+    assert (left.count, sorted(left.commands)) == (2, ["sleep 711", "sleep 712"])
+    await process.aclose()
+
+
+@ADOPTS
+async def test_a_session_that_leaves_nothing_is_not_waited_for(session):
+    process = await session(Mode.EXEC, ["true"])
+    assert await process.wait() == 0
+    with anyio.fail_after(0):
+        assert (await process.remaining()).count == 0
+    await process.aclose()
+
+
+@ADOPTS
+async def test_an_orphan_that_dies_while_its_session_runs_is_gone(session):
+    orphan = 'setsid -f sh -c "echo \\$\\$ >orphan"; until [ -s orphan ]; do :; done; read pid <orphan; '
+    line = orphan + "while [ -e /proc/$pid ]; do :; done; echo gone"
+    process = await session(Mode.EXEC, ["sh", "-c", line])
+    with anyio.fail_after(20):
+        assert await whole(process.read_stdout) == b"gone\n"
+    await process.aclose()

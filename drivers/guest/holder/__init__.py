@@ -29,6 +29,8 @@ From the holder:
     O, F  8 bytes, data  stdout or stderr, from this offset on
     Z  1 or 2            that output has ended
     C  8 bytes           so much of the input was passed on, in all
+    B                    before X: something that the session has started still works, which is told soon
+    B  JSON              after X: how many processes these are by then, and the command lines of the first
     X  4 bytes           the exit status (128+n for signal n); output may still come
     L  JSON              the sessions
     N  JSON              TCP ports that are listened at, on all addresses or the loopback

@@ -3,6 +3,7 @@
 import os
 import pwd
 import selectors
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from .connection import Connection
 from .frames import RefusedError
 from .listening import TABLES
 from .loop import Loop
+from .remaining import adopt_orphans, children
 from .shell import Shell
 
 MAX_SHELLS = 64
@@ -30,7 +32,8 @@ class Holder:
     """All shells of one guest.
 
     `terminal_argv` and `pipes_argv` are the commands of the two kinds of shells, absolute; `environment` is
-    what every shell is given. `tables` are the files in which the system lists its TCP sockets.
+    what every shell is given. `tables` are the files in which the system lists its TCP sockets. `adopts` says
+    that orphans become this process's children, and that it has no other children than shells and these.
     """
 
     def __init__(
@@ -41,8 +44,10 @@ class Holder:
         pipes_argv: Sequence[str],
         environment: Mapping[str, str],
         tables: Sequence[str] = TABLES,
+        adopts: bool = False,
     ) -> None:
         self.loop = loop
+        self.adopts = adopts
         self.tables = tables
         self.terminal_argv = terminal_argv
         self.pipes_argv = pipes_argv
@@ -117,9 +122,31 @@ class Holder:
         """Return the sessions that there are, also ended ones."""
         return [{"session": s.session, "kind": s.kind, "status": s.status} for s in self.shells if s.session]
 
+    def adopted(self) -> list[int]:
+        """Return the processes that were left to this one."""
+        if not self.adopts:
+            return []
+        shells = {shell.pid for shell in self.shells}
+        return [process for process in children(os.getpid()) if process not in shells]
+
+    def collect(self) -> None:
+        """Wait for the adopted processes that have ended. Shells wait for their own."""
+        while self.adopts:
+            try:
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if dead is None or any(shell.pid == dead.si_pid for shell in self.shells if shell.status is None):
+                return  # the shell comes here again
+            with suppress(ChildProcessError):
+                os.waitpid(dead.si_pid, os.WNOHANG)
+
     def close(self) -> None:
-        """End all shells."""
+        """End all shells, and what was left behind."""
         self._in_turn.clear()
+        for process in self.adopted():
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
         for shell in list(self.shells):
             shell.close()
         for connection in list(self.connections):
@@ -148,7 +175,10 @@ def main() -> None:
             "PATH": _PATH,
             **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
         },
+        adopts=True,
     )
+    adopt_orphans()
+    signal.signal(signal.SIGCHLD, lambda *_: loop.call(holder.collect))
     listener = socket.socket(fileno=int(sys.argv[1]))
     listener.set_inheritable(False)
     listener.setblocking(False)

@@ -1,6 +1,7 @@
 """A shell of the holder: a process with its terminal or pipes."""
 
 import fcntl
+import json
 import os
 import selectors
 import signal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .frames import RefusedError, encode
 from .loop import Handler
 from .output import CHUNK, Output
+from .remaining import CHECK_S, CHECKS, remaining
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -45,6 +47,8 @@ class Shell:
         self._descriptors: set[int] = set()
         self._terminal = ""
         self.outputs: list[Output] = []
+        self._known: frozenset[int] = frozenset()
+        self._checks = CHECKS
         ours, theirs = socket.socketpair()
         self._control = self._keep(ours.detach())
         os.set_blocking(self._control, False)
@@ -137,6 +141,7 @@ class Shell:
         with suppress(BlockingIOError, ConnectionError):
             if os.read(self._control, 1):
                 self._forget_typed()
+                self._known = frozenset(self.holder.adopted())
                 self.ready = True
                 self.tell(b"R")
                 self.holder.prime_next()
@@ -166,9 +171,28 @@ class Shell:
         else:
             self.watch(self._pidfd, 0, self._reap)
         self.flush()
+        self.holder.collect()
+        leaves = bool(self.session and self._left())
+        if leaves:
+            self.tell(b"B")
         self.tell(b"X", struct.pack(">I", self.status))
-        if not self.session:
+        if leaves:
+            self.holder.loop.repeat(self, CHECK_S, self._tell_remaining)
+        elif not self.session:
             self.close()
+
+    def _left(self) -> list[int]:
+        """Return the processes that were left behind since this shell was ready."""
+        return [process for process in self.holder.adopted() if process not in self._known]
+
+    def _tell_remaining(self) -> None:
+        """Tell what works yet, when there was time for it to end."""
+        self.holder.collect()
+        left = self._left()
+        self._checks -= 1
+        if not left or not self._checks:
+            self.holder.loop.repeat(self, 0, None)
+            self.tell(b"B", json.dumps(remaining(left)).encode())
 
     # What the connection asks for.
 
@@ -311,6 +335,7 @@ class Shell:
                 os.waitpid(self.pid, 0)
             self.status = 128 + signal.SIGKILL
         self.holder.loop.poll(self, None)
+        self.holder.loop.repeat(self, 0, None)
         for descriptor in list(self._descriptors):
             self._drop(descriptor)
         self.holder.shells.discard(self)

@@ -20,6 +20,7 @@ from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, TemplateRecord
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon import client_agent
+from claude_vm.supervisor.daemon.commands.background import refuse_background
 from claude_vm.supervisor.daemon.commands.choice import choose_driver
 from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.key import session_key
@@ -29,6 +30,7 @@ from claude_vm.supervisor.daemon.commands.telling import tell_reports, tell_shar
 from claude_vm.supervisor.daemon.commands.template import HOST_ADDRESS, usable_template
 from claude_vm.supervisor.daemon.dispatch import fresh_session_id
 from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.farewell import farewell
 from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
 from claude_vm.supervisor.daemon.sharing import writes
 from claude_vm.supervisor.grammar.requests import Agent, Shell
@@ -49,6 +51,7 @@ async def agent(command: Command, request: Agent) -> int:
     """Run Claude."""
 
     def launch(settings: Settings) -> tuple[Mode, tuple[str, ...]]:
+        refuse_background(request.args, settings.defaults.claude_args or ())
         arguments = claude_argv(list(request.args), settings.defaults.claude_args)
         return Mode.EXEC, ("claude", *arguments)
 
@@ -74,6 +77,7 @@ async def _session(
     is_agent: bool,
 ) -> int:
     settings = command.settings()
+    mode, argv = launch(settings)
     command.apply_pool_settings(settings)
     project = command.mountable_project()
     driver = await choose_driver(command, settings, project)
@@ -83,7 +87,6 @@ async def _session(
             "no-agent", "this project's template was built without Claude Code", hint="run: claude-vm setup"
         )
     await tell_reports(command, project)
-    mode, argv = launch(settings)
     # The plan has keys and tokens: nobody but the session keeps it, which gives them up when it has started.
     session = Session(
         fresh_session_id(),
@@ -104,6 +107,8 @@ async def _session(
         with anyio.CancelScope(shield=True):
             await _unlock_worktrees(command, session, project)
             command.host.dispatcher.forget(session)
+    for line in farewell(session.remaining, session.last_words):
+        await command.say(line)
     return status
 
 
