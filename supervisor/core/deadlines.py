@@ -8,9 +8,10 @@ SLACK = 64
 """Entries of a heap that may be out of date before it is built anew, beside as many as are up to date."""
 
 Item = TypeVar("Item", bound=Hashable)
+Rank = TypeVar("Rank", float, tuple[bool, bool, float])
 
 
-class Ranking(Generic[Item]):
+class Ranking(Generic[Item, Rank]):
     """Items by rank, lowest first; among equals the one that was put first. Each has one rank.
 
     Every operation is O(log n) on average: an item that leaves stays in the heap until it comes to the top,
@@ -18,8 +19,8 @@ class Ranking(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Item]] = []
-        self._ranks: dict[Item, tuple[float, int]] = {}
+        self._heap: list[tuple[Rank, int, Item]] = []
+        self._ranks: dict[Item, tuple[Rank, int]] = {}
         self._puts = 0
 
     def __len__(self) -> int:
@@ -31,7 +32,7 @@ class Ranking(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         return iter(self._ranks)
 
-    def put(self, item: Item, rank: float) -> None:
+    def put(self, item: Item, rank: Rank) -> None:
         """Rank an item, whether it had a rank or not."""
         self._puts += 1
         self._ranks[item] = (rank, self._puts)
@@ -43,12 +44,12 @@ class Ranking(Generic[Item]):
         if self._ranks.pop(item, None) is not None:
             self._tidy()
 
-    def rank(self, item: Item) -> float | None:
+    def rank(self, item: Item) -> Rank | None:
         """Return an item's rank, or None if it has none."""
         entry = self._ranks.get(item)
         return None if entry is None else entry[0]
 
-    def first(self) -> tuple[float, Item] | None:
+    def first(self) -> tuple[Rank, Item] | None:
         """Return the lowest rank and its item, or None if there are no items."""
         while self._heap:
             rank, put, item = self._heap[0]
@@ -71,7 +72,7 @@ class Deadlines(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        self._due: Ranking[Item] = Ranking()
+        self._due: Ranking[Item, float] = Ranking()
         self._alarms: list[float] = []  # under way, each earlier than the one before
 
     def set(self, item: Item, at: float) -> None:

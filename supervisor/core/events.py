@@ -47,12 +47,24 @@ class WarmRequested(Event, frozen=True):
     """The answer to `RequestWarm`, posted at once: the same key, and a fresh id for the instance.
 
     `paused` as in the request. Without effect, and the id stays unused, if the pool asked for nothing, or has
-    no need or no room any more, or sessions wait.
+    no need or no room any more, or sessions wait. `available_mib` as in `Measured`, at this very moment.
     """
 
     instance_id: str
     key: PoolKey
     paused: bool = False
+    available_mib: int | None = None
+
+
+class Measured(Event, frozen=True):
+    """Somebody has looked at the memory.
+
+    `available_mib` is what programs of the host can get without swapping; None: not looked at. `taken` has
+    kinds of instances (a key; its mounts don't count) with what a ready one takes, in MiB, on average.
+    """
+
+    available_mib: int | None = None
+    taken: tuple[tuple[PoolKey, int], ...] = ()
 
 
 class FillRequested(Event, frozen=True):

@@ -33,6 +33,11 @@ class PoolKey(msgspec.Struct, frozen=True, cache_hash=True):
     mounts: tuple[MountKey, ...] = ()
 
     @property
+    def kind(self) -> "PoolKey":
+        """The same without mounts: VMs of one kind take about the same memory."""
+        return msgspec.structs.replace(self, mounts=()) if self.mounts else self
+
+    @property
     def sizes(self) -> tuple[int, int, int]:
         """Processors, MiB of memory, GiB of disk."""
         return self.cpus, self.memory_mib, self.disk_gib

@@ -72,10 +72,14 @@ class Lives:
         return len(self.instances) - self._counts[InstanceState.LEAKED]
 
     @property
+    def going(self) -> int:
+        """Those of the held ones that will be gone soon."""
+        return self._counts[InstanceState.ABANDONED] + self._counts[InstanceState.DELETING]
+
+    @property
     def leaving(self) -> int:
-        """Those of the held ones whose end is decided."""
-        counts = self._counts
-        return counts[InstanceState.ABANDONED] + counts[InstanceState.DELETING] + counts[InstanceState.STUCK]
+        """Those of the held ones whose end is decided, be it that their deletion has to be tried again."""
+        return self.going + self._counts[InstanceState.STUCK]
 
     @property
     def nothing_left(self) -> bool:

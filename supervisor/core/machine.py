@@ -6,7 +6,8 @@ those who wait are served, and when nobody waits, the pool is filled.
 
 No event costs more because there are more instances or sessions. The exceptions are those that are about all
 of them: `ShutdownRequested`, `PolicyChanged`, `DrainRequested` without a key; and `TemplateChanged`, which is
-about all keys of a template, as is the first event with a later generation of it.
+about all keys of a template, as is the first event with a later generation of it; and `Measured`, which is
+about all keys that lack memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,14 @@ from claude_vm.supervisor.core.session import HARMLESS as HARMLESS_TO_SESSIONS
 from claude_vm.supervisor.core.session import MOVES as SESSION_MOVES
 from claude_vm.supervisor.core.story import Story
 from claude_vm.supervisor.core.upkeep import Upkeep
-from claude_vm.supervisor.core.views import InstanceView, PoolView, SessionView, view_instance, view_session
+from claude_vm.supervisor.core.views import (
+    InstanceView,
+    MemoryView,
+    PoolView,
+    SessionView,
+    view_instance,
+    view_session,
+)
 
 
 class Core:
@@ -74,6 +82,7 @@ class Core:
             case _:
                 self._change_wishes(event, turn)
         self._serve_queue(turn)
+        self._relieve(turn)
         self._fill_pool(turn)
         if (deadline := self._agenda.wake()) is not None:
             turn.out.append(effects.WakeAt(deadline=deadline))
@@ -93,6 +102,11 @@ class Core:
     def pools(self) -> Sequence[PoolView]:
         """Return what there is of each key that is wanted or in use, least recently used first."""
         return self._upkeep.views()
+
+    @property
+    def memory(self) -> MemoryView:
+        """What the unclaimed instances take, and what the host has left."""
+        return MemoryView(self._pool.memory.used_mib, self._pool.memory.available_mib)
 
     def session_of(self, instance_id: str) -> str:
         """Return the session that an instance is made for or claimed by; "" for none."""
@@ -186,6 +200,8 @@ class Core:
     def _make_warm(self, event: events.WarmRequested, turn: Turn) -> None:
         self._check_fresh(event.instance_id, event)
         key, at = event.key, event.at
+        if event.available_mib is not None:
+            self._pool.memory.hear(event.available_mib)
         if self._upkeep.answer(event.instance_id, key, paused=event.paused, at=at, places=self._places):
             instance = Instance(event.instance_id, key, made_at=at, to_pause=event.paused)
             self._lives.add_instance(instance, type(event), turn)
@@ -234,7 +250,9 @@ class Core:
                 self._give_up(gone, turn, _TEMPLATE_CHANGED)
             case events.PolicyChanged(policy=policy, at=at):
                 if policy != self._pool.policy:
-                    self._give_up(self._upkeep.change_policy(policy, at), turn, "no room any more")
+                    self._give_up(self._upkeep.change_policy(policy, at), turn, "other settings")
+            case events.Measured(available_mib=available_mib, taken=taken, at=at):
+                self._upkeep.measure(taken, available_mib, at)
             case _:
                 raise TypeError(f"no event of the core: {event}")
 
@@ -261,10 +279,10 @@ class Core:
     def _serve_queue(self, turn: Turn) -> None:
         """Give those who wait what there is."""
         lives, at = self._lives, turn.event.at
-        while choice := self._pool.assign(held=lives.held, leaving=lives.leaving):
+        while choice := self._pool.assign(held=lives.held, leaving=lives.going):
             deed, session_id, instance_id = choice
             if deed is Assign.EVICT:
-                self._give_up([instance_id], turn, "evicted")
+                self._let_give_way(instance_id, "a session needed the place", turn)
                 continue
             session = lives.sessions[session_id]
             self._pool.dequeue(session_id)
@@ -288,14 +306,25 @@ class Core:
                 instance = Instance(session.instance_id, session.key, session_id, made_at=at)
                 lives.add_instance(instance, InstanceOrder.MAKE, turn, session_id)
 
+    def _relieve(self, turn: Turn) -> None:
+        """Let unclaimed instances give way as long as there are too many of them."""
+        while (found := self._pool.burden(held=self._lives.held - self._lives.leaving)) is not None:
+            self._let_give_way(*found, turn)
+
     def _fill_pool(self, turn: Turn) -> None:
         """Ask for what the pool lacks, unless a session waits."""
         lives = self._lives
-        while (step := self._upkeep.next_step(places=self._places, leaving=lives.leaving)) is not None:
+        at = turn.event.at
+        while (step := self._upkeep.next_step(places=self._places, leaving=lives.leaving, at=at)) is not None:
             if isinstance(step, Ask):
                 turn.out.append(effects.RequestWarm(key=step.key, paused=step.paused))
             else:
-                self._give_up([step.instance_id], turn, "room for another one")
+                self._let_give_way(step.instance_id, "another one needed the room", turn)
+
+    def _let_give_way(self, name: str, why: str, turn: Turn) -> None:
+        """Give up an unclaimed instance whose key is wanted, and let that be seen."""
+        self._upkeep.note_gave_way(self._lives.instances[name].key, why)
+        self._give_up([name], turn, why)
 
     def _give_up(self, names: Iterable[str], turn: Turn, note: str) -> None:
         """Give up unclaimed instances."""

@@ -16,8 +16,10 @@ class PoolPolicy(msgspec.Struct, frozen=True):
     that it does not compete with a claimed session's first moments; but no later than four times that after
     the first claim.
 
-    `memory_budget_mib` bounds the configured memory, in MiB, of all unclaimed instances together, whether
-    they are being made, warm or paused; None is no bound. Sessions are not counted.
+    `memory_budget_mib` bounds what all unclaimed instances take together, in MiB, whether they are being
+    made, warm or paused (see `memory.Memory`); None is no bound. Sessions are not counted. Where less than
+    `memory_reserve_mib` is available on the host, some are given up; none is made that would not leave twice
+    as much, so that what was given up does not come back at once.
 
     Raises:
         ValueError: A number is below its minimum: 1 for `max_instances`; above 0 for `idle_timeout_s` and
@@ -30,12 +32,13 @@ class PoolPolicy(msgspec.Struct, frozen=True):
     idle_timeout_s: float = 1800.0
     max_age_s: float = 43200.0
     memory_budget_mib: int | None = None
+    memory_reserve_mib: int = 0
     refill_delay_s: float = 0.5
     prestart_drivers: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("size", "paused", "refill_delay_s", "memory_budget_mib"):
+        for name in ("size", "paused", "refill_delay_s", "memory_budget_mib", "memory_reserve_mib"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} must be at least 0, not {value}")

@@ -12,8 +12,9 @@ from claude_vm.supervisor.core.policy import PoolPolicy
 class Shelf(msgspec.Struct):
     """One key's part of the pool. Only the pool and its upkeep change it.
 
-    `wanted` tells that somebody used the key not long ago; `filled_to` is the number of warm instances that
-    somebody asked for, None stands for the policy's. `last_used_at` is the instant of the last use.
+    `kind` is the key without its mounts. `wanted` tells that somebody used the key not long ago; `filled_to`
+    is the number of warm instances that somebody asked for, None stands for the policy's. `last_used_at` is
+    the instant of the last use.
 
     `warm`, `paused` and `making` are the unclaimed instances, oldest first, with the instant at which the
     making of each began; those that are made will be paused if they are in `to_pause`. `claimed` counts the
@@ -22,9 +23,15 @@ class Shelf(msgspec.Struct):
     No instance is made before `not_before`. `postponed_at` is the instant of the first claim for whose sake
     the next one waits. `failures` counts those that came to nothing, `last_error` says why the last did;
     `ready_at` is the instant at which, since then, one became warm or paused.
+
+    For a place, nobody gives way to an instance of this key before `patient_until`. `credit` is how many more
+    instances may be made, until the next use, for which others give way; so that a use never leads to more
+    of that than it has wishes. `displaces` tells that some did for the next one. `gave_way` says why the last
+    one of its own that gave way did so, until there is another one.
     """
 
     key: PoolKey
+    kind: PoolKey
     wanted: bool = False
     filled_to: int | None = None
     last_used_at: float | None = None
@@ -39,6 +46,10 @@ class Shelf(msgspec.Struct):
     failures: int = 0
     last_error: str = ""
     ready_at: float | None = None
+    patient_until: float = 0.0
+    credit: int = 0
+    displaces: bool = False
+    gave_way: str = ""
 
     @property
     def recency(self) -> float:
@@ -65,10 +76,6 @@ class Shelf(msgspec.Struct):
             return next(iter(ready))
         to_warm = (name for name in self.making if name not in self.to_pause)
         return next(to_warm, None) or next(iter(self.making), "")
-
-    def least_ready(self) -> str:
-        """Return the warm or paused instance that is missed least; there must be one."""
-        return next(iter(self.paused or self.warm))
 
     def targets(self, policy: PoolPolicy) -> tuple[int, int]:
         """Return how many warm and how many paused instances there shall be while the key is wanted."""

@@ -9,6 +9,7 @@ them: `forget_all`, and changes of the policy or of a template.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +18,7 @@ from claude_vm.supervisor.core.due import Aged, Agenda, Idle, Refill
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.pool import Pool
-from claude_vm.supervisor.core.refills import Ask, Displace, Refills
+from claude_vm.supervisor.core.refills import PATIENCE_S, Ask, Displace, Refills
 from claude_vm.supervisor.core.retries import MAX_DELAY_S, delay_s
 from claude_vm.supervisor.core.shelf import Shelf
 from claude_vm.supervisor.core.views import PoolView
@@ -62,6 +63,7 @@ class Upkeep:
         if current is not None:
             shelf = self._pool.shelf(current)
             self._refills.postpone(shelf, at)
+            shelf.patient_until = at + PATIENCE_S
             self._want(shelf, at, at)
 
     def fill(self, key: PoolKey, size: int | None, at: float) -> None:
@@ -70,7 +72,7 @@ class Upkeep:
         if current is not None:
             shelf = self._pool.shelf(current)
             shelf.clear_failures()
-            shelf.not_before = at
+            shelf.not_before = shelf.patient_until = at
             shelf.filled_to = None if size is None else max(size, 0)
             self._want(shelf, at, at)
 
@@ -116,26 +118,29 @@ class Upkeep:
         return gone
 
     def change_policy(self, policy: PoolPolicy, at: float) -> list[str]:
-        """The settings are different: return the instances to give up."""
+        """The settings are different: return the instances to give up, whether there is room or not."""
         self._pool.policy = policy
         gone: dict[str, None] = {}
-        over_mib = -self._refills.free_mib
         for shelf in sorted(self._pool.shelves(), key=lambda shelf: shelf.recency):
             surplus = shelf.surplus(policy) if any(shelf.targets(self._pool.policy)) else self._forget(shelf)
-            over_mib -= len(surplus) * shelf.key.memory_mib
             gone.update(dict.fromkeys(surplus))
             if shelf.wanted:
                 self._agenda.set(Idle(shelf.key), max(at, shelf.recency + policy.idle_timeout_s))
             for unclaimed in (shelf.making, shelf.paused, shelf.warm):
                 for name, made_at in unclaimed.items():
                     self._agenda.set(Aged(name), max(at, made_at + policy.max_age_s))
+            shelf.credit = sum(shelf.targets(policy))
             self._refills.consider(shelf, at, anew=True)
-        for shelf in sorted(self._pool.shelves(), key=lambda shelf: shelf.recency):
-            for name in shelf.unclaimed():
-                if over_mib > 0 and name not in gone:
-                    gone[name] = None
-                    over_mib -= shelf.key.memory_mib
         return list(gone)
+
+    def measure(self, taken: Iterable[tuple[PoolKey, int]], available_mib: int | None, at: float) -> None:
+        """Somebody has looked at the memory."""
+        memory = self._pool.memory
+        for key, taken_mib in taken:
+            memory.measure(key.kind, taken_mib)
+        if available_mib is not None:
+            memory.hear(available_mib)
+        self._refills.consider_starved(at)
 
     def due(self, what: Idle | Refill, at: float) -> list[str]:
         """An instant that was asked for has come: return the instances to give up."""
@@ -163,8 +168,9 @@ class Upkeep:
         """A session has its instance no longer; that was a use until now."""
         shelf = self._pool.shelf(key)
         shelf.claimed -= 1
+        shelf.patient_until = at
         self._pool.use(shelf, at)
-        self._pool.tidy(shelf)
+        self._refills.consider(shelf, at, anew=True)
 
     def adopt(self, instance_id: str, key: PoolKey, *, made_at: float, at: float, places: int) -> bool:
         """Tell whether a found instance has a place; if so, its key is wanted and it is expected."""
@@ -173,7 +179,7 @@ class Upkeep:
             policy.size
             and self._current(key) == key
             and at < made_at + policy.max_age_s
-            and self._refills.has_room(key, places=places)
+            and self._refills.has_room(key.kind, places=places)
         ):
             return False
         shelf = self._pool.shelf(key)
@@ -187,7 +193,7 @@ class Upkeep:
         if shelf is None or not shelf.asked:
             return False
         self._refills.take_answer(shelf)
-        granted = shelf.lack(self._pool.policy) is paused and self._refills.has_room(key, places=places)
+        granted = shelf.lack(self._pool.policy) is paused and self._refills.has_room(key.kind, places=places)
         if granted:
             self._expect(instance_id, shelf, made_at=at, paused=paused)
         self._refills.consider(shelf, at)
@@ -197,6 +203,7 @@ class Upkeep:
         """An expected instance is warm or paused now."""
         shelf = self._pool.shelf(key)
         shelf.ready_at = at
+        shelf.gave_way = ""
         self._pool.offer(instance_id, shelf)
         self._refills.consider(shelf, at)
 
@@ -206,6 +213,10 @@ class Upkeep:
         self._agenda.cancel(Aged(instance_id))
         self._pool.take_out(instance_id, shelf)
         self._refills.consider(shelf, at)
+
+    def note_gave_way(self, key: PoolKey, why: str) -> None:
+        """An instance of a key is about to be given up for something else."""
+        self._pool.shelf(key).gave_way = why
 
     def succeed(self, key: PoolKey) -> None:
         """An instance of the pool was of use: what failed before does not count any more."""
@@ -226,9 +237,9 @@ class Upkeep:
 
     # What is to be done.
 
-    def next_step(self, *, places: int, leaving: int) -> Ask | Displace | None:
+    def next_step(self, *, places: int, leaving: int, at: float) -> Ask | Displace | None:
         """Return what to do next for the wishes; see `Refills.next_step`."""
-        return self._refills.next_step(places=places, leaving=leaving)
+        return self._refills.next_step(places=places, leaving=leaving, at=at)
 
     def views(self) -> list[PoolView]:
         """Return what may be seen of each shelf, least recently used first."""
@@ -245,6 +256,9 @@ class Upkeep:
                 failures=shelf.failures,
                 last_error=shelf.last_error or self._never_fits(shelf),
                 next_try_at=self._agenda.at(Refill(shelf.key)),
+                takes_mib=self._pool.memory.takes_mib(shelf.kind),
+                is_measured=self._pool.memory.is_measured(shelf.kind),
+                gave_way=shelf.gave_way,
             )
             for shelf in shelves
         ]
@@ -281,7 +295,7 @@ class Upkeep:
         self._agenda.set(Aged(instance_id), made_at + self._pool.policy.max_age_s)
 
     def _never_fits(self, shelf: Shelf) -> str:
-        budget = self._pool.policy.memory_budget_mib
-        if not shelf.wanted or budget is None or shelf.key.memory_mib <= budget:
+        budget, takes_mib = self._pool.policy.memory_budget_mib, self._pool.memory.takes_mib(shelf.kind)
+        if not shelf.wanted or budget is None or takes_mib <= budget:
             return ""
-        return f"memory-budget: {shelf.key.memory_mib} MiB are needed, {budget} MiB are the whole budget"
+        return f"memory-budget: {takes_mib} MiB are needed, {budget} MiB are the whole budget"

@@ -52,6 +52,9 @@ class PoolView(msgspec.Struct, frozen=True):
     `failures` counts unclaimed instances in a row that came to nothing, `last_error` says why the last one
     did (``code: message``, or ""), and `next_try_at` is the instant before which no other is made; None if
     there is nothing to wait for.
+
+    `takes_mib` is what each unclaimed one counts with; `is_measured` tells that from what is configured.
+    `gave_way` says why the last one that gave way did so, "" if there is another one since.
     """
 
     key: PoolKey
@@ -64,6 +67,19 @@ class PoolView(msgspec.Struct, frozen=True):
     failures: int
     last_error: str
     next_try_at: float | None
+    takes_mib: int = 0
+    is_measured: bool = False
+    gave_way: str = ""
+
+
+class MemoryView(msgspec.Struct, frozen=True):
+    """What all unclaimed instances count with, and what the host has left; in MiB.
+
+    `available_mib` is None as long as nobody has looked.
+    """
+
+    used_mib: int
+    available_mib: int | None
 
 
 def view_session(session: Session) -> SessionView:

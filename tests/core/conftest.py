@@ -12,8 +12,8 @@ from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.pool import PoolPolicy
 
 
-def pool_key(name="t", generation="1", memory_mib=512):
-    fields = {"generation": generation, "memory_mib": memory_mib}
+def pool_key(name="t", generation="1", memory_mib=512, mounts=()):
+    fields = {"generation": generation, "memory_mib": memory_mib, "mounts": mounts}
     return PoolKey(driver="sim", template=name, cpus=2, disk_gib=4, **fields)
 
 

@@ -114,18 +114,41 @@ def test_a_warm_instance_of_another_key_gives_way_to_a_waiting_session(make_rig,
     rig.make_warm(2, key_of("a"))
     rig.now += 1
     assert rig.request(3, key_of("b")) == [Delete(instance_id="i1")]
-    assert rig.request(4, key_of("b")) == []  # one at a time: a place comes free already
-    assert rig.deleted(1) == [Clone(instance_id="i3", key=key_of("b")), Delete(instance_id="i2")]
+    assert rig.request(4, key_of("b")) == [Delete(instance_id="i2")]  # nobody waits for another's deletion
+    assert rig.request(5, key_of("b")) == []
+    assert rig.deleted(1) == [Clone(instance_id="i3", key=key_of("b"))]
     assert rig.deleted(2) == [Clone(instance_id="i4", key=key_of("b"))]
 
 
-def test_an_unclaimed_instance_of_another_key_is_not_warm_before_it_gives_way(make_rig, key_of):
-    rig = make_rig(size=1, max_instances=1)
+def test_one_that_another_session_waits_for_gives_way_to_the_head_of_the_queue_only(make_rig, key_of):
+    rig = make_rig(max_instances=2, size=1)
+    rig.make_warm(1, key_of("a"))
+    rig.run(2)
+    rig.run_done(2)
+    rig.request(3, key_of("b"))  # has the place that comes free
+    assert rig.request(4, key_of("a")) == []
+    rig.deleted(2)
+    assert rig.session_state(4) == "preparing"
+    assert rig.core.sessions()[-1].source == "warm"
+
+
+def test_a_deletion_that_has_to_be_tried_again_holds_no_session_up(make_rig, key_of):
+    rig = make_rig(max_instances=2, size=1)
+    rig.make_warm(1, key_of("a"))
+    rig.run(2)
+    rig.run_done(2)
+    rig.failed(2)
+    assert rig.request(3, key_of("b")) == [Delete(instance_id="i1")]
+
+
+def test_an_unclaimed_instance_of_another_key_gives_way_while_it_is_made_if_nothing_is_ready(
+    make_rig, key_of
+):
+    rig = make_rig(size=1, max_instances=2)
     rig.wish(1, key_of("a"))
-    assert rig.request(2, key_of("b")) == []
-    rig.cloned(1)
-    rig.started(1)
-    assert rig.connected(1) == [Delete(instance_id="i1")]
+    rig.make_warm(2, key_of("b"))
+    assert rig.request(3, key_of("c")) == [Delete(instance_id="i2")]
+    assert rig.request(4, key_of("c")) == [Cancel(instance_id="i1")]
 
 
 def test_the_listings_show_what_there_is(make_rig, key_of):

@@ -36,6 +36,7 @@ POLICIES = st.builds(
     idle_timeout_s=st.sampled_from([200.0, 500.0]),
     max_age_s=st.sampled_from([300.0, 2000.0]),
     memory_budget_mib=st.sampled_from([None, 600, 1100, 1600, 4000]),
+    memory_reserve_mib=st.sampled_from([0, 0, 200]),
     prestart_drivers=st.just(frozenset({"sim"})),
 )
 DONE = {
@@ -58,6 +59,12 @@ PHASES = {
     InstanceState.LEASED: "run",
     InstanceState.DELETING: "delete",
 }
+LEAVING = {
+    InstanceState.ABANDONED,
+    InstanceState.DELETING,
+    InstanceState.STUCK,
+    InstanceState.LEAKED,
+}
 WITHOUT_EFFECT = READY | {InstanceState.STUCK, InstanceState.LEAKED}
 
 
@@ -66,7 +73,9 @@ class World(RuleBasedStateMachine):
 
     `wanted` are the pool's requests without an answer, `used` the instants of each key's last use as far as
     they are certain (else a later one), `changed` the generations that were told, `told` the last phase of
-    each session, `to_pause` the instances that were made to be paused.
+    each session, `to_pause` the instances that were made to be paused. `figures` are what the kinds were
+    measured to take. `displaced` counts the events at which something gave way to another
+    unclaimed instance, `granted` those that uses and other settings are reason enough for.
     """
 
     sessions = Bundle("sessions")
@@ -102,6 +111,9 @@ class World(RuleBasedStateMachine):
         self.ends = {}
         self.shutting_down = False
         self.stops = 0
+        self.figures = {}
+        self.granted = 0
+        self.displaced = 0
 
     def name(self, prefix):
         self.names += 1
@@ -116,8 +128,12 @@ class World(RuleBasedStateMachine):
         )
 
     def send(self, event):
-        before = self.in_use()
+        before, unclaimed = self.in_use(), {v.instance_id for v in self.unclaimed()}
         out = self.core.handle(event)
+        for name in unclaimed - {v.instance_id for v in self.unclaimed()}:
+            if "another one needed the room" in [step.note for step in self.core.instance_story(name).steps]:
+                self.displaced += 1
+                break
         for name, key in before.items():
             if name not in self.in_use():
                 self.use(key)
@@ -130,7 +146,14 @@ class World(RuleBasedStateMachine):
         views = self.core.instances()
         return {v.instance_id: v.key for v in views if v.session_id and v.state in IN_USE}
 
+    def takes_mib(self, key):
+        return self.figures.get(key, key.memory_mib)
+
+    def used_mib(self):
+        return sum(self.takes_mib(view.key) for view in self.unclaimed())
+
     def use(self, key):
+        self.granted += max(self.policy.size, 3) + self.policy.paused + 1
         generation = self.changed.get(key.template) or key.generation
         self.used[msgspec.structs.replace(key, generation=generation)] = self.now
 
@@ -174,6 +197,13 @@ class World(RuleBasedStateMachine):
             assert self.changed.get(key.template, key.generation) == key.generation, "an old generation"
             assert self.barred.get(key, 0.0) <= self.now, "too early"
             assert key in self.used, "nobody wants it"
+            assert self.fits(), "no memory for it"
+
+    def fits(self):
+        """Whether all that is there, and asked for, is within the budget."""
+        asked_mib = sum(self.takes_mib(key) for key, _ in self.wanted)
+        budget = self.policy.memory_budget_mib
+        return budget is None or self.used_mib() + asked_mib <= budget
 
     def take(self, effect):
         match effect:
@@ -364,9 +394,29 @@ class World(RuleBasedStateMachine):
     @rule(policy=POLICIES)
     def policy_changes(self, policy):
         self.policy = policy
+        self.granted += len(self.core.pools()) * (max(policy.size, 3) + policy.paused + 1)
         self.barred.clear()
         self.send(events.PolicyChanged(at=self.now, policy=policy))
         self.pass_time(self.now)  # what is too old or idle now is due at once
+
+    @rule(
+        available_mib=st.sampled_from([None, 100, 300, 900, 3000]),
+        taken=st.dictionaries(TEMPLATES, st.integers(50, 1500)),
+    )
+    def somebody_looks_at_the_memory(self, available_mib, taken):
+        kinds = tuple((self.key(template), mib) for template, mib in taken.items())
+        ready = self.ready_keys()
+        self.send(events.Measured(at=self.now, available_mib=available_mib, taken=kinds))
+        for key, measured_mib in kinds:
+            before, after = self.figures.get(key), self.core._pool.memory.takes_mib(key)
+            assert after >= max(128, int(1.25 * measured_mib))
+            assert before is None or after in {before, max(128, int(1.25 * measured_mib))}
+            self.figures[key] = after
+        if available_mib is not None and available_mib < self.policy.memory_reserve_mib:
+            ready_mib = sum(self.takes_mib(v.key) for v in self.unclaimed() if v.state in READY)
+            missing_mib = self.policy.memory_reserve_mib - available_mib
+            before_mib = sum(self.takes_mib(key) for key in ready)
+            assert ready_mib == 0 or before_mib - ready_mib >= missing_mib, "the host would swap"
 
     def ready_keys(self):
         return [view.key for view in self.unclaimed() if view.state in READY]
@@ -695,8 +745,17 @@ class World(RuleBasedStateMachine):
     @invariant()
     def unclaimed_memory_is_within_the_budget(self):
         if self.policy.memory_budget_mib is not None:
-            used_mib = sum(view.key.memory_mib for view in self.unclaimed())
-            assert used_mib <= self.policy.memory_budget_mib
+            assert self.used_mib() <= self.policy.memory_budget_mib
+
+    @invariant()
+    def a_use_makes_others_give_way_for_as_many_as_it_asks_for(self):
+        """A session may have the place for which something gave way; that is a use of its own."""
+        assert self.displaced <= self.granted
+
+    @invariant()
+    def nothing_unclaimed_is_there_without_a_place(self):
+        held = [v for v in self.core.instances() if v.state not in LEAVING]
+        assert len(held) <= self.policy.max_instances or self.unclaimed() == []
 
     @invariant()
     def nothing_unclaimed_is_too_old_or_unused_or_of_an_old_generation(self):
@@ -722,7 +781,7 @@ class World(RuleBasedStateMachine):
             assert view.claimed == list(self.in_use().values()).count(key)
             assert view.wanted or view.warm or view.making or view.paused or view.claimed or key in self.used
         assert {v.key for v in self.unclaimed()} <= views.keys()
-        assert self.core._pool.memory_mib == sum(v.key.memory_mib for v in self.unclaimed())
+        assert self.core.memory.used_mib == self.used_mib()
         assert self.core._pool.making == len(self.keys_in_the_making())
 
     @invariant()
@@ -771,13 +830,31 @@ class World(RuleBasedStateMachine):
         assert self.core.is_empty
 
     def the_pool_is_as_full_as_may_be(self):
-        used_mib = sum(view.key.memory_mib for view in self.unclaimed())
+        """At rest, after a look at the memory: nothing starves that has room, or for which others may go."""
+        self.send(events.Measured(at=self.now, available_mib=1 << 20))
+        self.settle_down()
         budget = self.policy.memory_budget_mib
         full = len(self.core.instances()) >= self.policy.max_instances
         for view in self.core.pools():
-            there_is_room = budget is None or used_mib + view.key.memory_mib <= budget
+            there_is_room = budget is None or self.used_mib() + self.takes_mib(view.key) <= budget
             assert view.warm >= view.wanted or full or not there_is_room, "a wish is forgotten"
             assert view.warm >= view.wanted or full or not view.paused, "a paused one is in the way"
+            if view.warm < view.wanted:
+                self.nothing_lower_is_in_the_way(view)
+
+    def nothing_lower_is_in_the_way(self, view):
+        """What is left of a lower rank would not make enough room, or its own credit is used up."""
+        shelf = self.core._pool.find(view.key)
+        if not shelf.credit:
+            return
+        lower = [
+            v for v in self.core.pools() if v.last_used_at is not None and v.last_used_at < view.last_used_at
+        ]
+        displaceable = sum(self.takes_mib(v.key) * v.warm for v in lower)
+        displaceable += sum(self.takes_mib(v.key) * v.paused for v in self.core.pools())
+        budget = self.policy.memory_budget_mib
+        fits = budget is None or self.used_mib() - displaceable + self.takes_mib(view.key) <= budget
+        assert not displaceable or not fits, "something of a lower rank is in the way"
 
 
 TestWorld = World.TestCase

@@ -178,7 +178,8 @@ def test_at_the_ceiling_nothing_of_another_key_has_to_give_way(make_rig, key_of,
 
 
 def test_a_session_that_waited_behind_another_takes_over_what_was_in_the_making_meanwhile(make_rig, key_of):
-    rig = in_the_making(make_rig, "warm", "starting", max_instances=1)
+    rig = in_the_making(make_rig, "warm", "starting", max_instances=2)
+    rig.found(7)  # its place comes free for the first
     assert rig.request(8, key_of("b")) == []
     assert rig.request(9) == []
     assert (rig.session_state(8), rig.session_state(9)) == ("queued", "queued")
