@@ -292,6 +292,14 @@ class Driver(Protocol):
         """Return the instance's status. Never raises; an unknown id is ABSENT."""
         ...
 
+    async def taken_mib(self, instance_id: str) -> int:
+        """Return what the processes of an instance's VM take of the host's memory now, in MiB.
+
+        What several VMs share counts in parts, so that the sum over all of them is right. 0 when no VM runs,
+        or nobody can tell. Never raises.
+        """
+        ...
+
     async def wait_stopped(self, instance_id: str) -> str:
         """Return why the VM ended, in a few words, once it has. By events, where the system has them."""
         ...

@@ -194,13 +194,14 @@ class Pool(Section, frozen=True):
         ),
     ] = "auto"
     max_instances: Annotated[
-        int,
+        str | int,
         Setting(
-            kind=Integer(1, 1000),
-            doc="Most VMs at a time, in sessions and ready; more sessions wait",
+            kind=Either(Choice("auto"), Integer(1, 1000)),
+            doc="Most VMs at a time, in sessions and ready; more sessions wait; `auto`: by this host's memory"
+            " and cores",
             files=HOST_FILES,
         ),
-    ] = 8
+    ] = "auto"
     idle_timeout: Annotated[
         int,
         Setting(
@@ -222,7 +223,7 @@ class Pool(Section, frozen=True):
         str,
         Setting(
             kind=Text("1%-100%, or 1GB and more", r"(?:[1-9][0-9]?|100)%|[1-9][0-9]{0,5} ?GB"),
-            doc="Memory of all VMs that are kept ready, as configured: a share of this host's, or GB",
+            doc="Memory that all VMs that are kept ready may take: a share of this host's, or GB",
             files=HOST_FILES,
         ),
     ] = "50%"

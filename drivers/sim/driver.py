@@ -174,6 +174,15 @@ class SimDriver:
         alive = instance.host.is_alive() and instance.host.pid != os.getpid()
         return InstanceStatus.RUNNING if alive else InstanceStatus.STOPPED
 
+    async def taken_mib(self, instance_id: str) -> int:
+        """Return what the script says, else the same for each that runs."""
+        guest = self._guests.get(instance_id)
+        if guest is None or guest.stopped.is_set():
+            return 0
+        step = self._prompter.next_step("taken_mib")
+        await anyio.sleep(step.delay_s)
+        return step.memory_mib
+
     async def wait_stopped(self, instance_id: str) -> str:
         """Return why the VM ended, once it has; at once if it does not run here."""
         guest = self._guests.get(instance_id)

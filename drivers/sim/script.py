@@ -12,7 +12,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     After `delay_s` the call fails with the error of the code `fail`, or never returns (`hang`), or does its
     work. With `lose_answer` it does its work and never returns. With `die_s` (of ``start`` only) the VM dies
-    so long after its start.
+    so long after its start; ``taken_mib`` returns `memory_mib`, and does not fail.
     """
 
     delay_s: float = 0.0
@@ -20,6 +20,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hang: bool = False
     lose_answer: bool = False
     die_s: float | None = None
+    memory_mib: int = 200
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

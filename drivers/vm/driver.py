@@ -144,6 +144,10 @@ class VmDriver:
         """Return the instance's status. Never raises."""
         return await anyio.to_thread.run_sync(instance.status, self._estate, instance_id)
 
+    async def taken_mib(self, instance_id: str) -> int:
+        """Return what the VM takes of the host's memory. Never raises."""
+        return await anyio.to_thread.run_sync(instance.taken, self._estate, instance_id)
+
     async def wait_stopped(self, instance_id: str) -> str:
         """Return why the VM ended, once it has.
 

@@ -19,6 +19,7 @@ import msgspec
 from claude_vm.drivers.api import InstanceRecord, InstanceSpec, InstanceStatus
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import DriverError, words_of
+from claude_vm.drivers.memory import taken_mib
 from claude_vm.drivers.process import ProcessIdentity, find_marked
 from claude_vm.drivers.vm.arguments import SLOTS
 from claude_vm.drivers.vm.hypervisor import Estate
@@ -155,6 +156,15 @@ def status(estate: Estate, instance_id: str) -> InstanceStatus:
     if (saved is None or saved.spawning) and _marked(estate, instance_id):
         return InstanceStatus.RUNNING
     return InstanceStatus.STOPPED if folder.is_dir() else InstanceStatus.ABSENT
+
+
+def taken(estate: Estate, instance_id: str) -> int:
+    """Return what the VM takes of the host's memory, in MiB; 0 when it does not run."""
+    with suppress(DriverError):
+        saved = load(folder_of(estate, instance_id))
+        if saved is not None and saved.process is not None and saved.process.is_alive():
+            return taken_mib(saved.process.pid)
+    return 0
 
 
 def records(estate: Estate) -> list[InstanceRecord]:

@@ -108,6 +108,11 @@ class Core:
         """What the unclaimed instances take, and what the host has left."""
         return MemoryView(self._pool.memory.used_mib, self._pool.memory.available_mib)
 
+    def takes_mib(self, key: PoolKey) -> int | None:
+        """Return what was measured of a key's kind, with the margin, in MiB; None if nothing was yet."""
+        memory, kind = self._pool.memory, key.kind
+        return memory.takes_mib(kind) if memory.is_measured(kind) else None
+
     def session_of(self, instance_id: str) -> str:
         """Return the session that an instance is made for or claimed by; "" for none."""
         instance = self._lives.instances.find(instance_id)

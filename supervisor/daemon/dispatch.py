@@ -28,6 +28,7 @@ from claude_vm.supervisor.daemon.execution import Admit, Execution, admit_all
 from claude_vm.supervisor.daemon.faults import Action, Faults, inflict
 from claude_vm.supervisor.daemon.instances import Instance, Watchers
 from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.memory import Available, MemoryWatch, unknown
 from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.ssh.errors import SshError
 
@@ -59,6 +60,7 @@ class Dispatcher:
         tasks: TaskGroup,
         *,
         admit: Admit = admit_all,
+        available: Available = unknown,
         faults: Faults | None = None,
     ) -> None:
         self.core = core
@@ -72,6 +74,7 @@ class Dispatcher:
         self._faults = faults
         self._alarm = Alarm(lambda now: self.post(ev.Tick(at=now)))
         self._watchers = Watchers(drivers, tasks, self.post)
+        self._memory = MemoryWatch(core, drivers, journal, self.post, available)
         self._execution = Execution(
             drivers,
             self.sessions,
@@ -85,6 +88,8 @@ class Dispatcher:
         self._queue: deque[ev.Event] = deque()
         self._draining = False
         tasks.start_soon(self._alarm.run)
+        tasks.start_soon(self._memory.run)
+        self._memory.recall()
 
     def post(self, event: ev.Event) -> None:
         """Give the core an event and start what it decides. Never waits."""
@@ -224,7 +229,11 @@ class Dispatcher:
             case fx.RequestWarm(key=key, paused=paused):
                 self._queue.append(
                     ev.WarmRequested(
-                        at=anyio.current_time(), instance_id=fresh_instance_id(), key=key, paused=paused
+                        at=anyio.current_time(),
+                        instance_id=fresh_instance_id(),
+                        key=key,
+                        paused=paused,
+                        available_mib=self._memory.available(),
                     )
                 )
             case fx.Cancel(instance_id=instance_id):
@@ -311,6 +320,8 @@ class Dispatcher:
             del self._instances[effect.instance_id]
             self.idle_since = time.monotonic()
         self.post(answer)
+        if isinstance(answer, ev.ConnectDone) and instance.key is not None:
+            await self._memory.look_at_new(instance.key, instance.instance_id)
 
     def _command_started(self, instance: Instance, session_id: str) -> None:
         name = instance.instance_id

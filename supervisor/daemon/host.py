@@ -32,6 +32,7 @@ from claude_vm.supervisor.daemon.execution import Admit, admit_all
 from claude_vm.supervisor.daemon.faults import read_faults
 from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.daemon.looking import Looker
+from claude_vm.supervisor.daemon.memory import Available, unknown
 from claude_vm.supervisor.daemon.places import Places
 from claude_vm.supervisor.daemon.reports import Reports
 from claude_vm.supervisor.wire import paths
@@ -72,10 +73,12 @@ async def open_host(
     in_process: bool,
     policy: PoolPolicy = NO_POOL,
     admit: Admit = admit_all,
+    available: Available = unknown,
 ) -> AsyncIterator[Host]:
     """Open a supervisor: its journal, core, dispatcher and drivers; take over and sweep what dead ones left.
 
-    `policy` are the pool's first settings, `admit` refuses clones that this host has no room for.
+    `policy` are the pool's first settings, `admit` refuses clones that this host has no room for, `available`
+    tells what memory it has left.
 
     Leaving the context by the normal way ends all sessions and instances first, without haste limits of its
     own; a cancelled context leaves them to the next supervisor's sweep.
@@ -99,7 +102,9 @@ async def open_host(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         owner = Owner(home=home, supervisor_id=supervisor_id, runtime=runtime)
         drivers = DriverSet(owner, tasks, _first_programs(places))
-        dispatcher = Dispatcher(Core(policy), journal, drivers, tasks, admit=admit, faults=faults)
+        dispatcher = Dispatcher(
+            Core(policy), journal, drivers, tasks, admit=admit, available=available, faults=faults
+        )
         adopted = await adopt.adopt(dispatcher, drivers, journal)
         adopt.release_worktrees(journal, supervisor_id, {s.session_id for s in adopted.sessions})
         for session in adopted.sessions:

@@ -78,6 +78,11 @@ CREATE TABLE IF NOT EXISTS sessions (
     started INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS sessions_of ON sessions (instance_id);
+CREATE TABLE IF NOT EXISTS memory (
+    kind TEXT PRIMARY KEY,
+    mib INTEGER NOT NULL,
+    at REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS worktree_locks (
     repository TEXT NOT NULL,
     session_id TEXT NOT NULL,
@@ -87,6 +92,10 @@ CREATE TABLE IF NOT EXISTS worktree_locks (
 
 KEPT_ROWS = 10_000
 """Ended effects that are kept, for whoever asks what happened."""
+
+
+KEPT_KINDS = 128
+"""Kinds of VMs of which it is remembered what memory they take."""
 
 
 _SessionRow = tuple[str, str, str, str, int, float, str]
@@ -218,6 +227,23 @@ class Journal:
             self._connection.execute(
                 "UPDATE effects SET outcome='void' WHERE instance_id=? AND outcome IS NULL", (instance_id,)
             )
+
+    def note_memory(self, kind: PoolKey, mib: int) -> None:
+        """Write what a ready VM of a kind takes. Only the kinds that were noted last are kept."""
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO memory VALUES (?,?,?)", (to_text(kind), mib, time.time())
+            )
+            self._connection.execute(
+                "DELETE FROM memory WHERE kind NOT IN (SELECT kind FROM memory ORDER BY at DESC LIMIT ?)",
+                (KEPT_KINDS,),
+            )
+
+    def memory(self) -> list[tuple[PoolKey, int]]:
+        """Return what ready VMs took so far, in MiB by kind, the kinds that were noted last at the end."""
+        rows = self._connection.execute("SELECT kind, mib FROM memory ORDER BY at").fetchall()
+        found = [(from_text(kind, PoolKey), mib) for kind, mib in rows if isinstance(kind, str)]
+        return [(kind, mib) for kind, mib in found if kind is not None and isinstance(mib, int) and mib > 0]
 
     def left_instances(self) -> list[LeftInstance]:
         """Return the instances of a former supervisor that were not deleted."""

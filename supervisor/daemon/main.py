@@ -16,6 +16,7 @@ import anyio.abc
 import structlog
 
 from claude_vm.drivers.errors import words_of
+from claude_vm.drivers.memory import available_mib
 from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import identity, logfile
@@ -51,7 +52,12 @@ async def run_daemon(home: Path, *, idle_s: float, ready: Callable[[], None]) ->
     socket_path = Path(paths.socket_path(str(home)))
     policy = read_policy(Path.home()) or PoolPolicy()
     async with open_host(
-        home, identity.DAEMON_ID, in_process=False, policy=policy, admit=partial(admit, home)
+        home,
+        identity.DAEMON_ID,
+        in_process=False,
+        policy=policy,
+        admit=partial(admit, home),
+        available=available_mib,
     ) as host:
         listener = await _listen(socket_path)
         inode = socket_path.stat().st_ino

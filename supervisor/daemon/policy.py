@@ -5,6 +5,7 @@ was started with. It is read at the start and again when a session is requested,
 without a restart.
 """
 
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -25,17 +26,42 @@ MIB_PER_GB = 1024
 BYTES_PER_MIB = 1 << 20
 
 
-def pool_policy(settings: Settings, host_memory_mib: int) -> PoolPolicy:
-    """Return the policy that the settings ask for on a host with so much memory in MiB."""
+PLACE_MIB = 768
+"""``max_instances = "auto"``: memory of the host for each VM, in MiB. One that is ready takes about a third
+of a GB, one in which somebody works one or two. What is really there is asked before each clone, see
+`admission`."""
+
+PLACES_PER_CORE = 16
+"""``max_instances = "auto"``: most VMs for each core. A ready one takes up to a hundredth of a core."""
+
+FEWEST_PLACES = 8
+"""``max_instances = "auto"``: as many as this on any host."""
+
+RESERVE_MIB = 512
+RESERVE_SHARE = 0.05
+"""When less than the larger of these is available on the host, ready VMs are given up."""
+
+
+def places(host_memory_mib: int, cores: int) -> int:
+    """Return how many VMs may be on a host of this size at a time, in sessions and ready."""
+    return max(FEWEST_PLACES, min(host_memory_mib // PLACE_MIB, PLACES_PER_CORE * cores))
+
+
+def pool_policy(settings: Settings, host_memory_mib: int, cores: int | None = None) -> PoolPolicy:
+    """Return the policy that the settings ask for on a host with so much memory in MiB, and so many cores."""
     pool = settings.pool
+    most = pool.max_instances
+    if isinstance(most, str):
+        most = places(host_memory_mib, cores or os.cpu_count() or 1)
     return PoolPolicy(
         size=pool.size,
         paused=int(pool.size > 0) if isinstance(pool.paused, str) else pool.paused,
         prestart_drivers=PRESTART_DRIVERS,
-        max_instances=pool.max_instances,
+        max_instances=most,
         idle_timeout_s=float(pool.idle_timeout),
         max_age_s=float(pool.max_age),
         memory_budget_mib=memory_mib(pool.memory_budget, host_memory_mib),
+        memory_reserve_mib=max(RESERVE_MIB, int(host_memory_mib * RESERVE_SHARE)),
     )
 
 
@@ -68,12 +94,12 @@ def read_policy(home: Path) -> PoolPolicy | None:
 
 
 def budget_problem(policy: PoolPolicy, vm_memory_mib: int) -> tuple[str, str] | None:
-    """Return why no VM of this memory, in MiB, can be kept ready, and what helps; None if one can."""
+    """Return why no VM of this memory, in MiB, can be made ready before a session, and what helps."""
     budget = policy.memory_budget_mib
     if not policy.size or budget is None or budget >= vm_memory_mib:
         return None
     what = (
-        f"a VM of {vm_memory_mib} MiB does not fit into the pool's memory budget of {budget} MiB, so none is"
-        " kept ready, and every session waits for its clone"
+        f"a VM of {vm_memory_mib} MiB counts with all of that until a session has shown what it really takes,"
+        f" which is more than the pool's memory budget of {budget} MiB: none is made ready before"
     )
     return what, ("set [pool] memory_budget or [vm] memory in ~/.claude-vm.toml")

@@ -37,6 +37,7 @@ for _name in (
     "handshake",
     "checks_guest",
     "checks_machine",
+    "checks_memory",
     "checks_mounts",
     "checks_prestart",
     "checks_records",

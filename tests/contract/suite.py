@@ -7,6 +7,7 @@ The checks are beside this file, by subject.
 
 import claude_vm_tests_checks_guest  # noqa: F401 - each adds its checks
 import claude_vm_tests_checks_machine  # noqa: F401
+import claude_vm_tests_checks_memory  # noqa: F401
 import claude_vm_tests_checks_mounts  # noqa: F401
 import claude_vm_tests_checks_prestart  # noqa: F401
 import claude_vm_tests_checks_records  # noqa: F401

@@ -264,7 +264,19 @@ class SaysNothing(SimDriver):
         return msgspec.structs.replace(await super().capabilities(), accelerator="magic")
 
 
+class TakesNothing(SimDriver):
+    async def taken_mib(self, instance_id):
+        return 0
+
+
+class TakesMemoryForEver(SimDriver):
+    async def taken_mib(self, instance_id):
+        return 100
+
+
 BROKEN = {
+    TakesNothing: "what_runs_takes_memory_and_what_does_not_run_takes_none",
+    TakesMemoryForEver: "what_runs_takes_memory_and_what_does_not_run_takes_none",
     DeletesNothing: "deleting_a_clone_leaves_nothing",
     DeleteLeavesAFile: "deleting_a_clone_leaves_nothing",
     DeleteLeavesASocket: "deleting_a_clone_leaves_nothing",

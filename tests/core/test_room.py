@@ -341,6 +341,22 @@ def test_no_refill_begins_on_a_host_without_memory_and_that_is_no_failure(big):
     assert town.ready() == ["a"]
 
 
+def test_free_memory_is_asked_at_the_last_moment_and_a_refusal_is_no_failure(make_rig, key_of):
+    rig = make_rig(size=1, memory_reserve_mib=500)
+    rig.fill()
+    assert rig.asked == [(key_of(), False)]
+    fields = {"key": key_of(), "instance_id": "i1"}
+    assert rig.send(events.WarmRequested, **fields, available_mib=1000 + 511) == []
+    assert (rig.asked, rig.pool().failures) == ([], 0)
+    rig.tick(after=60)
+    assert rig.asked == []
+    rig.send(events.Measured, available_mib=1000 + 512)
+    assert rig.asked == [(key_of(), False)]
+    assert rig.send(events.WarmRequested, **fields, available_mib=1000 + 512) == [
+        effects.Clone(instance_id="i1", key=key_of())
+    ]
+
+
 def test_ready_vms_that_grow_are_counted_as_they_are_and_the_oldest_go(big):
     town = Town(**{**DEFAULTS, "memory_budget_mib": 4000})
     for name in EIGHT:

@@ -406,12 +406,11 @@ class World(RuleBasedStateMachine):
     def somebody_looks_at_the_memory(self, available_mib, taken):
         kinds = tuple((self.key(template), mib) for template, mib in taken.items())
         ready = self.ready_keys()
-        self.send(events.Measured(at=self.now, available_mib=available_mib, taken=kinds))
         for key, measured_mib in kinds:
-            before, after = self.figures.get(key), self.core._pool.memory.takes_mib(key)
-            assert after >= max(128, int(1.25 * measured_mib))
-            assert before is None or after in {before, max(128, int(1.25 * measured_mib))}
-            self.figures[key] = after
+            before, figure = self.figures.get(key), max(128, int(1.25 * measured_mib))
+            keeps = before is not None and 0.75 * before <= figure <= before
+            self.figures[key] = before if keeps else figure
+        self.send(events.Measured(at=self.now, available_mib=available_mib, taken=kinds))
         if available_mib is not None and available_mib < self.policy.memory_reserve_mib:
             ready_mib = sum(self.takes_mib(v.key) for v in self.unclaimed() if v.state in READY)
             missing_mib = self.policy.memory_reserve_mib - available_mib

@@ -16,6 +16,7 @@ from claude_vm.drivers.api import (
     tell_nobody,
 )
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateMissingError
+from claude_vm.supervisor.core.events import FillRequested
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
@@ -72,6 +73,7 @@ class Vm:
         self.primed = set()
         self.links = []
         self.breaks_watching = False
+        self.taken_mib = 200
 
     def die(self, reason="it was killed"):
         self.running = False
@@ -171,6 +173,11 @@ class MemoryDriver:
         await self._call("put_files", instance_id)
         if not self._known(instance_id).running:
             raise GuestError("it does not run")
+
+    async def taken_mib(self, instance_id):
+        await self._pass("taken_mib")
+        vm = self.cloud.vms.get(instance_id)
+        return vm.taken_mib if vm is not None and vm.running else 0
 
     async def set_clock(self, instance_id):
         await self._call("set_clock", instance_id)
@@ -428,6 +435,9 @@ class Supervisor:
         session = Session(name, plan, client)
         self.dispatcher.request(session)
         return session
+
+    def fill(self, size=None):
+        self.dispatcher.post(FillRequested(at=anyio.current_time(), key=key(), size=size))
 
 
 async def settled():

@@ -9,6 +9,7 @@ from claude_vm.supervisor.daemon.policy import (
     PRESTART_DRIVERS,
     budget_problem,
     memory_mib,
+    places,
     pool_policy,
     read_policy,
 )
@@ -22,7 +23,7 @@ def policy(tmp_path):
 
     def made(text=""):
         (tmp_path / ".claude-vm.toml").write_text(text)
-        return pool_policy(load_settings(flags={}, environ={}, home=tmp_path), HOST_MIB)
+        return pool_policy(load_settings(flags={}, environ={}, home=tmp_path), HOST_MIB, 4)
 
     return made
 
@@ -31,26 +32,28 @@ def test_without_a_file_one_vm_is_kept_ready_within_half_of_the_memory(policy):
     assert policy() == PoolPolicy(
         size=1,
         paused=1,
-        max_instances=8,
+        max_instances=20,
         idle_timeout_s=1800.0,
         max_age_s=43200.0,
         memory_budget_mib=8025,
+        memory_reserve_mib=802,
         prestart_drivers=PRESTART_DRIVERS,
     )
 
 
 def test_every_setting_of_the_pool_reaches_the_policy(policy):
     text = (
-        'size = 3\npaused = 2\nmax_instances = 20\nidle_timeout = "90s"\nmax_age = "1h30m"\n'
+        'size = 3\npaused = 2\nmax_instances = 30\nidle_timeout = "90s"\nmax_age = "1h30m"\n'
         'memory_budget = "6GB"\n'
     )
     assert policy(f"[pool]\n{text}") == PoolPolicy(
         size=3,
         paused=2,
-        max_instances=20,
+        max_instances=30,
         idle_timeout_s=90.0,
         max_age_s=5400.0,
         memory_budget_mib=6144,
+        memory_reserve_mib=802,
         prestart_drivers=PRESTART_DRIVERS,
     )
 
@@ -93,3 +96,11 @@ def test_nothing_is_started_ahead_where_nothing_is_kept_ready_unless_it_is_asked
     assert policy("[pool]\nsize = 0\n").paused == 0
     assert policy("[pool]\nsize = 0\npaused = 2\n").paused == 2
     assert policy("[pool]\nsize = 4\npaused = 0\n").paused == 0
+
+
+@pytest.mark.parametrize(
+    ("host_mib", "cores", "most"),
+    [(2000, 1, 8), (8000, 4, 10), (16050, 8, 20), (24105, 2, 31), (24105, 1, 16), (65536, 16, 85)],
+)
+def test_as_many_vms_as_the_hosts_memory_and_cores_are_for(host_mib, cores, most):
+    assert places(host_mib, cores) == most

@@ -12,7 +12,7 @@ from claude_vm.supervisor.core.events import DrainRequested, FillRequested, Poli
 from claude_vm.supervisor.core.instance import InstanceState
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
-from claude_vm.supervisor.core.views import InstanceView, PoolView
+from claude_vm.supervisor.core.views import InstanceView, MemoryView, PoolView
 from claude_vm.supervisor.daemon.commands import pool as module
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.errors import CommandError
@@ -39,6 +39,11 @@ class FakeCore:
         self.policy = PoolPolicy(size=2, max_instances=4, memory_budget_mib=1 << 20)
         self.shelves = []
         self.machines = []
+        self.memory = MemoryView(0, None)
+        self.taken = {}
+
+    def takes_mib(self, key):
+        return self.taken.get(key)
 
     def pools(self):
         return list(self.shelves)
@@ -283,10 +288,31 @@ async def test_progress_is_told_on_a_terminal_only(world):
 )
 async def test_what_can_never_be_is_refused_before_anything_is_asked(world, settings, count, code):
     command = start(world, settings=settings)
+    world.core.taken[world.key] = 700
     error = await finish(command, msgspec.structs.replace(FILL, count=count))
     assert error.code == code
     assert error.hint
     assert not any(isinstance(e, FillRequested) for e in world.dispatcher.posted)
+
+
+@pytest.mark.parametrize(("takes_mib", "is_refused"), [(None, False), (500, False), (1000, True)])
+async def test_several_are_refused_by_what_they_take_and_unmeasured_ones_by_what_one_might(
+    world, takes_mib, is_refused
+):
+    command = start(world, settings='[pool]\nmemory_budget = "2GB"\n')
+    if takes_mib:
+        world.core.taken[world.key] = takes_mib
+    world.dispatcher.answer = lambda event: has(world, wanted=3, warm=3)()
+    ended = await finish(command, msgspec.structs.replace(FILL, count=3))
+    assert (getattr(ended, "code", "") == "pool-too-small") == is_refused
+    assert is_refused or ended == 0
+
+
+async def test_one_that_was_never_measured_must_fit_as_it_is_configured(world):
+    command = start(world, flags=Flags(driver="sim", memory="3"), settings='[pool]\nmemory_budget = "2GB"\n')
+    error = await finish(command, msgspec.structs.replace(FILL, count=1))
+    assert error.code == "pool-too-small"
+    assert "not known before the first session" in str(error)
 
 
 async def test_a_supervisor_for_one_command_has_no_pool(world):

@@ -6,11 +6,12 @@ import pytest
 from claude_vm.supervisor.core.instance import InstanceState
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
-from claude_vm.supervisor.core.views import InstanceView, PoolView
+from claude_vm.supervisor.core.views import InstanceView, MemoryView, PoolView
 from claude_vm.supervisor.daemon.commands.room import is_unclaimed, pool_of, room
 from claude_vm.supervisor.daemon.commands.source import how_it_came
 
 KEY = PoolKey("sim", "t", "g1", cpus=2, memory_mib=1024, disk_gib=20, mounts=(MountKey("/p", "/p", True),))
+FREE = MemoryView(0, None)
 POLICY = PoolPolicy(size=1, max_instances=3, memory_budget_mib=4096)
 
 
@@ -34,14 +35,9 @@ def other(**changes):
     return msgspec.structs.replace(KEY, **changes)
 
 
-def test_memory_counts_for_what_no_session_has_whether_it_is_ready_or_on_its_way():
-    pools = [view(warm=1, claimed=5), view(other(memory_mib=512), making=1, paused=2)]
-    assert room(POLICY, pools, []).memory_mib == 1024 + 3 * 512
-
-
 def test_a_leak_that_people_were_told_of_takes_no_place():
     found = [instance(state) for state in (InstanceState.RUNNING, InstanceState.STUCK, InstanceState.LEAKED)]
-    assert room(POLICY, [], found).instances == 2
+    assert room(POLICY, FREE, found).instances == 2
 
 
 @pytest.mark.parametrize(
@@ -52,18 +48,25 @@ def test_a_leak_that_people_were_told_of_takes_no_place():
     ],
 )
 def test_what_leads_on_by_itself_is_told_from_what_rests(state, moving):
-    assert room(POLICY, [], [instance(state)]).moving == moving
+    assert room(POLICY, FREE, [instance(state)]).moving == moving
 
 
 def test_the_ceiling_and_the_budget_are_filled_to_the_last_place_and_not_beyond():
     resting = [instance(InstanceState.WARM)]
-    taken = room(POLICY, [view(warm=1)], resting)
+    taken = room(POLICY, MemoryView(1024, None), resting)
     assert taken.hindrance(3072) == ""
     assert "memory_budget" in taken.hindrance(3073)
-    assert "max_instances" in room(POLICY, [], resting * 3).hindrance(1)
-    assert room(POLICY, [], resting * 2).hindrance(1) == ""
+    assert "max_instances" in room(POLICY, FREE, resting * 3).hindrance(1)
+    assert room(POLICY, FREE, resting * 2).hindrance(1) == ""
     unbounded = msgspec.structs.replace(POLICY, memory_budget_mib=None)
-    assert room(unbounded, [view(warm=1)], resting).hindrance(1 << 20) == ""
+    assert room(unbounded, MemoryView(1024, None), resting).hindrance(1 << 20) == ""
+
+
+def test_a_ready_vm_must_leave_the_host_twice_its_reserve():
+    policy = msgspec.structs.replace(POLICY, memory_reserve_mib=500)
+    taken = room(policy, MemoryView(0, 1400), [])
+    assert taken.hindrance(400) == ""
+    assert "1400 MiB of memory available" in taken.hindrance(401)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ def test_the_pool_obeys_the_file_of_the_daemons_user_and_not_a_clients(ready):
     env = {"HOME": str(visitor), "CLAUDE_VM_HOME": str(ready.data)}
     assert ready.run("shell", "true", env=env).returncode == 0
     status = ready.json("pool", "status")
-    assert (status["size"], status["max_instances"]) == (1, 8)
+    assert status["size"] == 1
+    assert status["max_instances"] > 1
 
 
 def test_a_wrong_file_keeps_the_daemon_from_nothing_but_sessions(user):

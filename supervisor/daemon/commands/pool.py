@@ -7,7 +7,7 @@ import anyio
 from claude_vm.context.project import template_name
 from claude_vm.supervisor.core.events import DrainRequested, FillRequested
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.commands.choice import choose_driver
 from claude_vm.supervisor.daemon.commands.command import Command, unless_interrupted
@@ -53,7 +53,7 @@ async def _fill(command: Command, request: Pool) -> None:
         raise CommandError(
             "pool-off", "[pool] size is 0", hint="say how many VMs shall be ready: claude-vm pool fill N"
         )
-    _check_bounds(host.dispatcher.core.policy, key, count)
+    _check_bounds(host.dispatcher.core, key, count)
     await driver.touch_template(template.name)
     host.dispatcher.post(FillRequested(at=anyio.current_time(), key=key, size=request.count))
     if request.wait:
@@ -62,13 +62,19 @@ async def _fill(command: Command, request: Pool) -> None:
         await command.say(f"{count} VM(s) ready for {project.root} ({time.monotonic() - begun:.1f} s)")
 
 
-def _check_bounds(policy: PoolPolicy, key: PoolKey, count: int) -> None:
-    """Refuse what the settings have no room for, however empty the pool is."""
-    needed_mib, budget_mib = count * key.memory_mib, policy.memory_budget_mib
+def _check_bounds(core: Core, key: PoolKey, count: int) -> None:
+    """Refuse what the settings have no room for, however empty the pool is.
+
+    Of VMs that were never measured, one must fit as it is configured: then it is known what the others take.
+    """
+    policy, takes_mib = core.policy, core.takes_mib(key)
+    needed_mib, budget_mib = takes_mib * count if takes_mib else key.memory_mib, policy.memory_budget_mib
     if count > policy.max_instances:
         lacking = f"[pool] max_instances is {policy.max_instances}"
     elif budget_mib is not None and needed_mib > budget_mib:
         lacking = f"they take {needed_mib} MiB of memory, and [pool] memory_budget is {budget_mib} MiB"
+        if takes_mib is None:
+            lacking += "; what one really takes is not known before the first session"
     else:
         return
     raise CommandError(
@@ -98,7 +104,8 @@ async def _until_ready(command: Command, key: PoolKey, count: int) -> None:
             )
         if view.warm >= count:
             return
-        _check_progress(view, count, room(dispatcher.core.policy, pools, dispatcher.core.instances()))
+        core = dispatcher.core
+        _check_progress(view, count, room(core.policy, core.memory, core.instances()))
         if show and told != (view.warm, view.failures):
             told = (view.warm, view.failures)
             trouble = f"; trying again after {view.last_error}" if view.failures else ""
@@ -115,7 +122,7 @@ def _check_progress(view: PoolView, count: int, taken: Room) -> None:
             f" {view.last_error}",
             hint="the daemon goes on trying; look at: claude-vm pool status",
         )
-    lacking = taken.hindrance(view.key.memory_mib)
+    lacking = taken.hindrance(view.takes_mib)
     if lacking and not view.making and not taken.moving:
         raise CommandError(
             "pool-full",

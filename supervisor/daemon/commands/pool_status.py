@@ -1,7 +1,7 @@
 """`claude-vm pool status`: what is kept ready for whom, and what hinders it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import anyio
 import msgspec
@@ -9,6 +9,7 @@ import msgspec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.commands.pool_labels import labels, names
 from claude_vm.supervisor.daemon.commands.room import Room, room, unclaimed
 from claude_vm.supervisor.daemon.commands.table import ago, table
 from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
@@ -22,7 +23,9 @@ class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
     `mounts` are as in ``info --json``. `wanted` VMs shall be ready. There are `warm` ready ones, `making` on
     their way, `paused` only started ahead, and `in_sessions`. `failures` in a row, the last for `last_error`
     (``code: message``, or ""); before `next_try_at` no other is made. `hindered_by` says why there are fewer
-    than wanted and none is made, "" if nothing does. Instants are Unix times in seconds, null: never, not
+    than wanted and none is made, "" if nothing does. `gave_way`: why the last ready one that gave way did so,
+    "" if there is another one since. Each counts with `takes_mib`, which is what was measured, with a margin,
+    or (not `is_measured`) what is configured. Instants are Unix times in seconds, null: never, not
     known. `project` is null for a template that is gone.
     """
 
@@ -44,13 +47,17 @@ class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str
     next_try_at: float | None
     hindered_by: str
+    gave_way: str
+    takes_mib: int
+    is_measured: bool
 
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What ``pool status --json`` prints.
 
     `size`: ready VMs for each kind in use. `instances` of `max_instances` exist, in sessions or not.
-    `memory_mib` of `memory_budget_mib` is the configured memory of those that no session has; null: no bound.
+    `memory_mib` of `memory_budget_mib` is what those count with that no session has; null: no bound. The host
+    has `available_mib` left, null: nobody has looked; below `memory_reserve_mib` ready ones are given up.
     """
 
     size: int
@@ -58,6 +65,8 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     max_instances: int
     memory_mib: int
     memory_budget_mib: int | None
+    available_mib: int | None
+    memory_reserve_mib: int
     pools: list[PoolRow]
 
 
@@ -66,7 +75,7 @@ async def pool_status(command: Command, request: Pool) -> None:
     core = command.host.dispatcher.core
     projects = await _projects(command, {pool.key.driver for pool in core.pools()})
     pools = core.pools()
-    taken = room(core.policy, pools, core.instances())
+    taken = room(core.policy, core.memory, core.instances())
     # The core's instants are of the loop's clock.
     offset = time.time() - anyio.current_time()
     status = PoolStatus(
@@ -75,12 +84,16 @@ async def pool_status(command: Command, request: Pool) -> None:
         max_instances=taken.max_instances,
         memory_mib=taken.memory_mib,
         memory_budget_mib=taken.memory_budget_mib,
+        available_mib=taken.available_mib,
+        memory_reserve_mib=taken.memory_reserve_mib,
         pools=[_row(pool, projects, taken, offset) for pool in pools],
     )
     if request.json:
         await command.out_json(status)
     else:
-        await command.out(*_text(status, time.time()))
+        keys = [pool.key for pool in pools]
+        called = list(zip(labels(keys, projects), names(keys, projects), strict=True))
+        await command.out(*_text(status, called, time.time()))
 
 
 async def _projects(command: Command, drivers: set[str]) -> dict[tuple[str, str], str]:
@@ -116,34 +129,42 @@ def _row(pool: PoolView, projects: Mapping[tuple[str, str], str], taken: Room, o
         failures=pool.failures,
         last_error=pool.last_error,
         next_try_at=None if pool.next_try_at is None else pool.next_try_at + offset,
-        hindered_by=taken.hindrance(key.memory_mib) if lacks else "",
+        hindered_by=taken.hindrance(pool.takes_mib) if lacks else "",
+        gave_way=pool.gave_way,
+        takes_mib=pool.takes_mib,
+        is_measured=pool.is_measured,
     )
 
 
 HEAD = (
-    *("READY", "MAKING", "PAUSED", "SESSIONS", "CPUS", "MEMORY", "DISK", "MOUNTS"),
+    *("READY", "MAKING", "PAUSED", "SESSIONS", "CPUS", "MEMORY", "COUNTS", "DISK"),
     *("GENERATION", "LAST USED", "PROJECT"),
 )
 
 
-def _text(status: PoolStatus, now: float) -> list[str]:
-    lines = table(HEAD, [_cells(row, now) for row in status.pools])
-    for row in status.pools:
-        name = row.project or row.template
+def _text(status: PoolStatus, called: Sequence[tuple[str, str]], now: float) -> list[str]:
+    """Return the lines. `called`: how each row is called in the table, and in a line of its own."""
+    lines = table(
+        HEAD, [_cells(row, label, now) for row, (label, _) in zip(status.pools, called, strict=True)]
+    )
+    for row, (_, name) in zip(status.pools, called, strict=True):
         if row.failures:
             wait = "" if row.next_try_at is None else f", next try in {ago(row.next_try_at - now)}"
             lines.append(f"{name}: {row.failures} failure(s) in a row{wait}: {row.last_error}")
         elif row.hindered_by:
             lines.append(f"{name}: no room: {row.hindered_by}")
+        if row.gave_way and row.warm < row.wanted:
+            lines.append(f"{name}: a ready one gave way: {row.gave_way}")
     budget = "" if status.memory_budget_mib is None else f" of {_gb(status.memory_budget_mib)}"
+    left = "" if status.available_mib is None else f", {_gb(status.available_mib)} left on this host"
     lines.append(
         f"{status.instances} of {status.max_instances} VM(s); {_gb(status.memory_mib)}{budget} of memory for"
-        f" ready ones; {status.size} to be ready for each project in use"
+        f" ready ones{left}; {status.size} to be ready for each project in use"
     )
     return lines
 
 
-def _cells(row: PoolRow, now: float) -> tuple[str, ...]:
+def _cells(row: PoolRow, label: str, now: float) -> tuple[str, ...]:
     return (
         f"{row.warm}/{row.wanted}",
         str(row.making),
@@ -151,11 +172,11 @@ def _cells(row: PoolRow, now: float) -> tuple[str, ...]:
         str(row.in_sessions),
         str(row.cpus),
         _gb(row.memory_mib),
+        _gb(row.takes_mib) if row.is_measured else "all",
         f"{row.disk_gb} GB",
-        str(len(row.mounts)),
         f"{row.driver} {row.generation}",
         "never" if row.last_used_at is None else f"{ago(now - row.last_used_at)} ago",
-        row.project or f"{row.template} (gone)",
+        label,
     )
 
 
