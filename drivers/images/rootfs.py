@@ -57,7 +57,6 @@ _FROM_GUEST: Final = (
         for path in sorted((_GUEST / program).glob("*.py"))
     ),
     ("session", "usr/lib/claude-vm/session", 0o755),
-    ("session.rc", "usr/lib/claude-vm/session.rc", 0o644),
     ("sshd_config", "etc/ssh/sshd_config", 0o644),
     ("claude-vm-helper.service", "etc/systemd/system/claude-vm-helper.service", 0o644),
 )

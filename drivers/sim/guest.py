@@ -165,8 +165,8 @@ class Guest:
         at_home = ("/usr/bin/env", "-C", str(self.home), "/bin/bash")
         return Holder(
             self._holders.loop,
-            terminal_argv=(*at_home, "--rcfile", str(_LAUNCHER.with_name("session.rc")), "-i"),
-            pipes_argv=(*at_home, "-l", str(_LAUNCHER)),
+            terminal_argv=(*at_home, "--rcfile", str(_LAUNCHER), "-i"),
+            pipes_argv=(*at_home, str(_LAUNCHER)),
             environment=self.environment(),
             tables=[str(self.path(table)) for table in TABLES],
         )

@@ -24,6 +24,7 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.host import Host
 from claude_vm.supervisor.grammar import requests
 from claude_vm.supervisor.grammar.parse import Output, parse
+from claude_vm.supervisor.ssh.errors import LaunchError
 from claude_vm.supervisor.wire.complaint import complaint
 from claude_vm.supervisor.wire.escape import printed
 from claude_vm.supervisor.wire.server import Client, OutputClosedError
@@ -67,7 +68,7 @@ async def handle(host: Host, client: Client) -> int:
         return await COMMANDS[type(parsed)](command, parsed)
     except OutputClosedError:
         return SIGPIPE_STATUS
-    except (CommandError, DriverError, ContextError) as error:
+    except (CommandError, DriverError, ContextError, LaunchError) as error:
         text, beneath = complaint(error)
         await client.note(text, "error", beneath)
         status = error.status if isinstance(error, CommandError) else None

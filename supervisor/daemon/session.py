@@ -34,6 +34,23 @@ class Launch(msgspec.Struct, frozen=True):
     env: dict[str, str]
     cwd: str
 
+    def check(self) -> None:
+        """Refuse what no guest could run, before one is spent.
+
+        Raises:
+            LaunchError: What `launch_file` would refuse.
+        """
+        self.file("check", "")
+
+    def file(self, session_id: str, agent: str) -> GuestFile:
+        """Return the file for the guest. `agent` is where a forwarded agent is in there, "" if none is.
+
+        Raises:
+            LaunchError: See `launch_file`.
+        """
+        env = self.env | ({"SSH_AUTH_SOCK": agent} if agent else {})
+        return launch_file(session_id, mode=self.mode, argv=self.argv, env=env, cwd=self.cwd)
+
 
 class SessionPlan(msgspec.Struct, frozen=True):
     """All that is decided before a VM is asked for.
@@ -235,8 +252,7 @@ def _files(session_id: str, plan: SessionPlan, agent: str) -> tuple[GuestFile, .
     launch = plan.launch
     if launch is None:  # pragma: no cover - see `Session.run`
         return plan.files
-    env = launch.env | ({"SSH_AUTH_SOCK": agent} if agent else {})
-    file = launch_file(session_id, mode=launch.mode, argv=launch.argv, env=env, cwd=launch.cwd)
+    file = launch.file(session_id, agent)
     return (*plan.files, file)
 
 

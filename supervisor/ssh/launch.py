@@ -5,7 +5,7 @@ with this file.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from claude_vm.drivers.api import GuestFile
@@ -16,6 +16,17 @@ SESSIONS = "/run/claude-vm/sessions"
 
 AGENTS = "/run/claude-vm/agent"
 """Where the sockets of forwarded agents are in a guest."""
+
+WORD_LIMIT = 128 * 1024
+"""Bytes of one word, or one variable with its name and ``=``, with the zero byte behind it, that Linux gives
+to a program. Source: MAX_ARG_STRLEN of execve(2)."""
+
+TOTAL_LIMIT = 2 * 1024 * 1024 - WORD_LIMIT
+"""Bytes of all words and variables together, each with a pointer to it. A guest's limit is a quarter of its
+stack's, 2 MiB; what is left are its profile's variables, and the words of the programs that the command
+starts in turn. Source: execve(2)."""
+
+_POINTER = 8
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -61,7 +72,8 @@ def launch_file(
     is absolute, or empty for the user's home.
 
     Raises:
-        LaunchError: A zero byte, an impossible variable, or a number of words that the mode can't run.
+        LaunchError: A zero byte, an impossible variable, a number of words that the mode can't run, or more
+            than a program can be given.
     """
     _check_id(session_id)
     if (mode is Mode.EXEC and not argv) or (mode is Mode.EVAL and len(argv) != 1):
@@ -73,9 +85,13 @@ def launch_file(
             raise LaunchError(
                 f"a shell can't set the environment variable '{name}'", hint="leave it out, or rename it"
             )
-    settings = [f"{name}={value}" for name, value in (env or {}).items()]
-    words = [mode.value, cwd, str(len(settings)), *settings, *argv]
-    return GuestFile(f"{SESSIONS}/{session_id}/launch", _join(words))
+    settings = [_encoded(f"{name}={value}") for name, value in (env or {}).items()]
+    words = [_encoded(word) for word in argv]
+    _check_sizes(settings, words)
+    head = [_encoded(word) for word in (mode.value, cwd, str(len(settings)))]
+    return GuestFile(
+        f"{SESSIONS}/{session_id}/launch", b"".join(each + b"\0" for each in head + settings + words)
+    )
 
 
 def _check_id(session_id: str) -> None:
@@ -83,8 +99,35 @@ def _check_id(session_id: str) -> None:
         raise LaunchError(f"not a session id: '{session_id}'")
 
 
-def _join(words: Iterable[str]) -> bytes:
-    parts = [word.encode("utf-8", "surrogateescape") for word in words]
-    if any(b"\0" in part for part in parts):
+def _check_sizes(settings: Sequence[bytes], words: Sequence[bytes]) -> None:
+    """Refuse what a guest's kernel would refuse to every program of the session.
+
+    Raises:
+        LaunchError: One is too large, or all together are.
+    """
+    named = [(_variable(each), len(each) + 1) for each in settings]
+    named += [(f"the word {number}", len(each) + 1) for number, each in enumerate(words, start=1)]
+    name, largest = max(named, key=lambda each: each[1], default=("", 0))
+    if largest > WORD_LIMIT:
+        raise LaunchError(
+            f"{name} has {largest - 1} bytes; Linux gives a program at most {WORD_LIMIT - 1} in one",
+            hint="put it into a file of the project, or leave it out",
+        )
+    total = sum(size + _POINTER for _, size in named)
+    if total > TOTAL_LIMIT:
+        raise LaunchError(
+            f"the variables and words of this session have {total} bytes together; a program is given at most"
+            f" {TOTAL_LIMIT}; the largest is {name} with {largest - 1}",
+            hint="leave some out, or put them into a file of the project",
+        )
+
+
+def _variable(setting: bytes) -> str:
+    return f"the environment variable {setting.partition(b'=')[0].decode()}"
+
+
+def _encoded(word: str) -> bytes:
+    data = word.encode("utf-8", "surrogateescape")
+    if b"\0" in data:
         raise LaunchError("a zero byte can't be passed to a program")
-    return b"".join(part + b"\0" for part in parts)
+    return data

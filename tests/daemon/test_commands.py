@@ -506,3 +506,22 @@ def test_info_tells_the_sizes_that_a_session_would_have(ready):
     assert (shown["memory_gb"], shown["cpus"]) == (other, template["cpus"])
     text = ready.run("info", env={"CLAUDE_VM_MEMORY": str(other)}).stdout.decode()
     assert f"{other} GB memory" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--env-file", "large"), "the environment variable LARGE has 131072 bytes; "),
+        (("--env-file", "many"), "bytes together; a program is given at most "),
+        (("--env", "BASHPID=1"), "a shell can't set the environment variable 'BASHPID'"),
+    ],
+)
+def test_what_no_program_could_be_given_is_told_before_a_vm_is_spent(ready, flags, said):
+    (ready.project / "large").write_text(f"LARGE={'x' * (131072 - len('LARGE='))}\n")
+    (ready.project / "many").write_text("".join(f"V{n}={'x' * 100}\n" for n in range(9_000)))
+    more = [word for n in range(11) for word in ("--env", f"A{n}={'y' * 100_000}")]
+    done = ready.run(*flags, *(more if "many" in flags else ()), "shell", "true")
+    assert done.returncode == 125
+    assert said in done.stderr.decode()
+    assert "[bad-launch]" in done.stderr.decode()
+    assert ready.json("ps", "--all") == []

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import anyio
 import pytest
+from claude_vm_tests_reading import until
 
 from claude_vm.supervisor.ssh.errors import LaunchError
-from claude_vm.supervisor.ssh.launch import Mode, launch_file
+from claude_vm.supervisor.ssh.launch import TOTAL_LIMIT, WORD_LIMIT, Mode, launch_file
 from claude_vm.supervisor.ssh.process import Pty
 
 pytestmark = pytest.mark.anyio
@@ -168,16 +169,17 @@ async def test_death_by_signal_is_told(session, pty, name, expected):
 
 
 @everywhere
-async def test_a_word_is_evaluated_by_a_shell_that_has_read_the_profile(session, pty):
+async def test_a_word_is_evaluated_by_a_shell_that_has_read_the_profile(session, home, pty):
+    (home / ".profile").write_text("export FROM_PROFILE=read\n")
     status, out, _ = await collect(
         await session(Mode.EVAL, ["f() { echo $((6*7)); }; f | cat; exit 9"], pty=pty)
     )
     assert (status, out) == (9, b"42\n")
     status, out, _ = await collect(
-        await session(Mode.EVAL, ["shopt -q login_shell && echo yes; false"], pty=pty)
+        await session(Mode.EVAL, ["echo $FROM_PROFILE; shopt -q login_shell"], pty=pty)
     )
-    # With a terminal it is the heir of one, so that the profile is not read twice.
-    assert (status, out) == (1, b"yes\n" if pty is None else b"")
+    # It is no login shell to itself, which would read ~/.bash_logout at its end.
+    assert (status, out.split()) == (1, [b"read"])
 
 
 @everywhere
@@ -292,3 +294,70 @@ def test_no_session_id_can_reach_a_shell_as_anything_else(session_id):
 def test_only_the_user_can_read_what_a_session_runs():
     file = launch_file("abc", mode=Mode.SHELL)
     assert (file.path, file.mode) == ("/run/claude-vm/sessions/abc/launch", 0o600)
+
+
+@pytest.mark.parametrize("size", [WORD_LIMIT - 1, WORD_LIMIT])
+@pytest.mark.parametrize("kind", ["variable", "word"])
+def test_one_word_has_the_kernels_limit(kind, size):
+    text = "x" * size
+    if kind == "word":
+        given = {"argv": ["true", text]}
+    else:
+        given = {"argv": ["true"], "env": {"LARGE": text.removeprefix("x" * len("LARGE="))}}
+    named = "the word 2" if kind == "word" else "the environment variable LARGE"
+    if size < WORD_LIMIT:
+        assert launch_file("abc", mode=Mode.EXEC, **given).data
+        # This kernel says the same, wherever the tests run.
+        done = subprocess.run(["env", *given["argv"]], env=os.environ | given.get("env", {}), check=False)
+        assert done.returncode == 0
+    else:
+        with pytest.raises(
+            LaunchError, match=rf"{named} has {size} bytes; .* at most {WORD_LIMIT - 1} in one"
+        ):
+            launch_file("abc", mode=Mode.EXEC, **given)
+
+
+@pytest.mark.parametrize("each", [0, 100_000])
+def test_all_together_have_a_limit_and_the_largest_is_named(each):
+    count = TOTAL_LIMIT // (each + len("V000000=") + 1 + 8)
+    env = {f"V{number:06}": "x" * each for number in range(count)}
+    launch_file("abc", mode=Mode.SHELL, env=env)
+    env["V000007"] = "x" * (each + 200)
+    env |= {f"W{number:06}": "x" * each for number in range(2)}
+    with pytest.raises(
+        LaunchError, match=r"together; .* the largest is the environment variable V000007 with"
+    ):
+        launch_file("abc", mode=Mode.SHELL, env=env)
+
+
+@everywhere
+@pytest.mark.parametrize(
+    "line",
+    ["echo said", "echo said; exit 0", "echo said; logout 2>/dev/null; true", "(exit 0); echo said; exit"],
+)
+async def test_a_bash_logout_writes_nothing_into_what_a_session_says(session, home, pty, line):
+    (home / ".bash_logout").write_text("echo LOGOUT; echo LOGOUT >&2\n")
+    status, out, err = await collect(await session(Mode.EVAL, [line], pty=pty))
+    assert (status, out.split(), err) == (0, [b"said"], b"")
+
+
+@everywhere
+@pytest.mark.parametrize("end", [b"exit\n", b"\x04", b"logout; exit\n"])
+async def test_a_shell_that_ends_says_nothing_of_a_bash_logout(session, home, pty, end):
+    (home / ".bash_logout").write_text("echo LOG''OUT; echo LOG''OUT >&2\n")
+    process = await session(Mode.SHELL, pty=pty, env={"PS1": "ready> "})
+    if pty is not None:
+        await until(process, b"ready> ")
+    if pty is None and end == b"\x04":
+        process.write_eof()
+    else:
+        await process.write(end)
+    with anyio.fail_after(20):
+        assert await process.wait() in {0, 1}
+    out = bytearray()
+    while data := await process.read_stdout(65536):
+        out += data
+    while data := await process.read_stderr(65536):
+        out += data
+    assert b"LOGOUT" not in out
+    await process.aclose()

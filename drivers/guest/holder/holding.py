@@ -165,8 +165,8 @@ def main() -> None:
     loop = Loop()
     holder = Holder(
         loop,
-        terminal_argv=("/bin/bash", "--rcfile", f"{LIBRARY}/session.rc", "-i"),
-        pipes_argv=("/bin/bash", "-l", f"{LIBRARY}/session"),
+        terminal_argv=("/bin/bash", "--rcfile", f"{LIBRARY}/session", "-i"),
+        pipes_argv=("/bin/bash", f"{LIBRARY}/session"),
         environment={
             "HOME": user.pw_dir,
             "USER": user.pw_name,

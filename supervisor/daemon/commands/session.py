@@ -161,11 +161,13 @@ async def _plan(
         cwd=Path(invocation.cwd),
     )
     key = await session_key(command, driver, settings, project, template)
+    launch = Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd))
+    launch.check()
     return SessionPlan(
         key=key,
         project=str(project.root),
         label=_shortened(escape_cell(label)),
-        launch=Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd)),
+        launch=launch,
         files=files,
         pty=pty,
         forward_agent=await _has_agent(command),
