@@ -152,7 +152,7 @@ class MemoryDriver:
         await self._call("start", instance_id)
         vm = self._known(instance_id)
         path = Path("/k\udcff")  # a path need not be text
-        access = Access("127.0.0.1", vm.port, "u", "/h", "key", path, "10.0.2.2", restored=True)
+        access = Access("127.0.0.1", vm.port, "u", "/h", "key", path, "10.0.2.2", restored=True, pid=vm.port)
         for phase in ("restoring", "identity", "mounts", "SSH"):
             progress(phase, "")
             if phase == "identity":

@@ -51,6 +51,22 @@ def test_a_vm_that_is_made_for_a_session_waits_with_the_one_shell_that_it_needs(
     in_virtual_time(main)
 
 
+def test_a_sessions_neighbours_are_the_vms_of_others_and_none_that_has_run_nothing(world):
+    async def main():
+        async with world.supervisor(POOL) as supervisor:
+            one, other = supervisor.session("a1"), supervisor.session("a2", key=key(memory_mib=1024))
+            fill(supervisor)
+            await settled()
+            assert supervisor.dispatcher.warm_count
+            vms = world.cloud.vms.values()
+            pids = {name: vm.port for vm in vms for name in vm.sessions}  # a process's number here
+            assert [*one.ports._neighbours()] == [pids["a2"]]
+            assert [*other.ports._neighbours()] == [pids["a1"]]
+            assert len(vms) > 2
+
+    in_virtual_time(main)
+
+
 def test_the_marks_of_a_session_whose_vm_is_made_are_in_order(world):
     async def main():
         async with world.supervisor() as supervisor:

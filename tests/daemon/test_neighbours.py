@@ -108,7 +108,7 @@ def test_a_client_that_has_closed_its_socket_cannot_be_told_and_is_kept_out(star
     with socket.create_connection((address, port)) as ours, accepted(listener) as client:
         ours.sendall(b"fire and forget")
         ours.close()
-        assert not may_enter(client, [os.getppid()])
+        assert not may_enter(client, [os.getpid()])
         assert may_enter(client, [])  # where there is no other guest it can be none's
 
 
@@ -121,7 +121,7 @@ def test_a_socket_that_is_closed_while_it_is_looked_for_is_kept_out(start, liste
             return False
 
         monkeypatch.setattr(neighbours, "_holds", holds)
-        assert not may_enter(client, [os.getppid()])
+        assert not may_enter(client, [os.getpid()])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look at every process")
