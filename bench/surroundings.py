@@ -46,7 +46,7 @@ def leave_out_of_path(cwd: Path) -> None:
         project = find_project(cwd)
         folders = (project.root, project.main_repository, project.git_common_dir)
         shared = [folder for folder in folders if folder is not None]
-    os.environ["PATH"] = search(os.environ.get("PATH", os.defpath), guarding(shared)).path
+    os.environ["PATH"] = search(os.environ.get("PATH", os.defpath), lambda: guarding(shared)).path
 
 
 def load_now() -> float:

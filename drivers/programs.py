@@ -27,6 +27,10 @@ Guard = Callable[[str, tuple[int, int]], bool]
 """Tells of a directory, by its path without links and its device and inode, whether guests can write it,
 or could."""
 
+Guards = Callable[[], Guard]
+"""Returns what is guarded at that moment. Never raises."""
+
+_SYSTEM: Final = "/usr/local/bin:/usr/bin:/bin"
 _MOST_LINKS: Final = 40
 _MOST_TOLD: Final = 3
 
@@ -34,18 +38,26 @@ _MOST_TOLD: Final = 3
 class Programs:
     """The folders of one ``PATH`` in which programs are looked for, first to last, each time anew.
 
-    `remarks` says which entries and programs were left out, and why, as far as it has come to that.
+    What guests can write is asked anew each time, too: these live longer than the command that brought them,
+    and a session may begin in one of the folders. `remarks` says which entries and programs were left out,
+    and why, as far as it has come to that.
     """
 
-    def __init__(self, folders: Iterable[str], guard: Guard, remarks: Iterable[str] = ()) -> None:
+    def __init__(self, folders: Iterable[str], guards: Guards, remarks: Iterable[str] = ()) -> None:
         self.folders = tuple(folders)
         self.remarks = list(remarks)
-        self._guard = guard
+        self._guards = guards
 
     @property
     def path(self) -> str:
         """The ``PATH`` for what we start."""
-        return os.pathsep.join(self.folders)
+        guard = self._guards()
+        return os.pathsep.join(folder for folder in self.folders if not _decides(folder, guard))
+
+    def settled(self) -> "Programs":
+        """Return the same as of now: for another thread, in which what guests can write can't be asked."""
+        guard = self._guards()
+        return Programs(self.folders, lambda: guard, self.remarks)
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a program that needs nothing of the user's."""
@@ -53,11 +65,12 @@ class Programs:
 
     def find(self, name: str) -> str | None:
         """Return the absolute path of a program, or None where there is none that may be run."""
+        guard = self._guards()
         for folder in self.folders:
             found = f"{folder}/{name}"
             if not os.access(found, os.X_OK) or not os.path.isfile(found):  # noqa: PTH113 - it is asked often
                 continue
-            if guest := _decides(found, self._guard):
+            if guest := _decides(found, guard):
                 self._remark(f"{found} is not run: guests can write to {guest}")
                 continue
             return found
@@ -131,11 +144,12 @@ def guarding(folders: Iterable[Path], guard: Guard = nobody_writes) -> Guard:
     return guarded
 
 
-def search(path: str, guard: Guard = nobody_writes) -> Programs:
-    """Return where programs are looked for with a ``PATH``, but for what `guard` says that guests can write.
+def search(path: str, guards: Guards = lambda: nobody_writes) -> Programs:
+    """Return where programs are looked for with a ``PATH``, but for what guests can write.
 
-    Never raises; what was left out is in the result's `remarks`.
+    `guards` returns what says that, at any time. Never raises; what was left out is in the `remarks`.
     """
+    guard = guards()
     folders: list[str] = []
     remarks: list[str] = []
     for entry in path.split(os.pathsep):
@@ -147,12 +161,17 @@ def search(path: str, guard: Guard = nobody_writes) -> Programs:
         else:
             folders.append(os.path.realpath(entry))
     folders += [os.path.realpath(folder) for folder in MORE]
-    return Programs(dict.fromkeys(folders), guard, dict.fromkeys(remarks))
+    return Programs(dict.fromkeys(folders), guards, dict.fromkeys(remarks))
 
 
 def own() -> Programs:
-    """Return where this process itself looks for programs: for what has no client."""
+    """Return where this process would find programs, if it stands in no project: for what has no client."""
     return search(os.environ.get("PATH", os.defpath))
+
+
+def system() -> Programs:
+    """Return the system's own folders alone: for what is done before any client has come."""
+    return search(_SYSTEM)
 
 
 def user_environment(programs: Programs) -> dict[str, str]:

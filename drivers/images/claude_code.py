@@ -106,6 +106,7 @@ async def ensure_claude_code(
         DriverError: No registry is configured, no such version or platform, or the disk is full.
     """
     arch = _architecture(architecture or platform.machine())
+    programs = None if programs is None else programs.settled()
     if version is not None and not _NEEDED.fullmatch(version):
         raise DriverError(f"'{version}' is no version of Claude Code", hint="a version looks like 2.1.0")
     folder = cache / "claude-code"

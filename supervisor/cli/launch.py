@@ -21,7 +21,7 @@ LONGEST_REPORT = 8192
 
 _NAMES = frozenset(
     {
-        *("PATH", "HOME"),
+        "HOME",
         *("CLAUDE_VM_HOME", "CLAUDE_VM_IDLE_EXIT", "CLAUDE_VM_RAM_CLONES", "CLAUDE_VM_FAULT"),
     }
 )

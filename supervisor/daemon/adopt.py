@@ -18,6 +18,7 @@ from claude_vm.context.worktree_locks import release_stale
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Access, InstanceRecord, InstanceStatus, Owner
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.programs import system
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon import identity
 from claude_vm.supervisor.daemon.detached import found_session
@@ -190,7 +191,7 @@ def owe_looks(lost: Iterable[LeftInstance], looker: Looker) -> None:
 async def _sweep(owner: Owner) -> int:
     swept = 0
     for name in registry.ALL:
-        async with registry.open_driver(name, owner) as driver:
+        async with registry.open_driver(name, owner, system()) as driver:
             for record in await driver.list_instances():
                 log.info("instance-swept", instance=record.instance_id, supervisor=owner.supervisor_id)
                 await driver.delete(record.instance_id)

@@ -19,7 +19,7 @@ from claude_vm.drivers import registry
 from claude_vm.drivers.api import Owner
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import boot_id
-from claude_vm.drivers.programs import Programs, search
+from claude_vm.drivers.programs import system
 from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.pool import PoolPolicy
@@ -27,7 +27,6 @@ from claude_vm.supervisor.daemon import adopt, detached, identity
 from claude_vm.supervisor.daemon.clock import follow_drift, watch_host_clock
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
-from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.execution import Admit, admit_all
 from claude_vm.supervisor.daemon.faults import read_faults
 from claude_vm.supervisor.daemon.journal import Journal
@@ -101,7 +100,7 @@ async def open_host(
         looker = Looker(Reports(home))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         owner = Owner(home=home, supervisor_id=supervisor_id, runtime=runtime)
-        drivers = DriverSet(owner, tasks, _first_programs(places))
+        drivers = DriverSet(owner, tasks, system())
         dispatcher = Dispatcher(
             Core(policy), journal, drivers, tasks, admit=admit, available=available, faults=faults
         )
@@ -135,15 +134,6 @@ async def open_host(
         stack.callback(_remove_short, runtime, home)
     if in_process:
         identity.remove(home, supervisor_id)
-
-
-def _first_programs(places: Places) -> Programs:
-    """Return where programs are looked for until a client has come: as who has started this process would."""
-    try:
-        return search(os.environ.get("PATH", os.defpath), places.known().guard())
-    except CommandError as error:  # then only the system's own folders are above suspicion
-        log.warning("places-not-read", error=str(error))
-        return search("")
 
 
 def _remove_short(runtime: Path, home: Path) -> None:

@@ -26,7 +26,7 @@ def put(program):
 
 def found(host, path, *, shared=("project",)):
     """Where `tool` is found, beneath the host's folder, and the remarks."""
-    programs = search(path.replace("@", str(host)), guarding([host / name for name in shared]))
+    programs = search(path.replace("@", str(host)), lambda: guarding([host / name for name in shared]))
     tool = programs.find("tool")
     return None if tool is None else tool.removeprefix(f"{host}/"), programs
 
@@ -88,15 +88,31 @@ def test_a_program_that_leads_into_a_project_is_not_run(host):
 
 def test_a_program_that_a_link_leads_to_elsewhere_is_run_by_its_own_name(host):
     (host / "usr" / "bin" / "other").symlink_to(host / "shared" / "tool")
-    assert search(f"{host}/usr/bin", guarding([host / "project"])).find("other") == f"{host}/usr/bin/other"
+    assert (
+        search(f"{host}/usr/bin", lambda: guarding([host / "project"])).find("other")
+        == f"{host}/usr/bin/other"
+    )
 
 
 def test_a_folder_stays_what_it_was_when_its_link_is_laid_anew(host):
     (host / "current").symlink_to("usr/bin")
-    programs = search(f"{host}/current", guarding([host / "project"]))
+    programs = search(f"{host}/current", lambda: guarding([host / "project"]))
     (host / "current").unlink()
     (host / "current").symlink_to("project/bin")
     assert programs.find("tool") == f"{host}/usr/bin/tool"
+
+
+def test_a_folder_that_a_guest_gets_later_is_looked_into_no_more(host):
+    shared = []
+    programs = search(f"{host}/usr/bin:{host}/shared", lambda: guarding(shared))
+    assert programs.find("tool") == f"{host}/usr/bin/tool"
+    shared.append(host / "usr")
+    assert programs.find("tool") == f"{host}/shared/tool"
+    assert programs.path == f"{host}/shared"
+    settled = programs.settled()
+    shared.append(host / "shared")
+    assert programs.find("tool") is None
+    assert settled.find("tool") == f"{host}/shared/tool"
 
 
 def test_a_project_is_known_under_any_of_its_names(host):
@@ -136,7 +152,7 @@ def test_a_circle_of_links_is_no_folder(host):
 
 
 def test_what_is_missing_is_told_with_what_was_left_out(host):
-    programs = search(f".:{host}/project/bin", guarding([host / "project"]))
+    programs = search(f".:{host}/project/bin", lambda: guarding([host / "project"]))
     with pytest.raises(ToolMissingError) as caught:
         programs.need("tool", "install it")
     told = str(caught.value)

@@ -149,7 +149,12 @@ def test_a_projects_own_programs_are_not_run_and_that_is_said(host, tmp_path):
     folder.mkdir(parents=True)
     for name in (*programs(), "limactl", "npm", "mmdebstrap", "python3"):
         put(folder / name, f"/bin/touch {tmp_path}/ran-{name}; echo limactl version 9.9.9")
-    path = f"{folder}:.venv/bin::{host.project}/../project/.venv/bin:{tmp_path}/qemu"
+    path = f"{folder}:.venv/bin::{host.project}/../project/.venv/bin"
+    # The first of all clients, so nothing else was ever found.
+    for words in (["--driver", "lima", "setup"], ["--no-daemon", "setup"], ["--driver", "qemu", "doctor"]):
+        assert host.run(*words, env={"PATH": path}).returncode == 1
+    assert not list(tmp_path.glob("ran-*"))
+    path += f":{tmp_path}/qemu"
     for words in (["-v", "info"], ["-v", "doctor"], ["--no-daemon", "-v", "info"], ["-v", "shell", "true"]):
         done = host.run(*words, env={"PATH": path}, cwd=folder)
         said = done.stderr.decode()
@@ -171,7 +176,7 @@ def test_a_secret_of_a_client_is_not_in_the_daemons_environment(host):
     environ = Path(f"/proc/{host.daemon_pid()}/environ").read_bytes()
     assert canary.encode() not in environ
     names = {line.partition(b"=")[0].decode() for line in environ.split(b"\0") if line}
-    assert names <= {"PATH", "HOME", "CLAUDE_VM_HOME", "CLAUDE_VM_READY_FD", "LC_CTYPE"}
+    assert names <= {"HOME", "CLAUDE_VM_HOME", "CLAUDE_VM_READY_FD", "LC_CTYPE"}
 
 
 def test_the_first_clients_limits_are_not_those_of_the_daemon(host):

@@ -13,7 +13,7 @@ import msgspec
 from claude_vm.context.config.layers import Settings, load_settings
 from claude_vm.context.errors import ProjectError
 from claude_vm.context.project import Project, check_apart, check_project, find_project
-from claude_vm.drivers.programs import Guard, Programs, guarding, search
+from claude_vm.drivers.programs import Guard, Guards, Programs, guarding, search
 from claude_vm.supervisor.core.events import PolicyChanged
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.host import Host
@@ -132,7 +132,7 @@ class Command:
     def programs(self) -> Programs:
         """Return where this client would find programs, but for folders into which guests can put some."""
         if self._programs is None:
-            self._programs = search(self.environ.get("PATH", os.defpath), self._guard())
+            self._programs = search(self.environ.get("PATH", os.defpath), self._guards())
         return self._programs
 
     async def say_remarks(self) -> None:
@@ -142,17 +142,25 @@ class Command:
         for remark in remarks:
             await self.say_verbose(f"claude-vm: {remark}")
 
-    def _guard(self) -> Guard:
-        """Return a guard of what guests can write or could: of this project, and of all that there was."""
-        folders: set[Path | None] = set()
+    def _guards(self) -> Guards:
+        """Return what says what guests can write, or could: this project, and all that there ever was."""
+        own: tuple[Path | None, ...] = ()
         with suppress(ProjectError):
             project = self.project()
-            folders = {project.root, project.main_repository, project.git_common_dir}
-        dispatcher = self.host.dispatcher
-        keys = [pool.key for pool in dispatcher.core.pools()]
-        keys += [session.plan.key for session in dispatcher.sessions.values()]
-        folders |= {Path(mount.host) for key in keys for mount in key.mounts if mount.writable}
-        return guarding((f for f in folders if f is not None), self.host.places.known().guard())
+            own = (project.root, project.main_repository, project.git_common_dir)
+        host = self.host
+
+        def now() -> Guard:
+            keys = [pool.key for pool in host.dispatcher.core.pools()]
+            keys += [session.plan.key for session in host.dispatcher.sessions.values()]
+            mounts = [Path(mount.host) for key in keys for mount in key.mounts if mount.writable]
+            try:
+                before = host.places.known().guard()
+            except CommandError:  # nobody knows, so it may be anywhere
+                return lambda _path, _identity: True
+            return guarding([*(folder for folder in own if folder is not None), *mounts], before)
+
+        return now
 
 
 async def unless_interrupted(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
