@@ -224,8 +224,8 @@ class SimDriver:
             DriverError: As scripted; the folder can't be written.
         """
         with self._store.building(spec.name) as folder:
+            progress("building a simulated template", WARNING)
             async with self._scripted("build_template"):
-                progress("building a simulated template", WARNING)
                 if spec.claude_binary is not None:
                     (folder / "bin").mkdir()
                     (folder / "bin" / "claude").symlink_to(spec.claude_binary)

@@ -23,6 +23,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     auto_setup: bool = False
     any_directory: bool = False
     no_daemon: bool = False
+    no_wait: bool = False
     verbose: bool = False
     quiet: bool = False
 
@@ -69,12 +70,11 @@ class Pool(Request, frozen=True):
     """`status`, `fill` or `drain`.
 
     `count` is how many VMs `fill` shall keep ready, None: as many as the settings say. `all` is `drain`'s:
-    the VMs of every project. `wait` is `fill`'s.
+    the VMs of every project.
     """
 
     action: str
     count: int | None = None
-    wait: bool = True
     all: bool = False
     json: bool = False
 

@@ -101,6 +101,14 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
         bool,
         typer.Option("--no-daemon", help="Do all in this process, without a daemon.", rich_help_panel=WAYS),
     ] = False,
+    no_wait: Annotated[
+        bool,
+        typer.Option(
+            "--no-wait",
+            help="Return at once, not when a template that somebody builds, or VMs to be ready, are there.",
+            rich_help_panel=WAYS,
+        ),
+    ] = False,
     verbose: Annotated[
         bool,
         typer.Option("-v", "--verbose", help="Show what the driver says.", rich_help_panel=WAYS),
@@ -133,6 +141,7 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
         auto_setup=auto_setup,
         any_directory=any_directory,
         no_daemon=no_daemon,
+        no_wait=no_wait,
         verbose=verbose,
         quiet=quiet,
     )

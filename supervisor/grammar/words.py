@@ -35,6 +35,7 @@ RUNTIME_FLAGS: Mapping[str, bool] = {
     "--auto-setup": False,
     "--any-directory": False,
     "--no-daemon": False,
+    "--no-wait": False,
     "--verbose": False,
     "--quiet": False,
 }

@@ -39,6 +39,7 @@ class Invocation(msgspec.Struct, frozen=True, kw_only=True):
     `argv` is without the program's name. Strings may have surrogates that stand for bytes that are no UTF-8:
     ``text.encode("utf-8", "surrogateescape")`` gives the bytes. None holds a NUL, so each may become an
     argument or a variable. `terminfo` is the compiled entry of `Terminal.term`, when guests may lack it.
+    `pid` is what its HELLO said.
     """
 
     argv: tuple[str, ...]
@@ -46,6 +47,7 @@ class Invocation(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     terminal: Terminal = Terminal()
     terminfo: bytes | None = None
+    pid: int = 0
 
 
 class Hello(msgspec.Struct, frozen=True):

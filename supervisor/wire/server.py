@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import anyio
+import msgspec
 from anyio.abc import ByteStream, Listener, SocketAttribute, UNIXSocketStream
 
 from claude_vm.supervisor.wire.complaint import complaint
@@ -188,7 +189,7 @@ async def _shake_hands(
     if refusal is not None:
         await stream.send(_refuse(refusal))
         return None
-    invocation = decode_invocation(invoke_payload)
+    invocation = msgspec.structs.replace(decode_invocation(invoke_payload), pid=hello.pid)
     own = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
     await stream.send(encode_json(FrameType.HELLO, own))
     return invocation, frames[2:]

@@ -240,8 +240,9 @@ async def test_fill_asks_for_the_key_of_a_session_here_and_ends_when_so_many_are
 async def test_fill_counts_flags_and_mounts_as_a_session_does(world):
     other = world.home / "other"
     other.mkdir()
-    command = start(world, flags=Flags(driver="sim", memory="3", mounts=(f"{other}:/d:ro",)))
-    await module.pool(command, msgspec.structs.replace(FILL, wait=False))
+    flags = Flags(driver="sim", memory="3", mounts=(f"{other}:/d:ro",), no_wait=True)
+    command = start(world, flags=flags)
+    await module.pool(command, FILL)
     (fill,) = [e for e in world.dispatcher.posted if isinstance(e, FillRequested)]
     assert fill.key.memory_mib == 3072
     assert [(m.guest, m.writable) for m in fill.key.mounts] == [("/d", False), (str(world.project), True)]
@@ -256,8 +257,8 @@ async def test_fill_with_a_number_asks_for_so_many_whatever_the_settings_say(wor
 
 
 async def test_fill_without_waiting_returns_at_once(world):
-    command = start(world)
-    assert await finish(command, msgspec.structs.replace(FILL, wait=False)) == 0
+    command = start(world, flags=Flags(driver="sim", no_wait=True))
+    assert await finish(command, FILL) == 0
     assert isinstance(world.dispatcher.posted[-1], FillRequested)
 
 

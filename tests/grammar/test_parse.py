@@ -54,7 +54,7 @@ def nothing_is_printed(capfd):
         ("pool status --json", Pool(action="status", json=True)),
         ("pool fill", Pool(action="fill")),
         ("pool fill 4", Pool(action="fill", count=4)),
-        ("pool fill 64 --no-wait", Pool(action="fill", count=64, wait=False)),
+        ("pool fill 64 --no-wait", Pool(flags=Flags(no_wait=True), action="fill", count=64)),
         ("pool drain", Pool(action="drain")),
         ("pool drain --all", Pool(action="drain", all=True)),
         ("stop a b", Stop(sessions=("a", "b"))),
@@ -115,7 +115,7 @@ def test_every_request_has_a_command_that_makes_it():
 ALL_FLAGS = (
     *("--disk", "30", "--memory=4", "--cpus", "2", "--driver", "sim", "--mount", "/a", "--mount=/b:ro"),
     *("--env", "A=1", "--env", "B=", "--env-file", "f", "--inherit-env", "HOME"),
-    *("-A", "--auto-setup", "--any-directory", "--no-daemon", "-v"),
+    *("-A", "--auto-setup", "--any-directory", "--no-daemon", "--no-wait", "-v"),
 )
 AS_RECORD = Flags(
     disk="30",
@@ -128,6 +128,7 @@ AS_RECORD = Flags(
     inherit_env=("HOME",),
     forward_ssh_agent=True,
     auto_setup=True,
+    no_wait=True,
     any_directory=True,
     no_daemon=True,
     verbose=True,

@@ -56,7 +56,7 @@ async def _fill(command: Command, request: Pool) -> None:
     _check_bounds(host.dispatcher.core, key, count)
     await driver.touch_template(template.name)
     host.dispatcher.post(FillRequested(at=anyio.current_time(), key=key, size=request.count))
-    if request.wait:
+    if not command.flags.no_wait:
         begun = time.monotonic()
         await unless_interrupted(command.client, lambda: _until_ready(command, key, count))
         await command.say(f"{count} VM(s) ready for {project.root} ({time.monotonic() - begun:.1f} s)")

@@ -9,15 +9,17 @@ from claude_vm.context.config.layers import Settings
 from claude_vm.context.loopback import guest_proxies
 from claude_vm.context.project import Project, template_name
 from claude_vm.drivers import registry
-from claude_vm.drivers.api import Driver, TemplateRecord, TemplateSpec
+from claude_vm.drivers.api import Driver, Progress, TemplateRecord, TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.certificates import host_certificates
 from claude_vm.drivers.images.claude_code import ensure_claude_code
 from claude_vm.drivers.programs import Surroundings
+from claude_vm.supervisor.daemon.builds import announced
 from claude_vm.supervisor.daemon.commands.choice import current_template, templates_elsewhere
 from claude_vm.supervisor.daemon.commands.command import Command, project_owner, unless_interrupted
+from claude_vm.supervisor.daemon.commands.waiting import wait_for_build
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.progress import Progress, open_progress
+from claude_vm.supervisor.daemon.progress import open_progress
 
 MIB_PER_GB = 1024
 
@@ -36,11 +38,13 @@ async def build_template(
     """
     begun = time.monotonic()
     flags = command.flags
-    async with open_progress(command.client, quiet=flags.quiet, verbose=flags.verbose) as progress:
-        record = await unless_interrupted(
-            command.client,
-            lambda: _build(command, driver, settings, project, agent=agent, progress=progress),
-        )
+    name, pid = template_name(project.template_root), command.client.invocation.pid
+    async with open_progress(command.client, quiet=flags.quiet, verbose=flags.verbose) as told:
+        with announced(command.host.home, driver.name, name, pid, told) as progress:
+            record = await unless_interrupted(
+                command.client,
+                lambda: _build(command, driver, settings, project, agent=agent, progress=progress),
+            )
     command.host.dispatcher.template_changed(driver.name, record.name, record)
     claude_text = f", Claude Code {record.claude_version}" if record.claude_version else ""
     await command.say(
@@ -55,11 +59,13 @@ async def usable_template(
 ) -> TemplateRecord:
     """Return the current template; without one that can be used, build it if the client agrees.
 
+    If somebody builds it at this moment, wait for that; only if nothing comes of it, ask.
+
     Raises:
-        CommandError: There is none, and it shall not be built now; or the client interrupted that.
+        CommandError: There is none, and it shall not be built or waited for; or the client interrupted that.
         DriverError: The build fails.
     """
-    template = await current_template(driver, project)
+    template = await _waited_for(command, driver, project)
     if template is not None and not template.stale:
         return template
     other = ""
@@ -80,7 +86,19 @@ async def usable_template(
             f"{project.template_root} {lacking}",
             hint=f"{other}build it with: claude-vm{_as_asked(command)} setup   (or pass --auto-setup)",
         )
+    template = await _waited_for(command, driver, project)  # somebody may have begun in the meantime
+    if template is not None and not template.stale:
+        return template
     return await build_template(command, driver, settings, project, agent=agent)
+
+
+async def _waited_for(command: Command, driver: Driver, project: Project) -> TemplateRecord | None:
+    """Return the current template; without a usable one, after the build that is under way, if one is."""
+    template = await current_template(driver, project)
+    if template is not None and not template.stale:
+        return template
+    await wait_for_build(command, driver.name, template_name(project.template_root))
+    return await current_template(driver, project)
 
 
 def _names(templates: Mapping[str, TemplateRecord]) -> str:

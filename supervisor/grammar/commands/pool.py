@@ -32,12 +32,9 @@ def fill(
             metavar="[N]", help="How many; else what the settings say.", parser=whole_number(1, MOST)
         ),
     ] = None,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Return at once, not when they are ready.")
-    ] = False,
 ) -> Pool:
-    """Make VMs ready for this project, with these flags' sizes and mounts."""
-    return Pool(flags=invocation(context).flags, action="fill", count=count, wait=not no_wait)
+    """Make VMs ready for this project, with these flags' sizes and mounts; `--no-wait` returns at once."""
+    return Pool(flags=invocation(context).flags, action="fill", count=count)
 
 
 def drain(
