@@ -76,6 +76,10 @@ class Programs:
             return found
         return None
 
+    def guest_at(self, path: str) -> str:
+        """Return a folder by which a guest can change what is at a path, or ""."""
+        return _decides(path, self._guards())
+
     def need(self, name: str, hint: str) -> str:
         """Return the absolute path of a program.
 

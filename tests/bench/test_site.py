@@ -1,8 +1,11 @@
 """Homes of the bench's own, which leave nothing."""
 
+import os
+
 import pytest
 
 from claude_vm.bench import site as module
+from claude_vm.bench import surroundings
 from claude_vm.bench.site import Site
 from claude_vm.drivers.lima import home
 
@@ -25,3 +28,13 @@ def test_limas_folder_goes_with_its_home_also_where_it_lies_elsewhere(tmp_path, 
     site.close()
     assert list(elsewhere.iterdir()) == []
     assert not root.exists()
+
+
+def test_the_bench_starts_nothing_that_a_guest_could_have_put_into_the_path(tmp_path, monkeypatch):
+    folder = tmp_path / "project" / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("PATH", f".:{folder}::/usr/bin")
+    surroundings.leave_out_of_path(tmp_path / "project")
+    entries = os.environ["PATH"].split(":")
+    assert entries[0] == os.path.realpath("/usr/bin")
+    assert all(entry.startswith("/") and str(tmp_path) not in entry for entry in entries)

@@ -166,6 +166,38 @@ def test_a_projects_own_programs_are_not_run_and_that_is_said(host, tmp_path):
     assert not list(tmp_path.glob("ran-*"))
 
 
+def test_a_claude_vm_that_lies_in_the_project_is_told(host):
+    done = host.run("-v", "info", cwd=Path(__file__).parent)
+    root = Path(__file__).parents[2]
+    assert f"is ours, and guests can write to {root}\n" in done.stderr.decode()
+    assert b"is ours" not in host.run("-v", "info").stderr
+
+
+def test_what_is_fetched_for_a_template_goes_by_the_clients_proxy_and_a_clean_path(host, tmp_path):
+    """A build that fails as soon as it has said what it was given."""
+    for name in ("mke2fs", "newuidmap", "newgidmap"):
+        put(tmp_path / "qemu" / name, "")
+    put(
+        tmp_path / "qemu" / "mmdebstrap",
+        f'[ "$1" = --unshare-helper ] && shift && exec "$@"; /usr/bin/env >{tmp_path}/said; exit 3',
+    )
+    env = {
+        "PATH": f"./bin:{host.project}/bin:{tmp_path}/qemu",
+        "https_proxy": "http://user:canary@proxy:1",
+        "TMPDIR": "/var/tmp",
+        "MINE": "canary",
+    }
+    assert host.run("info").returncode == 0  # the daemon is another client's
+    status, said = told(host, "setup", "--no-agent", env=env)
+    assert status == 1
+    assert "mmdebstrap failed (exit status 3)" in said
+    given = dict(line.split("=", 1) for line in (tmp_path / "said").read_text().splitlines())
+    assert given["https_proxy"] == env["https_proxy"]
+    assert "MINE" not in given
+    assert str(host.project) not in given["PATH"]
+    assert not [entry for entry in given["PATH"].split(":") if not entry.startswith("/")]
+
+
 def test_a_secret_of_a_client_is_not_in_the_daemons_environment(host):
     """Proxies have passwords, in whatever case and for whatever scheme their variables are."""
     canary = "canary-4711"

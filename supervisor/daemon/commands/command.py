@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -136,11 +137,16 @@ class Command:
         return self._programs
 
     async def say_remarks(self) -> None:
-        """Say under ``-v`` what of the client's ``PATH`` was left out, once."""
+        """Say under ``-v`` what of the client's ``PATH`` was left out, and if we ourselves are no safer."""
+        if not self.flags.verbose:
+            return
         remarks = self.programs().remarks[self._remarked :]
         self._remarked += len(remarks)
         for remark in remarks:
             await self.say_verbose(f"claude-vm: {remark}")
+        for own in (sys.executable, __file__):
+            if guest := self.programs().guest_at(own):
+                await self.say_verbose(f"claude-vm: {own} is ours, and guests can write to {guest}")
 
     def _guards(self) -> Guards:
         """Return what says what guests can write, or could: this project, and all that there ever was."""
