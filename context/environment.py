@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from claude_vm.context.errors import VariableError
-from claude_vm.context.regular_file import read_regular
+from claude_vm.context.opening import read_file
+from claude_vm.drivers.programs import Guard, nobody_writes
 
 LIMIT = 1024 * 1024
 """Largest environment file, in bytes."""
@@ -26,6 +27,7 @@ def resolve_environment(
     inherit: Sequence[str] = (),
     environ: Mapping[str, str],
     cwd: Path,
+    guard: Guard = nobody_writes,
 ) -> dict[str, str]:
     r"""Return the variables of ``--env-file``, ``--inherit-env`` and ``--env``; the later kind wins.
 
@@ -39,11 +41,12 @@ def resolve_environment(
 
     Raises:
         VariableError: With every problem: a file that can't be read or has a wrong line, a wrong name.
+        LinkError: A file's path leads out of where guests can write, see `claude_vm.context.opening`.
     """
     problems: list[str] = []
     found: dict[str, str] = {}
     for name in env_files:
-        found.update(_from_file(name, cwd, problems))
+        found.update(_from_file(name, cwd, problems, guard))
     for name in inherit:
         if not _NAME.fullmatch(name):
             problems.append(f"--inherit-env: '{name}' is no name of a variable")
@@ -64,11 +67,12 @@ def resolve_environment(
     return found
 
 
-def _from_file(name: str, cwd: Path, problems: list[str]) -> Iterator[tuple[str, str]]:
-    data = read_regular(cwd / name, LIMIT)
-    if data is None:
+def _from_file(name: str, cwd: Path, problems: list[str], guard: Guard) -> Iterator[tuple[str, str]]:
+    read = read_file(cwd / name, LIMIT, guard)
+    if read is None:
         problems.append(f"--env-file: '{name}' can't be read, or is no regular file of at most 1 MiB")
         return
+    _, data = read
     if b"\0" in data:
         problems.append(f"--env-file: '{name}' has a NUL character")
         return

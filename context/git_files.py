@@ -21,48 +21,35 @@ _CONTINUED = re.compile(r"(?<!\\)((?:\\\\)*)\\\r?\n")
 _VARIABLE = re.compile(r"\s*([A-Za-z][A-Za-z0-9-]*)\s*(?:=(.*))?$")
 
 
-def is_git_directory(folder: Path) -> bool:
-    """Tell whether git would take a folder for a repository's data: HEAD, objects and refs are there."""
+def flaw(folder: Path) -> str:
+    """Return why git would not take a folder for a repository's data; "" when it would."""
+    for name in ("objects", "refs"):
+        if not os.path.isdir(folder / name):  # noqa: PTH112 - which never raises
+            return f"{name} is no folder that can be looked into"
     head = folder / "HEAD"
-    if not (folder / "objects").is_dir() or not (folder / "refs").is_dir():
-        return False
-    if head.is_symlink():
-        return os.readlink(head).startswith("refs/")  # noqa: PTH115 - text, not a Path, which normalizes
-    content = read_regular(head, LIMIT) or b""
-    if content.startswith(b"ref:"):
-        return content[4:].strip().startswith(b"refs/")
-    return _OBJECT_NAME.fullmatch(content) is not None
+    try:
+        text = os.readlink(head)  # noqa: PTH115 - text, not a Path, which normalizes
+    except OSError:
+        content = read_regular(head, LIMIT) or b""
+    else:
+        content = f"ref:{text}".encode(errors="surrogateescape")
+    named = content[4:].strip().startswith(b"refs/") if content.startswith(b"ref:") else False
+    return "" if named or _OBJECT_NAME.fullmatch(content) else "HEAD is missing, or names no branch or commit"
 
 
-def pointed_to(dot_git: Path) -> Path | None:
-    """Return the folder that a ``.git`` file names, without symlinks; None when it is no such file."""
-    content = read_regular(dot_git, LIMIT) or b""
-    if not content.startswith(b"gitdir: "):
+def named_by(dot_git: Path) -> Path | None:
+    """Return the path that a ``.git`` file names, as it is written; None when it is no such file."""
+    content = (read_regular(dot_git, LIMIT) or b"").rstrip(b"\r\n")
+    text = content.removeprefix(b"gitdir: ")
+    if text == content or not text or b"\0" in text:
         return None
-    return _resolved(dot_git.parent, content.removeprefix(b"gitdir: "))
+    return dot_git.parent / os.fsdecode(text)
 
 
 def line_as_path(file: Path) -> Path | None:
-    """Return the path that a file's text is, relative to the file's folder, without symlinks in its parent.
-
-    The last component stays as it is: it may be a ``.git`` file that is meant itself.
-    """
+    """Return the path that a file's text is, relative to the file's folder, as it is written."""
     content = (read_regular(file, LIMIT) or b"").rstrip(b"\r\n")
-    if not content or b"\0" in content:
-        return None
-    path = file.parent / os.fsdecode(content)
-    parent = _resolved(path.parent, b".")
-    return parent / path.name if parent is not None else None
-
-
-def _resolved(folder: Path, text: bytes) -> Path | None:
-    text = text.rstrip(b"\r\n")
-    if not text:
-        return None
-    try:
-        return (folder / os.fsdecode(text)).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):
-        return None
+    return None if not content or b"\0" in content else file.parent / os.fsdecode(content)
 
 
 def core_value(git_directory: Path, name: str) -> str | None:

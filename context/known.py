@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from claude_vm.context.errors import ContextError
-from claude_vm.context.opening import Guard, Identity
-from claude_vm.context.project import Project
+from claude_vm.context.opening import Identity
+from claude_vm.context.project import Project, project_folders
 
 
 class Folder(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,15 +64,9 @@ class Known:
         """Tell whether an absolute path without links lies in a folder that a guest can or could write."""
         return any(str(folder) in self._writable for folder in (path, *path.parents))
 
-    def guard(self, more: Iterable[Path] = ()) -> Guard:
-        """Return a guard of the writable folders, and of `more`. A folder that was moved is still known."""
-        paths = self._writable.union(str(path) for path in more)
-        identities = self._identities
-
-        def guarded(path: str, identity: Identity) -> bool:
-            return path in paths or identity in identities
-
-        return guarded
+    def guard(self, path: str, identity: Identity) -> bool:
+        """Be a `Guard` of the writable folders. One that was moved is still known."""
+        return path in self._writable or identity in self._identities
 
 
 class Growth(msgspec.Struct, frozen=True):
@@ -82,34 +76,27 @@ class Growth(msgspec.Struct, frozen=True):
     folders: tuple[Folder, ...]
 
     @property
-    def before(self) -> str:
-        """What the nearest folder was."""
-        return _described(self.folders[0].reach, self.folders[0].template_root)
+    def text(self) -> str:
+        """What it was and what it would be now, for people."""
+        before = _described(self.folders[0].reach, self.folders[0].template_root)
+        now = _described(project_folders(self.project), self.project.template_root)
+        return (
+            f"{self.folders[0].path} was of the project {before}, and would now be of {now}: a guest may have"
+            " brought that about"
+        )
 
-    @property
-    def now(self) -> str:
-        """What it would be now."""
-        return _described(project_folders(self.project), self.project.template_root)
+    def allowed(self) -> tuple[Folder, ...]:
+        """Return what is to be remembered when the user allows it."""
+        reach, template_root = project_folders(self.project), self.project.template_root
+        return tuple(
+            msgspec.structs.replace(folder, reach=reach, template_root=template_root)
+            for folder in self.folders
+        )
 
 
 def _described(folders: Sequence[Path], template_root: Path) -> str:
     named = ", ".join(str(folder) for folder in folders)
-    return named if template_root in folders else f"{named} (with the template of {template_root})"
-
-
-def project_folders(project: Project) -> tuple[Path, ...]:
-    """Return the folders that a session mounts for its project, none of which lies in another one.
-
-    They are its root; in a linked worktree also the main repository; for a submodule also the folder with its
-    data.
-    """
-    kept: list[Path] = []
-    folders = (project.main_repository, project.root, project.git_common_dir)
-    for folder in sorted({f for f in folders if f is not None}, key=lambda f: len(f.parts)):
-        # What lies in another one of these is there already, at the same path and writable too.
-        if not any(other in folder.parents for other in kept):
-            kept.append(folder)
-    return tuple(kept)
+    return named if tuple(folders) == (template_root,) else f"{named} (template of {template_root})"
 
 
 def growth(project: Project, known: Known) -> Growth | None:
@@ -117,8 +104,7 @@ def growth(project: Project, known: Known) -> Growth | None:
     against: list[Folder] = []
     bound = known.nearest(project.cwd)
     if bound is not None and not (
-        _covers(bound.reach, project_folders(project))
-        and project.template_root in {bound.template_root, project.root}
+        _covers(bound.reach, project_folders(project)) and _has_template(project, bound, known)
     ):
         against.append(bound)
     data = _claimed(project)
@@ -136,19 +122,13 @@ def remembered(
     mounts: Iterable[tuple[Path, Identity]],
     known: Known,
     find: Callable[[Path], Project],
-    *,
-    allowed: Growth | None = None,
 ) -> Iterator[Folder]:
     """Yield what is to be remembered before a session's VM gets its mounts, and is not yet.
 
-    `mounts` are the writable ones, with their identities. `find` finds a folder's project. `allowed` is what
-    the user has allowed: what stood against it becomes what it is now.
+    `mounts` are the writable ones, with their identities. `find` finds a folder's project.
     """
-    reach = project_folders(project)
-    for folder in () if allowed is None else allowed.folders:
-        yield msgspec.structs.replace(folder, reach=reach, template_root=project.template_root)
     root = known.get(project.root)
-    own = Folder(path=project.root, reach=reach, template_root=project.template_root)
+    own = Folder(path=project.root, reach=project_folders(project), template_root=project.template_root)
     if root is None:
         root = own
         yield own
@@ -173,6 +153,13 @@ def _as_found(path: Path, known: Known, find: Callable[[Path], Project]) -> Fold
     if found is None or growth(found, known) is not None:
         return Folder(path=path, reach=(path,), template_root=path)
     return Folder(path=path, reach=project_folders(found), template_root=found.template_root)
+
+
+def _has_template(project: Project, bound: Folder, known: Known) -> bool:
+    """Tell whether a template is the project's own: what it was, or one that no other project has had."""
+    root = project.template_root
+    is_new = bound.path != project.root and known.get(root) is None
+    return is_new or root in {bound.template_root, project.root}
 
 
 def _claimed(project: Project) -> Path | None:

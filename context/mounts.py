@@ -7,14 +7,18 @@ guest path ``~`` is the guest user's home.
 
 import posixpath
 import pwd
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from claude_vm.context.errors import MountError
-from claude_vm.context.project import Project
+from claude_vm.context.opening import opened
+from claude_vm.context.overlaps import read_mount_table, writable_ways
+from claude_vm.context.project import Project, project_folders
 from claude_vm.drivers.api import Mount
+from claude_vm.drivers.programs import Guard, nobody_writes
 
 FORMS = "/host, /host:ro, /host:/guest, /host:/guest:ro or :rw"
 
@@ -77,24 +81,52 @@ def plan_mounts(
     guest_home: str,
     home: Path,
     max_mounts: int,
+    guard: Guard = nobody_writes,
 ) -> tuple[Mount, ...]:
     """Return the mounts of a session, parents before what lies in them.
 
-    The project's are: its root; in a linked worktree also the main repository; for a submodule also the
-    folder with its data. Each is writable, at the same path as on the host. `home` is the user's own.
+    The project's are its folders (`project_folders`), each writable, at the same path as on the host. `home`
+    is the user's own. Each mount has the identity of the directory that was found now.
 
     Raises:
         MountError: With every problem: a path that is not absolute, does not exist or is no directory, two
-            mounts on one guest path, a guest path on a system directory, more than `max_mounts`.
+            mounts on one guest path, a guest path on a system directory, more than `max_mounts`, a read-only
+            directory that the guest could write through another mount.
+        LinkError: A path leads out of where guests can write, see `claude_vm.context.opening`.
     """
     problems: list[str] = []
-    wanted = [(mount, "the project") for mount in _project_mounts(project)]
+    wanted = list(_project_mounts(project, guard, problems))
     for spec in specs:
         try:
             parsed = parse_spec(spec) if isinstance(spec, str) else spec
-            wanted.append((_located(parsed, guest_home, home), parsed.source))
+            wanted.append((_located(parsed, guest_home, home, guard), parsed.source))
         except MountError as error:
             problems.append(error.message)
+    chosen = _chosen(wanted, guest_home, problems)
+    problems.extend(_writable_all_the_same(chosen))
+    if len(chosen) > max_mounts:
+        problems.append(
+            f"{len(chosen)} directories are to be mounted, and this driver can mount {max_mounts}"
+        )
+    if problems:
+        raise MountError.of(problems, "the mounts", hint=f"a mount is said as {FORMS}")
+    return tuple(sorted(chosen, key=_depth))
+
+
+def _project_mounts(project: Project, guard: Guard, problems: list[str]) -> Iterator[tuple[Mount, str]]:
+    for folder in project_folders(project):
+        try:
+            mount = _found(folder, str(folder), writable=True, source="the project", guard=guard)
+        except MountError as error:
+            problems.append(error.message)
+            continue
+        if mount.host != str(folder):
+            problems.append(f"the project: '{folder}' was replaced by a link to '{mount.host}'")
+        yield mount, "the project"
+
+
+def _chosen(wanted: Iterable[tuple[Mount, str]], guest_home: str, problems: list[str]) -> dict[Mount, str]:
+    """Return one mount for each guest path, with who asked for it."""
     chosen: dict[str, tuple[Mount, str]] = {}
     for mount, source in wanted:
         refusal = _refusal(mount.guest, guest_home)
@@ -109,13 +141,18 @@ def plan_mounts(
             )
         elif other.writable != mount.writable:
             problems.append(f"{source}: '{mount.guest}' would be both read-only and writable ({first})")
-    if len(chosen) > max_mounts:
-        problems.append(
-            f"{len(chosen)} directories are to be mounted, and this driver can mount {max_mounts}"
+    return dict(chosen.values())
+
+
+def _writable_all_the_same(chosen: Mapping[Mount, str]) -> Iterator[str]:
+    """Say which mounts can't be kept read-only, and what helps."""
+    if all(mount.writable for mount in chosen):
+        return  # as mostly, and the table of the host's mounts may be long
+    for mount, way in writable_ways(tuple(chosen), read_mount_table()):
+        yield (
+            f"{chosen[mount]}: '{mount.host}' can't be read-only: the guest could write it through"
+            f" '{way.host}' ({chosen[way]}); leave :ro out, or keep it outside of that"
         )
-    if problems:
-        raise MountError.of(problems, "the mounts", hint=f"a mount is said as {FORMS}")
-    return tuple(sorted((mount for mount, _ in chosen.values()), key=_depth))
 
 
 def _parts(text: str) -> list[str]:
@@ -132,21 +169,12 @@ def _parts(text: str) -> list[str]:
     return parts
 
 
-def _project_mounts(project: Project) -> Iterable[Mount]:
-    kept: list[Path] = []
-    folders = (project.main_repository, project.root, project.git_common_dir)
-    for folder in sorted({f for f in folders if f is not None}, key=lambda f: len(f.parts)):
-        # What lies in another one of these is there already, at the same path and writable too.
-        if not any(other in folder.parents for other in kept):
-            kept.append(folder)
-    return [Mount(host=str(folder), guest=str(folder)) for folder in kept]
-
-
-def _located(spec: MountSpec, guest_home: str, home: Path) -> Mount:
+def _located(spec: MountSpec, guest_home: str, home: Path, guard: Guard) -> Mount:
     """Return the mount with absolute paths, the host's without symlinks.
 
     Raises:
         MountError: There is no such directory, or no such user.
+        LinkError: It leads out of where guests can write.
     """
     host = _expanded(spec, home)
     guest = spec.guest or host
@@ -155,14 +183,18 @@ def _located(spec: MountSpec, guest_home: str, home: Path) -> Mount:
     for path, side in ((host, "host"), (guest, "guest")):
         if not path.startswith("/"):
             raise MountError(f"{spec.source}: the {side} path '{path}' is not absolute")
+    return _found(Path(host), _normalized(guest), writable=spec.writable, source=spec.source, guard=guard)
+
+
+def _found(path: Path, guest: str, *, writable: bool, source: str, guard: Guard) -> Mount:
     try:
-        real = Path(host).resolve(strict=True)
-        is_folder = real.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise MountError(f"{spec.source}: '{host}' does not exist on the host") from error
-    if not is_folder:
-        raise MountError(f"{spec.source}: '{host}' is not a directory; only directories can be mounted")
-    return Mount(host=str(real), guest=_normalized(guest), writable=spec.writable)
+        with opened(path, guard) as found:
+            real, status = found.path, found.status
+    except (OSError, ValueError) as error:
+        raise MountError(f"{source}: '{path}' does not exist on the host") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"{source}: '{path}' is not a directory; only directories can be mounted")
+    return Mount(str(real), guest, writable, status.st_dev, status.st_ino)
 
 
 def _expanded(spec: MountSpec, home: Path) -> str:

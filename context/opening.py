@@ -14,7 +14,7 @@ Source: path_resolution(7); open(2) for ``O_PATH``.
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn
@@ -22,12 +22,11 @@ from typing import Final, NoReturn
 import msgspec
 
 from claude_vm.context.errors import LinkError
+from claude_vm.context.regular_file import LOOK, read_open
+from claude_vm.drivers.programs import Guard, nobody_writes
 
 Identity = tuple[int, int]
 """Device and inode of a directory."""
-
-Guard = Callable[[str, Identity], bool]
-"""Tells of a directory, by its path without links and its identity, whether guests can or could write it."""
 
 MAX_LINKS = 40
 """So many links are followed, as by Linux."""
@@ -35,16 +34,7 @@ MAX_LINKS = 40
 MAX_COMPONENTS = 4096
 """So many names may be left to go along; more can only come from links that grow."""
 
-_LINUX = hasattr(os, "O_PATH")
-_FOLLOW: Final = os.O_NOFOLLOW | os.O_CLOEXEC
-# Where there is O_PATH, nothing is read or woken up by it, and directories that can't be read can be passed.
-_ANY: Final = (os.O_PATH if _LINUX else os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY) | _FOLLOW
-_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
-def nobody_writes(_path: str, _identity: Identity) -> bool:
-    """Be a `Guard` of places that no guest has ever had."""
-    return False
+_STEP: Final = LOOK | os.O_NOFOLLOW
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -97,25 +87,10 @@ def read_file(path: Path, limit: int, guard: Guard = nobody_writes) -> tuple[Pat
     """
     try:
         with opened(path, guard) as found:
-            if not stat.S_ISREG(found.status.st_mode):
-                return None
-            with _readable(found.descriptor) as descriptor:
-                data = b""
-                while len(data) <= limit and (more := os.read(descriptor, limit + 1 - len(data))):
-                    data += more
+            data = read_open(found.descriptor, limit)
     except (OSError, ValueError):
         return None
-    return (found.path, data) if len(data) <= limit else None
-
-
-@contextmanager
-def _readable(descriptor: int) -> Iterator[int]:
-    """Open for reading the very file that a descriptor names."""
-    again = os.open(f"/proc/self/fd/{descriptor}", _READ) if _LINUX else os.dup(descriptor)
-    try:
-        yield again
-    finally:
-        os.close(again)
+    return None if data is None else (found.path, data)
 
 
 class _Walk:
@@ -146,7 +121,7 @@ class _Walk:
         self._descriptors.clear()
 
     def go(self) -> None:
-        self._descriptors.append(os.open(self._asked.anchor, os.O_DIRECTORY | _ANY))
+        self._descriptors.append(os.open(self._asked.anchor, os.O_DIRECTORY | _STEP))
         while self._left:
             name = self._left.pop()
             if name == "..":
@@ -165,10 +140,10 @@ class _Walk:
     def _into(self, name: str) -> None:
         parent = self._descriptors[-1]
         with suppress(NotADirectoryError, FileNotFoundError):  # the second look says which, and of what
-            self._enter(name, os.open(name, os.O_DIRECTORY | _ANY, dir_fd=parent))
+            self._enter(name, os.open(name, os.O_DIRECTORY | _STEP, dir_fd=parent))
             return
         try:
-            descriptor = os.open(name, _ANY, dir_fd=parent)
+            descriptor = os.open(name, _STEP, dir_fd=parent)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise

@@ -7,32 +7,31 @@ A guest can write all that lies in its project, so what files there name outside
 * A submodule's ``.git`` file likewise, and the repository's ``core.worktree`` must name the submodule.
 * ``core.worktree`` of an ordinary repository, ``.git`` as a symlink, and a ``.git`` file without such an
   answer are not followed: the project is then just its folder.
+* A ``.git`` that is broken ends the search. Git looks further above then; so a guest could have a repository
+  around its own mounted, by breaking its own.
+
+What is found is not yet believed: `claude_vm.context.known` holds it against what was found before.
 """
 
 import hashlib
 import os
 import re
+import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
-from claude_vm.context.errors import ProjectError
-from claude_vm.context.git_files import core_value, is_git_directory, line_as_path, pointed_to
+from claude_vm.context.errors import BrokenRepositoryError, LinkError, ProjectError
+from claude_vm.context.git_files import core_value, flaw, line_as_path, named_by
+from claude_vm.context.opening import real_path
 
-MAX_WORKTREES = 1000
-"""More linked worktrees than this are not looked at."""
+Resolve = Callable[[Path], Path]
+"""Returns an existing path without links, as `real_path` with some guard does."""
 
 NAME_LIMIT = 19
 """Longest sanitized basename in a template's name: 40 characters in all."""
-
-
-class Worktree(msgspec.Struct, frozen=True):
-    """A linked worktree, as its repository knows it: under `name`, at `path` (which need not exist)."""
-
-    name: str
-    path: Path
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +40,7 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     `root` is the work tree, else the bare repository, else the current directory; `cwd` lies in it.
     `main_repository` is the main work tree, or the bare repository itself; None without git. It is `root`
     unless that is a linked worktree. `git_common_dir` is where its data lies: in `main_repository`, except
-    for a submodule. `worktrees` are all linked worktrees of the repository, `root` too if it is one.
+    for a submodule.
     `template_root` is what the template is named after: all worktrees of a repository share it.
     """
 
@@ -51,20 +50,21 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     main_repository: Path | None = None
     git_common_dir: Path | None = None
     bare: bool = False
-    worktrees: tuple[Worktree, ...] = ()
 
 
-def find_project(cwd: Path) -> Project:
-    """Return the project of a directory.
+def find_project(cwd: Path, resolve: Resolve = real_path) -> Project:
+    """Return the project of a directory. `resolve` is asked for each path that may have links.
 
     Raises:
         ProjectError: The directory does not exist, or can't be entered.
+        BrokenRepositoryError: There is a ``.git`` that is no repository.
+        LinkError: See `real_path`; of the directory, or of where its repository is said to be.
     """
     try:
-        here = cwd.resolve(strict=True)
+        here = resolve(cwd)
         device = here.stat().st_dev
         inside = here.is_dir() and os.access(here, os.X_OK)
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, ValueError):
         inside = False
         here, device = cwd, 0
     if not inside:
@@ -73,12 +73,27 @@ def find_project(cwd: Path) -> Project:
         try:
             if folder.stat().st_dev != device:
                 break  # as git, which stays on one file system
-            found = _repository_at(folder, here)
         except OSError:
             continue  # not ours to look into
+        found = _repository_at(folder, here, resolve)
         if found is not None:
             return found
     return Project(root=here, cwd=here, template_root=here)
+
+
+def project_folders(project: Project) -> tuple[Path, ...]:
+    """Return the folders that a session mounts for its project, none of which lies in another one.
+
+    They are its root; in a linked worktree also the main repository; for a submodule also the folder with its
+    data. They come in an order that depends on nothing else.
+    """
+    kept: list[Path] = []
+    folders = (project.main_repository, project.root, project.git_common_dir)
+    for folder in sorted({f for f in folders if f is not None}, key=lambda f: (len(f.parts), f)):
+        # What lies in another one of these is there already, at the same path and writable too.
+        if not any(other in folder.parents for other in kept):
+            kept.append(folder)
+    return tuple(kept)
 
 
 def check_project(project: Project, *, home: Path, any_directory: bool) -> None:
@@ -116,15 +131,30 @@ def check_apart(folders: Iterable[Path], data: Path) -> None:
     Raises:
         ProjectError: One of `folders` is the folder `data`, contains it or lies in it.
     """
-    own = data.resolve()
+    own = _chain(data)
     for folder in folders:
-        real = folder.resolve()
-        if real == own or real in own.parents or own in real.parents:
+        real = _chain(folder)
+        # bind mounts give one directory several names
+        if real[0] in own or own[0] in real:
             raise ProjectError(
                 f"a guest that may write to {folder} could write claude-vm's own data in {data}",
                 hint="work in another directory, mount this one read-only, or set CLAUDE_VM_HOME to a folder"
                 " outside of it",
             )
+
+
+def _chain(path: Path) -> list[object]:
+    """Return the identities of a path and of each folder above it; of what is not there, its name."""
+    real = path.resolve()
+    found: list[object] = []
+    for folder in (real, *real.parents):
+        try:
+            status = os.stat(folder)  # noqa: PTH116 - for each session, so quick
+        except OSError:
+            found.append(folder)
+        else:
+            found.append((status.st_dev, status.st_ino))
+    return found
 
 
 def template_name(root: Path) -> str:
@@ -139,26 +169,27 @@ def template_name(root: Path) -> str:
     return f"claude-tpl_{words or 'project'}_{digest}"
 
 
-def common_directory(repository: Path) -> Path | None:
-    """Return where the data of a repository lies, given a `Project.main_repository`; None if it is gone."""
-    try:
-        return find_project(repository).git_common_dir
-    except ProjectError:
-        return None
-
-
-def _repository_at(folder: Path, here: Path) -> Project | None:
+def _repository_at(folder: Path, here: Path, resolve: Resolve) -> Project | None:
     """Return the project if a repository's work tree, or its data, begins at this folder."""
     dot_git = folder / ".git"
-    if dot_git.is_dir():
-        if is_git_directory(dot_git):
-            return _own_repository(folder, dot_git, here)
-    elif dot_git.is_file():
-        data = pointed_to(dot_git)
-        if data is None or not data.is_dir():
-            return _plain(folder, here)
-        return _linked_worktree(folder, data, here) or _elsewhere(folder, data, here)
-    if not is_git_directory(folder):
+    try:
+        mode = dot_git.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except OSError as error:
+        raise _broken(folder, f"it can't be looked at: {error.strerror}") from error
+    if stat.S_ISLNK(mode):
+        return _plain(folder, here)
+    if stat.S_ISDIR(mode):
+        if why := flaw(dot_git):
+            raise _broken(folder, why)
+        return _own_repository(folder, dot_git, here)
+    if stat.S_ISREG(mode):
+        data = _data_of(folder, resolve)
+        return _linked_worktree(folder, data, here, resolve) or _elsewhere(folder, data, here, resolve)
+    if mode:
+        raise _broken(folder, "it is neither a folder nor a file")
+    if flaw(folder):
         return None
     if folder.name == ".git" and not _is_bare(folder):
         return None  # somewhere in the data of a work tree: that one is found next
@@ -166,8 +197,6 @@ def _repository_at(folder: Path, here: Path) -> Project | None:
 
 
 def _own_repository(folder: Path, dot_git: Path, here: Path) -> Project:
-    if dot_git.is_symlink():
-        return _plain(folder, here)
     if _is_bare(dot_git):
         # No work tree here: the current directory is what the user means.
         inside = dot_git == here or dot_git in here.parents
@@ -179,43 +208,71 @@ def _own_repository(folder: Path, dot_git: Path, here: Path) -> Project:
     return _repository(folder, here, main=folder, common=dot_git)
 
 
-def _linked_worktree(folder: Path, data: Path, here: Path) -> Project | None:
+def _data_of(folder: Path, resolve: Resolve) -> Path:
+    """Return the folder that a ``.git`` file names, without links: a repository's data, or a worktree's."""
+    named = named_by(folder / ".git")
+    if named is None:
+        raise _broken(folder, "it is a file that names no folder")
+    try:
+        data = resolve(named)
+    except OSError as error:
+        raise _broken(folder, f"it names {named}: {error.strerror}") from error
+    repository = data.parent.parent if data.parent.name == "worktrees" else data
+    why = flaw(repository)
+    if why and flaw(data):
+        raise _broken(folder, f"it names {named}, and {repository} is no repository: {why}")
+    return data
+
+
+def _broken(folder: Path, why: str) -> BrokenRepositoryError:
+    return BrokenRepositoryError(
+        f"{folder / '.git'} is broken: {why}",
+        hint="mend it (git fsck, git worktree repair), or remove it if that folder shall be no repository",
+    )
+
+
+def _linked_worktree(folder: Path, data: Path, here: Path, resolve: Resolve) -> Project | None:
     common = data.parent.parent
-    if data.parent.name != "worktrees" or not is_git_directory(common):
+    if data.parent.name != "worktrees" or flaw(common):
         return None
-    if line_as_path(data / "gitdir") != folder / ".git":
+    named = line_as_path(data / "gitdir")
+    if named is None or named.name != ".git" or _resolved(named.parent, resolve) != folder:
         return None
-    main = _main_work_tree(common)
+    main = _main_work_tree(common, resolve)
     return _repository(folder, here, main=main, common=common, bare=main == common)
 
 
-def _elsewhere(folder: Path, data: Path, here: Path) -> Project:
+def _elsewhere(folder: Path, data: Path, here: Path, resolve: Resolve) -> Project:
     """Return the project of a folder whose data lies elsewhere: a submodule, or a separate git directory."""
-    if not is_git_directory(data):
+    if flaw(data):
         return _plain(folder, here)
     if _is_bare(data):
         return _plain(here, here)
-    agreed = folder in data.parents or _work_tree_of(data) == folder
+    agreed = folder in data.parents or _work_tree_of(data, resolve) == folder
     return _repository(folder, here, main=folder, common=data) if agreed else _plain(folder, here)
 
 
-def _main_work_tree(common: Path) -> Path:
+def _main_work_tree(common: Path, resolve: Resolve) -> Path:
     """Return the main work tree of a repository's data; the data itself where there is none."""
     if _is_bare(common):
         return common
     if common.name == ".git":
         return common.parent
-    tree = _work_tree_of(common)
-    return tree if tree is not None and pointed_to(tree / ".git") == common else common
+    tree = _work_tree_of(common, resolve)
+    named = None if tree is None else named_by(tree / ".git")
+    return tree if tree is not None and named is not None and _resolved(named, resolve) == common else common
 
 
-def _work_tree_of(data: Path) -> Path | None:
+def _work_tree_of(data: Path, resolve: Resolve) -> Path | None:
     named = core_value(data, "worktree")
-    if not named:
-        return None
+    return _resolved(data / named, resolve) if named else None
+
+
+def _resolved(path: Path, resolve: Resolve) -> Path | None:
+    """Return a path without links; None where it leads to nothing, or where a guest may have led it."""
     try:
-        return (data / named).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):
+        return resolve(path)
+    except (OSError, ValueError, LinkError):
         return None
 
 
@@ -235,17 +292,4 @@ def _repository(root: Path, here: Path, *, main: Path, common: Path, bare: bool 
         main_repository=main,
         git_common_dir=common,
         bare=bare,
-        worktrees=tuple(_worktrees(common)),
     )
-
-
-def _worktrees(common: Path) -> Iterator[Worktree]:
-    try:
-        with os.scandir(common / "worktrees") as entries:
-            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))[:MAX_WORKTREES]
-    except OSError:
-        return
-    for name in names:
-        named = line_as_path(common / "worktrees" / name / "gitdir")
-        if named is not None and named.name == ".git":
-            yield Worktree(name, named.parent)

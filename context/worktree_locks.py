@@ -7,7 +7,8 @@ run, the worktrees that aren't mounted are locked, with a text of ours that name
 sessions need it. A worktree that somebody else has locked stays as it is.
 
 The guest can write all these files. Folders are opened step by step without following symlinks, files are
-regular ones or left alone, and sizes are bounded.
+regular ones or left alone, and sizes are bounded. What they name is compared as text, and not looked for:
+that a lock appears must not tell a guest what there is on the host.
 
 Source: git-worktree's documentation.
 """
@@ -20,34 +21,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from claude_vm.context.project import common_directory, find_project
+from claude_vm.context.regular_file import LOOK, read_open
 
 MARK = "claude-vm: sessions are running which don't have this worktree"
 OWNER = "claude-vm supervisor: "
 LIMIT = 16 * 1024
+MAX_WORKTREES = 1000
+"""More linked worktrees than this are not looked at."""
+
 _SUPERVISOR_ID = re.compile(r"[a-z0-9-]{1,24}")
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-def lock_siblings(repository: Path, mounted: Sequence[Path], supervisor_id: str) -> tuple[str, ...]:
-    """Lock the linked worktrees of a repository that exist and aren't mounted; return the names of ours.
+def lock_siblings(common: Path, mounted: Sequence[Path], supervisor_id: str) -> tuple[str, ...]:
+    """Lock the linked worktrees of a repository that aren't mounted; return the names of ours.
 
-    `repository` is a `Project.main_repository`. Doing it twice is doing it once. What can't be locked (a
-    read-only file system, another owner) is left alone: it is a precaution, not a condition.
+    `common` is a `Project.git_common_dir`. Doing it twice is doing it once. What can't be locked (a read-only
+    file system, another owner) is left alone: it is a precaution, not a condition.
 
     Raises:
         ValueError: `supervisor_id` is not ``[a-z0-9-]{1,24}``.
-        ProjectError: The repository is gone.
     """
     _check(supervisor_id)
     locked = []
-    paths = {worktree.name: worktree.path for worktree in find_project(repository).worktrees}
-    for name, folder in _metadata(repository):
-        path = paths.get(name)
-        if path is None or not (path / ".git").is_file():
-            continue
-        if any(path == place or place in path.parents for place in mounted):
+    for name, folder in _metadata(common):
+        path = _named(folder, common / "worktrees" / name)
+        if path is None or any(path == place or place in path.parents for place in mounted):
             continue
         with suppress(OSError):
             if _add(folder, supervisor_id):
@@ -55,9 +55,10 @@ def lock_siblings(repository: Path, mounted: Sequence[Path], supervisor_id: str)
     return tuple(locked)
 
 
-def release_stale(repository: Path, supervisor_id: str) -> tuple[str, ...]:
+def release_stale(common: Path, supervisor_id: str) -> tuple[str, ...]:
     """Take a supervisor's locks from a repository's worktrees; return the names that are unlocked by that.
 
+    `common` is what `lock_siblings` was given: what is a repository's data by now, a guest may have decided.
     A lock stays while other supervisors need it. A repository that is gone has none. Doing it twice is fine.
 
     Raises:
@@ -65,7 +66,7 @@ def release_stale(repository: Path, supervisor_id: str) -> tuple[str, ...]:
     """
     _check(supervisor_id)
     released = []
-    for name, folder in _metadata(repository):
+    for name, folder in _metadata(common):
         with suppress(OSError):
             if _remove(folder, supervisor_id):
                 released.append(name)
@@ -77,17 +78,28 @@ def _check(supervisor_id: str) -> None:
         raise ValueError(f"no supervisor id: '{supervisor_id}'")
 
 
-def _metadata(repository: Path) -> Iterator[tuple[str, int]]:
+def _named(folder: int, metadata: Path) -> Path | None:
+    """Return the path of the worktree that its open folder of metadata names, as text."""
+    try:
+        file = os.open("gitdir", LOOK | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError:
+        return None
+    try:
+        text = (read_open(file, LIMIT) or b"").rstrip(b"\r\n")
+    finally:
+        os.close(file)
+    path = Path(os.path.normpath(metadata / os.fsdecode(text)))
+    return path.parent if path.name == ".git" else None
+
+
+def _metadata(common: Path) -> Iterator[tuple[str, int]]:
     """Yield the name and an open folder for each linked worktree, under a lock among supervisors."""
-    common = common_directory(repository)
-    if common is None:
-        return
     with suppress(OSError), _opened(common / "worktrees") as worktrees:
         with suppress(
             OSError
         ):  # a guest may hold it; then two supervisors may meet, which is rare and harmless
             fcntl.flock(worktrees, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for name in sorted(os.listdir(worktrees)):  # noqa: PTH208 - a descriptor
+        for name in sorted(os.listdir(worktrees))[:MAX_WORKTREES]:  # noqa: PTH208 - a descriptor
             try:
                 folder = os.open(name, os.O_RDONLY | _FOLDER, dir_fd=worktrees)
             except OSError:

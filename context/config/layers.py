@@ -11,6 +11,7 @@ from claude_vm.context.config.setting import Layer
 from claude_vm.context.config.sources import Source, Value, read_file, read_flags, read_variables
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
+from claude_vm.drivers.programs import Guard, nobody_writes
 
 GLOBAL_FILE = ".claude-vm.toml"
 """Name of the global file in the user's home. A project's file will have the same name."""
@@ -73,7 +74,11 @@ class Settings(Sections, frozen=True, kw_only=True):
 
 
 def load_settings(
-    *, flags: Mapping[str, str | Sequence[str]], environ: Mapping[str, str], home: Path
+    *,
+    flags: Mapping[str, str | Sequence[str]],
+    environ: Mapping[str, str],
+    home: Path,
+    guard: Guard = nobody_writes,
 ) -> Settings:
     """Return the settings of a command.
 
@@ -83,10 +88,11 @@ def load_settings(
 
     Raises:
         ConfigError: With every problem of every layer.
+        LinkError: The file is a link that a guest may have made, see `claude_vm.context.opening`.
     """
     problems: list[Problem] = []
     sources = [
-        read_file(home / GLOBAL_FILE, Layer.GLOBAL, home, problems),
+        read_file(home / GLOBAL_FILE, Layer.GLOBAL, home, problems, guard),
         read_variables(environ, home, problems),
         read_flags(flags, home, problems),
     ]

@@ -17,7 +17,8 @@ from claude_vm.context.config.locator import KeyPath, key_lines, line_of
 from claude_vm.context.config.problems import Problem, shown
 from claude_vm.context.config.schema import ALIASES, LATER, Entry, settings_table
 from claude_vm.context.config.setting import Layer
-from claude_vm.context.regular_file import read_regular
+from claude_vm.context.opening import read_file as read_host_file
+from claude_vm.drivers.programs import Guard, nobody_writes
 
 LIMIT = 1024 * 1024
 """Largest configuration file, in bytes."""
@@ -52,15 +53,22 @@ class _File(msgspec.Struct, frozen=True):
         self.problems.append(Problem(where=self.name, line=line, message=message, **more))
 
 
-def read_file(path: Path, layer: Layer, home: Path, problems: list[Problem]) -> Source:
-    """Return what a configuration file sets. A missing file sets nothing."""
+def read_file(
+    path: Path, layer: Layer, home: Path, problems: list[Problem], guard: Guard = nobody_writes
+) -> Source:
+    """Return what a configuration file sets. A missing file sets nothing.
+
+    Raises:
+        LinkError: It leads out of where guests can write, see `claude_vm.context.opening`.
+    """
     name = _short(path, home)
     if not os.path.lexists(path):
         return Source(layer, {})
-    data = read_regular(path, LIMIT)
-    if data is None:
+    found = read_host_file(path, LIMIT, guard)
+    if found is None:
         problems.append(Problem(where=name, message="can't be read, or is no regular file of at most 1 MiB"))
         return Source(layer, {})
+    real, data = found
     try:
         text = data.decode()
         content = tomllib.loads(text)
@@ -71,7 +79,7 @@ def read_file(path: Path, layer: Layer, home: Path, problems: list[Problem]) -> 
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         problems.append(_syntax(name, str(error), text.count("\n") + 1))
         return Source(layer, {})
-    place = Place(folder=path.resolve().parent, home=home)
+    place = Place(folder=real.parent, home=home)
     file = _File(layer, name, key_lines(text), place, problems)
     return Source(layer, dict(_file_values(file, content)))
 

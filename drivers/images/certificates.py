@@ -9,7 +9,7 @@ import re
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 MAX_BUNDLE_BYTES = 8 * 1024 * 1024
@@ -31,36 +31,46 @@ _BLOCK = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----([\sA-Za-z0
 _SECURITY_TIMEOUT_S = 20.0
 
 
-def host_certificates(environ: Mapping[str, str], *, bundles: tuple[Path, ...] = BUNDLES) -> tuple[str, ...]:
+def read_bundle(path: Path) -> bytes:
+    """Return the beginning of a regular file; nothing where there is none."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(MAX_BUNDLE_BYTES)
+    except (OSError, ValueError):
+        return b""
+
+
+def host_certificates(
+    environ: Mapping[str, str],
+    *,
+    bundles: tuple[Path, ...] = BUNDLES,
+    read_named: Callable[[Path], bytes] = read_bundle,
+) -> tuple[str, ...]:
     """Return the CA certificates of this host as PEM texts, each once, in the order in which they were found.
 
     ``SSL_CERT_FILE`` and ``NODE_EXTRA_CA_CERTS`` of the client's environment come first; where the former is
     not set (or holds nothing), the first of the system's bundles that does is added, and on macOS what an
     administrator put into the keychain. Files that can't be read are passed over; what is no certificate is
-    left out. Blocking: call it from a worker thread.
+    left out. `read_named` reads the files that variables name. Blocking: call it from a worker thread.
     """
-    named = _certificates(_read(environ.get("SSL_CERT_FILE", "")))
+
+    def of_variable(name: str) -> dict[bytes, str]:
+        path = environ.get(name, "")
+        return _certificates(read_named(Path(path))) if path else {}
+
+    named = of_variable("SSL_CERT_FILE")
     found = dict(named)
-    found.update(_certificates(_read(environ.get("NODE_EXTRA_CA_CERTS", ""))))
+    found.update(of_variable("NODE_EXTRA_CA_CERTS"))
     if not named:
         for bundle in bundles:
-            if certificates := _certificates(_read(str(bundle))):
+            if certificates := _certificates(read_bundle(bundle)):
                 found.update(certificates)
                 break
         if sys.platform == "darwin":
             found.update(_certificates(_keychains()))
     return tuple(found.values())[:MAX_CERTIFICATES]
-
-
-def _read(path: str) -> bytes:
-    """Return the beginning of a regular file; nothing where there is none."""
-    try:
-        if not path or not Path(path).is_file():
-            return b""
-        with Path(path).open("rb") as file:
-            return file.read(MAX_BUNDLE_BYTES)
-    except (OSError, ValueError):
-        return b""
 
 
 def _keychains() -> bytes:  # pragma: no cover - macOS

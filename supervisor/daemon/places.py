@@ -12,6 +12,7 @@ it, and again only when somebody has written.
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,10 +42,11 @@ CREATE TABLE IF NOT EXISTS folders (
 
 
 class Places:
-    """What is remembered of folders. Belongs to one thread."""
+    """What is remembered of folders. For any thread: programs are looked for in workers, too."""
 
     def __init__(self, home: Path) -> None:
         self._path = home / NAME
+        self._one_at_a_time = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
         self._version = -1
@@ -64,7 +66,7 @@ class Places:
             if version != self._version:
                 self._known = Known(_folders(connection))
                 self._version = version
-        return self._known
+            return self._known
 
     def writable_folders(self) -> tuple[Path, ...]:
         """Return the folders that are, or ever were, writable mounts; see also `Known.could_write`.
@@ -105,9 +107,10 @@ class Places:
 
     def close(self) -> None:
         """Close the file."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        with self._one_at_a_time:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     def _connect(self, *, create: bool) -> sqlite3.Connection | None:
         """Return the connection to the file that is there now; None when there is none and none is wanted."""
@@ -125,7 +128,9 @@ class Places:
             # Before SQLite has it: closing a second descriptor would take SQLite's locks away.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             inode = self._path.stat().st_ino
-        self._connection = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_S)
+        self._connection = sqlite3.connect(
+            self._path, isolation_level=None, timeout=BUSY_S, check_same_thread=False
+        )
         self._inode = inode
         try:
             _prepare(self._connection)
@@ -137,7 +142,8 @@ class Places:
     @contextlib.contextmanager
     def _mapped(self, done: str) -> Iterator[None]:
         try:
-            yield
+            with self._one_at_a_time:
+                yield
         except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError) as error:
             self.close()
             raise CommandError(

@@ -15,6 +15,8 @@ import structlog
 
 from claude_vm.context.config.layers import Settings, load_settings
 from claude_vm.context.config.problems import ConfigError
+from claude_vm.context.errors import LinkError
+from claude_vm.drivers.programs import Guard, nobody_writes
 from claude_vm.supervisor.core.policy import PoolPolicy
 
 log = structlog.get_logger()
@@ -78,15 +80,18 @@ def host_memory_mib() -> int:
     return int(psutil.virtual_memory().total) // BYTES_PER_MIB
 
 
-def read_policy(home: Path) -> PoolPolicy | None:
-    """Return what the global file in a home directory says; None when something in that file is wrong.
+def read_policy(home: Path, guard: Guard = nobody_writes) -> PoolPolicy | None:
+    """Return what the global file in a home directory says; None when something about that file is wrong.
 
     A wrong file must not take away VMs that were kept ready under the right one, nor hinder commands that
     don't need it. Who asks for a session gets the whole report.
     """
     try:
         # The settings of the pool have neither variables nor flags.
-        settings = load_settings(flags={}, environ={}, home=home)
+        settings = load_settings(flags={}, environ={}, home=home, guard=guard)
+    except LinkError as error:
+        log.warning("pool-settings-not-read", problems=[error.message])
+        return None
     except ConfigError as error:
         log.warning("pool-settings-not-read", problems=[str(problem) for problem in error.problems])
         return None

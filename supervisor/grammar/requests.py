@@ -22,6 +22,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     forward_ssh_agent: bool = False
     auto_setup: bool = False
     any_directory: bool = False
+    accept_growth: bool = False
     no_daemon: bool = False
     no_wait: bool = False
     verbose: bool = False

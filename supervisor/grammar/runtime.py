@@ -85,6 +85,14 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
             rich_help_panel=FILES,
         ),
     ] = False,
+    accept_growth: Annotated[
+        bool,
+        typer.Option(
+            "--accept-growth",
+            help="Accept that the project has become more than it was.",
+            rich_help_panel=FILES,
+        ),
+    ] = False,
     forward_ssh_agent: Annotated[
         bool,
         typer.Option(
@@ -140,6 +148,7 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
         forward_ssh_agent=forward_ssh_agent,
         auto_setup=auto_setup,
         any_directory=any_directory,
+        accept_growth=accept_growth,
         no_daemon=no_daemon,
         no_wait=no_wait,
         verbose=verbose,

@@ -34,6 +34,7 @@ RUNTIME_FLAGS: Mapping[str, bool] = {
     "--forward-ssh-agent": False,
     "--auto-setup": False,
     "--any-directory": False,
+    "--accept-growth": False,
     "--no-daemon": False,
     "--no-wait": False,
     "--verbose": False,

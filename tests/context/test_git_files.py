@@ -2,7 +2,7 @@
 
 import pytest
 
-from claude_vm.context.git_files import core_value, is_git_directory
+from claude_vm.context.git_files import core_value, flaw
 
 
 @pytest.mark.parametrize(
@@ -55,18 +55,18 @@ def test_worktrees_own_configuration_wins(tmp_path):
 def test_git_directory_is_told_by_its_head(tmp_path, head, is_one):
     (tmp_path / "objects").mkdir()
     (tmp_path / "refs").mkdir()
-    assert not is_git_directory(tmp_path)
+    assert flaw(tmp_path)
     (tmp_path / "HEAD").write_bytes(head)
-    assert is_git_directory(tmp_path) is is_one
+    assert (not flaw(tmp_path)) is is_one
     (tmp_path / "refs").rmdir()
-    assert not is_git_directory(tmp_path)
+    assert flaw(tmp_path)
 
 
 def test_head_may_be_a_symlink_into_refs(tmp_path):
     (tmp_path / "objects").mkdir()
     (tmp_path / "refs").mkdir()
     (tmp_path / "HEAD").symlink_to("refs/heads/main")
-    assert is_git_directory(tmp_path)
+    assert flaw(tmp_path) == ""
     (tmp_path / "HEAD").unlink()
     (tmp_path / "HEAD").symlink_to("elsewhere")
-    assert not is_git_directory(tmp_path)
+    assert flaw(tmp_path)

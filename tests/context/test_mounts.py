@@ -4,6 +4,7 @@ import os
 import pwd
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from claude_vm.context.errors import MountError
 from claude_vm.context.mounts import MountSpec, parse_spec, plan_mounts
 from claude_vm.context.project import find_project
 from claude_vm.drivers.api import Mount
+from claude_vm.drivers.programs import nobody_writes
 
 
 @pytest.mark.parametrize(
@@ -64,14 +66,19 @@ def test_any_two_paths_can_be_said_with_escapes(host, guest, mode):
 def plan(home, repository):
     """Plan the mounts of the repository's project with these specifications."""
 
-    def made(*specs, project=None, max_mounts=8):
-        return plan_mounts(
+    def made(*specs, project=None, max_mounts=8, guard=nobody_writes):
+        found = plan_mounts(
             project or find_project(repository),
             specs,
             guest_home="/home/claude",
             home=home,
             max_mounts=max_mounts,
+            guard=guard,
         )
+        for mount in found:
+            status = Path(mount.host).stat()
+            assert (mount.device, mount.inode) == (status.st_dev, status.st_ino)
+        return tuple(msgspec.structs.replace(mount, device=0, inode=0) for mount in found)
 
     return made
 
@@ -153,7 +160,7 @@ def test_symlink_on_the_host_is_resolved_and_kept_in_the_guest(plan, data, home)
 
 
 def test_parents_come_before_what_lies_in_them(plan, data, repository):
-    mounts = plan(f"{data}:/v/a/b", f"{data}:/v/a:ro", f"{data}:/v", f"{data}:{repository}/sub")
+    mounts = plan(f"{data}:/v/a/b", f"{data}:/v/a", f"{data}:/v", f"{data}:{repository}/sub")
     guests = [mount.guest for mount in mounts]
     for index, guest in enumerate(guests):
         assert not any(guest.startswith(f"{other}/") for other in guests[index + 1 :])

@@ -2,21 +2,15 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_vm.context.errors import ProjectError
-from claude_vm.context.project import (
-    Worktree,
-    check_apart,
-    check_project,
-    common_directory,
-    find_project,
-    template_name,
-)
+from claude_vm.context.errors import BrokenRepositoryError, ProjectError
+from claude_vm.context.project import check_apart, check_project, find_project, template_name
 
 
 def test_without_git_the_current_directory_is_the_project(home):
@@ -59,14 +53,7 @@ def test_linked_worktree_has_its_own_root_and_shares_repository_and_template(rep
     assert project.cwd == home / "tree" / "sub"
     assert project.main_repository == project.template_root == repository
     assert project.git_common_dir == repository / ".git"
-    assert project.worktrees == (Worktree("tree", home / "tree"),)
     assert template_name(project.template_root) == template_name(find_project(repository).template_root)
-
-
-def test_main_work_tree_knows_its_linked_worktrees(repository, home, git):
-    git(repository, "worktree", "add", "-q", str(home / "a"))
-    git(repository, "worktree", "add", "-q", str(home / "b"))
-    assert find_project(repository).worktrees == (Worktree("a", home / "a"), Worktree("b", home / "b"))
 
 
 def test_worktree_with_relative_links_is_found(repository, home, git):
@@ -149,7 +136,7 @@ def assert_alone(project, folder):
 
 def test_git_file_can_not_pull_in_a_repository_that_does_not_know_it(guest_folder, repository, home, git):
     git(repository, "worktree", "add", "-q", str(home / "tree"))
-    for target in (".git", ".git/worktrees/tree", "."):
+    for target in (".git", ".git/worktrees/tree"):
         (guest_folder / ".git").write_text(f"gitdir: {repository / target}\n")
         assert_alone(find_project(guest_folder), guest_folder)
 
@@ -183,20 +170,76 @@ def test_core_worktree_can_not_move_the_project(repository, home, git):
     assert find_project(repository).root == repository
 
 
-def test_fifo_in_place_of_git_files_does_not_hang(guest_folder, repository):
-    os.mkfifo(guest_folder / ".git")
-    assert find_project(guest_folder).root == guest_folder
-    (repository / ".git/HEAD").unlink()
-    os.mkfifo(repository / ".git/HEAD")
-    assert find_project(repository).main_repository is None
+@pytest.fixture
+def inner(repository, git):
+    """A repository in another one, which is what is found when the inner one is climbed past."""
+    folder = repository / "sub/inner"
+    git(repository, "init", "-q", str(folder))
+    assert find_project(folder).root == folder
+    return folder
+
+
+def fifo_head(data):
+    (data / "HEAD").unlink()
+    os.mkfifo(data / "HEAD")
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff\0", b"gitdir: ", b"gitdir: \0", b"gitdir: /nothing", b"x" * 2_000_000]
+    ("breaking", "says"),
+    [
+        (lambda data: (data / "HEAD").rename(data / "HEAD.x"), "HEAD"),
+        (lambda data: (data / "HEAD").write_text("ref: nowhere"), "HEAD"),
+        (lambda data: (data / "HEAD").chmod(0), "HEAD"),
+        (fifo_head, "HEAD"),
+        (lambda data: (data / "objects").rename(data / "x"), "objects"),
+        (lambda data: (data / "refs").rename(data / "x"), "refs"),
+        (lambda data: shutil.rmtree(data) or data.mkdir(), "objects"),
+        (lambda data: data.chmod(0), "objects"),
+        (lambda data: data.rename(data.with_name("x")) and os.mkfifo(data), "neither"),
+        *(
+            (lambda data, text=text: shutil.rmtree(data) or data.write_bytes(text), says)
+            for text, says in (
+                (b"", "names no folder"),
+                (b"\xff\0", "names no folder"),
+                (b"gitdir: ", "names no folder"),
+                (b"gitdir: \0", "names no folder"),
+                (b"x" * 2_000_000, "names no folder"),
+                (b"gitdir: /nothing", "/nothing"),
+                (b"gitdir: ..", "no repository"),
+                (b"gitdir: ../../.git/worktrees/x", "No such file"),
+                (b"gitdir: .git", "Not a directory|no repository"),
+            )
+        ),
+    ],
 )
-def test_damaged_git_file_leaves_the_folder_alone(guest_folder, content):
-    (guest_folder / ".git").write_bytes(content)
-    assert_alone(find_project(guest_folder), guest_folder)
+def test_a_broken_repository_is_an_error_and_never_climbed_past(inner, breaking, says):
+    breaking(inner / ".git")
+    (inner / "deep").mkdir()
+    for folder in (inner, inner / "deep"):
+        with pytest.raises(BrokenRepositoryError, match=says) as caught:
+            find_project(folder)
+        assert caught.value.code == "broken-repository"
+        assert str(inner / ".git") in caught.value.message
+        assert "git worktree repair" in caught.value.hint
+    if not (inner / ".git").is_symlink():
+        (inner / ".git").chmod(0o700)
+
+
+@pytest.mark.parametrize("breaking", ["HEAD", "objects", "worktrees/tree"])
+def test_a_worktree_whose_repository_is_broken_is_an_error_too(repository, home, git, breaking):
+    git(repository, "worktree", "add", "-q", str(home / "tree"))
+    (repository / ".git" / breaking).rename(home / "moved")
+    with pytest.raises(BrokenRepositoryError):
+        find_project(home / "tree")
+
+
+def test_a_link_in_place_of_the_repository_is_not_followed_and_not_climbed_past(inner, repository):
+    for target in (repository / ".git", "nowhere", ".git"):
+        shutil.rmtree(inner / ".git") if (inner / ".git").is_dir() else (inner / ".git").unlink()
+        (inner / ".git").symlink_to(target)
+        assert_alone(find_project(inner), inner)
+        (inner / ".git").unlink()
+        (inner / ".git").mkdir()
 
 
 def test_nothing_of_a_repository_runs(repository, home, git):
@@ -272,10 +315,6 @@ def test_data_beside_the_project_are_fine(tmp_path):
     check_apart([tmp_path / "project"], tmp_path / "project-and-more/data")
 
 
-def test_common_directory_of_a_repository_that_is_gone_is_none(home):
-    assert common_directory(home / "nothing") is None
-
-
 LEGAL = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 
@@ -329,16 +368,22 @@ def test_file_system_boundary_ends_the_search(monkeypatch, repository):
     assert find_project(repository / "sub").root == repository / "sub"
 
 
-def test_directory_that_can_not_be_looked_into_is_passed_over(monkeypatch, repository):
+def test_what_can_not_be_looked_at_is_passed_over_above_but_not_where_git_would_be(monkeypatch, repository):
     plain = Path.stat
+    refused = [repository / "sub"]
 
     def refuse(self, **more):
-        if self == repository / "sub" / ".git":
+        if self in refused:
             raise PermissionError(13, "no", str(self))
         return plain(self, **more)
 
+    (repository / "sub/x").mkdir()
     monkeypatch.setattr(Path, "stat", refuse)
-    assert find_project(repository / "sub").root == repository
+    monkeypatch.setattr(Path, "lstat", lambda self: refuse(self, follow_symlinks=False))
+    assert find_project(repository / "sub/x").root == repository
+    refused[0] = repository / "sub/.git"
+    with pytest.raises(BrokenRepositoryError):
+        find_project(repository / "sub/x")
 
 
 def test_home_that_can_not_be_resolved_is_compared_as_it_is(tmp_path, repository):
@@ -354,10 +399,3 @@ def test_separate_git_directory_is_believed_only_if_it_names_the_folder(home, gi
     assert_alone(find_project(home / "work"), home / "work")
     git(home / "work", "config", "core.worktree", "../work")
     assert find_project(home / "work").git_common_dir == home / "data"
-
-
-def test_metadata_without_a_path_is_no_worktree(repository, home, git):
-    git(repository, "worktree", "add", "-q", str(home / "a"))
-    for content in (b"", b"\0/.git", str(home / "a").encode()):
-        (repository / ".git/worktrees/a/gitdir").write_bytes(content)
-        assert find_project(repository).worktrees == ()

@@ -21,6 +21,17 @@ def test_what_is_no_regular_file_is_none(tmp_path):
     assert read_regular(tmp_path / "x" / "/dev/zero", 5) is None
 
 
+def test_a_device_does_not_notice_that_somebody_looked(monkeypatch, tmp_path):
+    """Some do things when they are opened: a watchdog, a serial port, a tape."""
+    (tmp_path / "config").symlink_to("/dev/zero")
+    flags = []
+    plain = os.open
+    monkeypatch.setattr(os, "open", lambda path, how, *more: flags.append(how) or plain(path, how, *more))
+    assert read_regular(tmp_path / "config", 5) is None
+    assert len(flags) == 1
+    assert flags[0] & os.O_PATH
+
+
 def test_symlink_is_followed(tmp_path):
     (tmp_path / "f").write_bytes(b"1")
     (tmp_path / "link").symlink_to("f")
@@ -45,7 +56,7 @@ def test_no_descriptor_is_left_open_also_after_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "read", fail)
     assert read_regular(tmp_path / "f", 5) is None
     monkeypatch.undo()
-    assert len(opened) == 3
+    assert len(opened) == 5  # a file is looked at, then read
     for descriptor in opened:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)

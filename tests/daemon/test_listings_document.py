@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from claude_vm.supervisor.daemon.commands.doctor import DriverReport
+from claude_vm.supervisor.daemon.commands.info import ProjectInfo
 from claude_vm.supervisor.daemon.commands.pool_status import PoolRow, PoolStatus
 from claude_vm.supervisor.daemon.commands.ps import SessionRow
 
 TEXT = (Path(__file__).parents[2] / "docs/listings.md").read_text()
 
 
-@pytest.mark.parametrize("record", [SessionRow, DriverReport, PoolStatus, PoolRow])
+@pytest.mark.parametrize("record", [SessionRow, DriverReport, ProjectInfo, PoolStatus, PoolRow])
 def test_every_key_is_documented_and_no_other_in_their_order(record):
     _, _, after = TEXT.partition(f"<!-- keys: {record.__name__} -->\n")
     table, _, _ = after.partition("\n\n")

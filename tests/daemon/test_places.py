@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ def test_a_folder_that_guests_could_write_stays_one_also_against_who_does_not_kn
     places.remember([folder("/a", writable=False, identity=(0, 0), reach=(Path("/a"), Path("/b")))])
     found = places.known().get(Path("/a"))
     assert (found.writable, found.identity, found.reach) == (True, (1, 2), (Path("/a"), Path("/b")))
+
+
+def test_other_threads_may_ask_too(places):
+    places.remember([folder("/a")])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: places.writable_folders(), range(50)))
+        pool.submit(places.remember, [folder("/b")]).result()
+    assert found == [(Path("/a"),)] * 50
+    assert places.writable_folders() == (Path("/a"), Path("/b"))
 
 
 def test_nothing_is_read_again_as_long_as_nobody_writes(places):

@@ -151,6 +151,7 @@ def start(world, *, flags=None, in_process=False, tty=False, settings=""):
     async def get(name, _programs=None):
         return world.driver
 
+    world.data.mkdir(exist_ok=True)
     host = SimpleNamespace(
         dispatcher=world.dispatcher,
         drivers=SimpleNamespace(get=get),

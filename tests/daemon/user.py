@@ -54,6 +54,11 @@ class User:
         assert done.returncode == 0, done.stderr.decode()
         return json.loads(done.stdout)
 
+    def json_in(self, cwd, *args):
+        done = self.run(*args, "--json", cwd=cwd)
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout)
+
     def daemon_pid(self):
         done = self.run("daemon", "status", "--json")
         return json.loads(done.stdout)["pid"]

@@ -71,10 +71,11 @@ class LeakCheck:
         home = self.home
         folders = (home / "run", home / "supervisors", home / "instances", home / "instances" / "daemon")
         trees = (home / "logs", home / "supervisors" / "daemon", home / "reports")
-        socket = home / "run" / "daemon.sock"
+        # what is remembered of folders is kept for ever
+        kept = (home / "run" / "daemon.sock", home / "places.db")
         if path.is_relative_to(home / "templates") and "snapshots" in path.parts:
             return True
-        return path in (*folders, socket) or any(path.is_relative_to(tree) for tree in trees)
+        return path in (*folders, *kept) or any(path.is_relative_to(tree) for tree in trees)
 
     @staticmethod
     def _names(path: Path) -> set[str]:

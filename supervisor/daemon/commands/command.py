@@ -12,10 +12,13 @@ import anyio
 import msgspec
 
 from claude_vm.context.config.layers import Settings, load_settings
-from claude_vm.context.errors import ProjectError
-from claude_vm.context.project import Project, check_apart, check_project, find_project
+from claude_vm.context.errors import ContextError, GrowthError
+from claude_vm.context.known import Growth, Known, growth, remembered
+from claude_vm.context.opening import opened, real_path
+from claude_vm.context.project import Project, check_apart, check_project, find_project, project_folders
 from claude_vm.drivers.programs import Guard, Guards, Programs, guarding, search
 from claude_vm.supervisor.core.events import PolicyChanged
+from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.host import Host
 from claude_vm.supervisor.daemon.policy import host_memory_mib, pool_policy, read_policy
@@ -41,6 +44,8 @@ class Command:
         self.flags = flags
         self._programs: Programs | None = None
         self._remarked = 0
+        self._found: tuple[Project, Growth | None] | None = None
+        self._guard: Guard | None = None
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -93,7 +98,18 @@ class Command:
             flags={k: v for k, v in flags.items() if v is not None},
             environ=self.environ,
             home=self.user_home,
+            guard=self.guard(),
         )
+
+    def guard(self) -> Guard:
+        """Return which folders guests can write, or could, those of this command's project among them.
+
+        Raises:
+            CommandError: What is known of folders can't be read.
+        """
+        if self._guard is None:
+            self._guard = guarding(self._own_folders(), self.host.places.known().guard)
+        return self._guard
 
     def apply_pool_settings(self, settings: Settings) -> None:
         """Let the pool obey what the global file of the daemon's user says now.
@@ -104,29 +120,63 @@ class Command:
         if self.host.in_process:
             return
         own = Path.home()
-        policy = pool_policy(settings, host_memory_mib()) if self.user_home == own else read_policy(own)
+        policy = (
+            pool_policy(settings, host_memory_mib())
+            if self.user_home == own
+            else read_policy(own, self.guard())
+        )
         if policy is not None:
             self.host.dispatcher.post(PolicyChanged(at=anyio.current_time(), policy=policy))
 
-    def project(self) -> Project:
-        """Return the project of the client's directory, whatever it is.
+    def found_project(self) -> tuple[Project, Growth | None]:
+        """Return the project of the client's directory as it is found now, and how it is more than it was.
 
         Raises:
-            ProjectError: The directory is gone.
+            ProjectError: The directory is gone, or its repository is broken.
+            LinkError: The directory, or its repository, was replaced by a link.
         """
-        return find_project(Path(self.client.invocation.cwd))
+        if self._found is None:
+            known = self.host.places.known()
+            found = _find(Path(self.client.invocation.cwd), known)
+            self._found = found, growth(found, known)
+        return self._found
 
-    def mountable_project(self) -> Project:
+    async def project(self) -> Project:
+        """Return the project, if it is no more than it was when it was used first, or the user allows that.
+
+        Raises:
+            ProjectError: See `found_project`.
+            GrowthError: It is more, and that was not allowed.
+            LinkError: See `found_project`.
+        """
+        project, grown = self.found_project()
+        if grown is None:
+            return project
+        if not self.flags.accept_growth and not await self.confirm(f"{grown.text}. Is that right?"):
+            raise growth_error(grown)
+        self.host.places.remember(grown.allowed())
+        return project
+
+    def remember(self, project: Project, key: PoolKey) -> None:
+        """Write down what a VM of this key will be able to write, before there is one.
+
+        Raises:
+            CommandError: It can't be written, so there must be no such VM.
+        """
+        known = self.host.places.known()
+        mounts = [(Path(m.host), (m.device, m.inode)) for m in key.mounts if m.writable]
+        self.host.places.remember(remembered(project, mounts, known, lambda path: _find(path, known)))
+
+    async def mountable_project(self) -> Project:
         """Return the project, if it may be mounted.
 
         Raises:
             ProjectError: It is ``/``, the home directory or above it, and no flag allows that; or it would
-                give away claude-vm's own data.
+                give away claude-vm's own data. Else see `project`.
         """
-        project = self.project()
+        project = await self.project()
         check_project(project, home=self.user_home, any_directory=self.flags.any_directory)
-        folders = (project.root, project.main_repository, project.git_common_dir)
-        check_apart([folder for folder in folders if folder is not None], self.host.home)
+        check_apart(project_folders(project), self.host.home)
         check_text(str(project.root), "project")
         return project
 
@@ -149,24 +199,23 @@ class Command:
                 await self.say_verbose(f"claude-vm: {own} is ours, and guests can write to {guest}")
 
     def _guards(self) -> Guards:
-        """Return what says what guests can write, or could: this project, and all that there ever was."""
-        own: tuple[Path | None, ...] = ()
-        with suppress(ProjectError):
-            project = self.project()
-            own = (project.root, project.main_repository, project.git_common_dir)
-        host = self.host
+        """Return what says what guests can write, or could, each time anew."""
+        own = self._own_folders()
+        places = self.host.places
 
         def now() -> Guard:
-            keys = [pool.key for pool in host.dispatcher.core.pools()]
-            keys += [session.plan.key for session in host.dispatcher.sessions.values()]
-            mounts = [Path(mount.host) for key in keys for mount in key.mounts if mount.writable]
             try:
-                before = host.places.known().guard()
+                return guarding(own, places.known().guard)
             except CommandError:  # nobody knows, so it may be anywhere
                 return lambda _path, _identity: True
-            return guarding([*(folder for folder in own if folder is not None), *mounts], before)
 
         return now
+
+    def _own_folders(self) -> Sequence[Path]:
+        """Return the folders of the project, if there is one: who needs it is told why there is none."""
+        with suppress(ContextError, CommandError):
+            return project_folders(self.found_project()[0])
+        return ()
 
 
 async def unless_interrupted(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
@@ -208,6 +257,18 @@ async def unless_interrupted(client: Client, work: Callable[[], Awaitable[Result
     raise CommandError("interrupted", f"interrupted by SIG{name}", status=SIGNAL_STATUS.get(name, FAILED))
 
 
+def _find(path: Path, known: Known) -> Project:
+    return find_project(path, lambda named: real_path(named, known.guard))
+
+
+def growth_error(grown: Growth) -> GrowthError:
+    """Return what says that a project is more than it was."""
+    return GrowthError(
+        grown.text,
+        hint="if you know why, accept it, once: --accept-growth; else look at what git says there",
+    )
+
+
 def check_text(path: str, what: str) -> None:
     """Refuse a path that is no text: what the guest and the records are told about it is JSON.
 
@@ -226,8 +287,17 @@ def project_owner(project: Project) -> tuple[int, int]:
     """Return uid and gid under which a project's files must be written.
 
     QEMU started by root runs as the project's owner; a user's QEMU can be nobody else.
+
+    Raises:
+        CommandError: The project is gone, or was replaced by a link.
     """
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
-    owner = project.root.stat()
+    try:
+        with opened(project.root) as found:
+            owner = found.status
+    except OSError as error:
+        raise CommandError("bad-project", f"{project.root} is gone: {error.strerror}") from error
+    if found.path != project.root:
+        raise CommandError("bad-project", f"{project.root} was replaced by a link to {found.path}")
     return owner.st_uid, owner.st_gid

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
+from claude_vm.context.errors import BrokenRepositoryError, LinkError
 from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.ports import plan_ports
-from claude_vm.context.project import template_name
-from claude_vm.drivers.api import TemplateRecord
+from claude_vm.context.project import Project, template_name
+from claude_vm.drivers.api import Mount, TemplateRecord
 from claude_vm.supervisor.daemon.commands.choice import choose_driver, current_template, templates_elsewhere
 from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.key import session_key
@@ -26,6 +28,8 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
     The sizes are those that a session would have, with these settings and flags; `ready` is the number of VMs
     that are ready for it; `publish` are the ports that it would publish, as ``[HOST:]GUEST``, or ``auto``;
     `reports` what was found out about its earlier sessions, in words.
+    `problem` says why there would be no session: what is wrong with the project as it is now, or "". What is
+    told then is the project that is remembered, without mounts.
     """
 
     project: str
@@ -49,12 +53,13 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
     ready: int
     publish: list[str]
     reports: list[str]
+    problem: str
 
 
 async def info(command: Command, request: Info) -> int:
     """Describe the project; a missing template is a fact, not a failure."""
     settings = command.settings()
-    project = command.project()
+    project, problem = _project(command)
     driver = await choose_driver(command, settings, project)
     template = await current_template(driver, project)
     facts = await driver.capabilities()
@@ -62,15 +67,18 @@ async def info(command: Command, request: Info) -> int:
     sessions = [
         s.session_id for s in command.host.dispatcher.sessions.values() if s.plan.key.template == name
     ]
-    mounts = plan_mounts(
-        project,
-        (*settings.mount_specs, *command.flags.mounts),
-        guest_home=template.home if template else "/home/claude",
-        home=command.user_home,
-        max_mounts=facts.max_mounts,
-    )
+    mounts: tuple[Mount, ...] = ()
+    if not problem:
+        mounts = plan_mounts(
+            project,
+            (*settings.mount_specs, *command.flags.mounts),
+            guest_home=template.home if template else "/home/claude",
+            home=command.user_home,
+            max_mounts=facts.max_mounts,
+            guard=command.guard(),
+        )
     key = ready = None
-    if template is not None:
+    if template is not None and not problem:
         key = await session_key(command, driver, settings, project, template)
         ready = pool_of(key, command.host.dispatcher.core.pools())
     reports = command.host.looker.reports.of(str(project.root))
@@ -96,6 +104,7 @@ async def info(command: Command, request: Info) -> int:
         ready=ready.warm if ready else 0,
         publish=plan_ports(settings.published).words,
         reports=[line for report in reports for line in report.lines],
+        problem=problem,
     )
     await tell_reports(command, project)
     if request.json:
@@ -104,6 +113,22 @@ async def info(command: Command, request: Info) -> int:
         others = {} if template else await templates_elsewhere(command, driver, project)
         await command.out(*_text(shown, tuple(others)))
     return 0
+
+
+def _project(command: Command) -> tuple[Project, str]:
+    """Return the project, and why it can't be mounted as it is."""
+    try:
+        project, grown = command.found_project()
+    except (BrokenRepositoryError, LinkError) as error:
+        cwd = Path(command.client.invocation.cwd)
+        was = command.host.places.known().nearest(cwd)
+        if was is None:
+            return Project(root=cwd, cwd=cwd, template_root=cwd), error.message
+        return Project(root=was.path, cwd=cwd, template_root=was.template_root), error.message
+    if grown is None:
+        return project, ""
+    was = grown.folders[0]
+    return Project(root=was.path, cwd=project.cwd, template_root=was.template_root), grown.text
 
 
 def _status(template: TemplateRecord | None, sessions: Sequence[str]) -> str:
@@ -136,5 +161,6 @@ def _text(shown: ProjectInfo, others: Sequence[str]) -> list[str]:
         ("Ports", ", ".join(shown.publish) or "none"),
         *(("Mount", mount) for mount in shown.mounts),
         *(("Report", report) for report in shown.reports),
+        *((("Problem", shown.problem),) if shown.problem else ()),
     ]
     return [f"{name + ':':<14}{escape_cell(value)}" for name, value in lines]

@@ -12,7 +12,6 @@ from claude_vm.drivers.api import Driver, Mount, TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.daemon.commands.command import Command, check_text
 from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
-from claude_vm.supervisor.daemon.errors import CommandError
 
 
 async def session_key(
@@ -22,6 +21,7 @@ async def session_key(
 
     Raises:
         MountError: A mount is not possible.
+        LinkError: It leads out of where guests can write.
         ProjectError: A writable mount would give away claude-vm's own data.
         CommandError: The path of a mount is no text.
     """
@@ -32,6 +32,7 @@ async def session_key(
         guest_home=template.home,
         home=command.user_home,
         max_mounts=capabilities.max_mounts,
+        guard=command.guard(),
     )
     for mount in mounts:
         check_text(mount.host, "mount")
@@ -48,16 +49,12 @@ async def session_key(
 
 
 def _mount_key(mount: Mount) -> MountKey:
-    try:
-        found = Path(mount.host).stat()
-    except OSError as error:
-        raise CommandError("bad-mount", f"{mount.host} can't be mounted: {error.strerror}") from error
     return MountKey(
         host=mount.host,
         guest=mount.guest,
         writable=mount.writable,
-        device=found.st_dev,
-        inode=found.st_ino,
+        device=mount.device,
+        inode=mount.inode,
     )
 
 

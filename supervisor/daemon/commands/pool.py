@@ -43,7 +43,7 @@ async def _fill(command: Command, request: Pool) -> None:
     if host.in_process:
         raise CommandError("no-daemon", "only a daemon keeps VMs ready", hint="leave --no-daemon out")
     settings = command.settings()
-    project = command.mountable_project()
+    project = await command.mountable_project()
     driver = await choose_driver(command, settings, project)
     template = await usable_template(command, driver, settings, project)
     key = await session_key(command, driver, settings, project, template)
@@ -54,6 +54,7 @@ async def _fill(command: Command, request: Pool) -> None:
             "pool-off", "[pool] size is 0", hint="say how many VMs shall be ready: claude-vm pool fill N"
         )
     _check_bounds(host.dispatcher.core, key, count)
+    command.remember(project, key)
     await driver.touch_template(template.name)
     host.dispatcher.post(FillRequested(at=anyio.current_time(), key=key, size=request.count))
     if not command.flags.no_wait:
@@ -139,7 +140,7 @@ async def _drain(command: Command, request: Pool) -> None:
         keys = [pool.key for pool in dispatcher.core.pools()]
         drained: list[PoolKey | None] = [None]
     else:
-        name = template_name(command.project().template_root)
+        name = template_name((await command.project()).template_root)
         keys = [pool.key for pool in dispatcher.core.pools() if pool.key.template == name]
         drained = [*keys]
     given_up = {i.instance_id for i in dispatcher.core.instances() if is_unclaimed(i) and i.key in keys}

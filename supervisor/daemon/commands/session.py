@@ -79,7 +79,7 @@ async def _session(
     settings = command.settings()
     mode, argv = launch(settings)
     command.apply_pool_settings(settings)
-    project = command.mountable_project()
+    project = await command.mountable_project()
     driver = await choose_driver(command, settings, project)
     template = await usable_template(command, driver, settings, project)
     if is_agent and template.claude_version is None:
@@ -159,10 +159,12 @@ async def _plan(
         inherit=command.flags.inherit_env,
         environ=command.environ,
         cwd=Path(invocation.cwd),
+        guard=command.guard(),
     )
     key = await session_key(command, driver, settings, project, template)
     launch = Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd))
     launch.check()
+    command.remember(project, key)
     return SessionPlan(
         key=key,
         project=str(project.root),
@@ -276,30 +278,28 @@ async def _tell_phases(command: Command, session: Session, before: Sequence[Pool
 
 
 async def _lock_worktrees(command: Command, session: Session, project: Project) -> None:
-    if project.main_repository is None:
+    common = project.git_common_dir
+    if common is None:
         return
-    repository = project.main_repository
     try:
-        command.host.journal.lock_worktrees(str(repository), session.session_id)
+        command.host.journal.lock_worktrees(str(common), session.session_id)
     except sqlite3.Error as error:
         raise CommandError("journal-failed", f"the journal can't be written: {error}") from error
     mounted = [Path(m.host) for m in session.plan.key.mounts]
-    await anyio.to_thread.run_sync(
-        worktree_locks.lock_siblings, repository, mounted, command.host.supervisor_id
-    )
+    await anyio.to_thread.run_sync(worktree_locks.lock_siblings, common, mounted, command.host.supervisor_id)
 
 
 async def _unlock_worktrees(command: Command, session: Session, project: Project) -> None:
-    if project.main_repository is None:
+    common = project.git_common_dir
+    if common is None:
         return
-    repository = project.main_repository
     try:
-        is_last = command.host.journal.unlock_worktrees(str(repository), session.session_id)
+        is_last = command.host.journal.unlock_worktrees(str(common), session.session_id)
     except sqlite3.Error as error:
-        log.warning("worktrees-not-unlocked", repository=str(repository), error=str(error))
+        log.warning("worktrees-not-unlocked", repository=str(common), error=str(error))
         return
     if is_last:
-        await anyio.to_thread.run_sync(worktree_locks.release_stale, repository, command.host.supervisor_id)
+        await anyio.to_thread.run_sync(worktree_locks.release_stale, common, command.host.supervisor_id)
 
 
 def _shortened(label: str) -> str:

@@ -9,7 +9,7 @@ from claude_vm.supervisor.grammar.requests import Setup
 async def setup(command: Command, request: Setup) -> int:
     """Build the template; 0 when it is the current one."""
     settings = command.settings()
-    project = command.mountable_project()
+    project = await command.mountable_project()
     driver = await choose_driver(command, settings, project)
     await build_template(command, driver, settings, project, agent=request.agent)
     return 0

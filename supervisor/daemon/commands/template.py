@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
 import anyio
 
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.loopback import guest_proxies
+from claude_vm.context.opening import read_file, real_path
 from claude_vm.context.project import Project, template_name
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Driver, Progress, TemplateRecord, TemplateSpec
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.images.certificates import host_certificates
+from claude_vm.drivers.images.certificates import MAX_BUNDLE_BYTES, host_certificates
 from claude_vm.drivers.images.claude_code import ensure_claude_code
 from claude_vm.drivers.programs import Surroundings
 from claude_vm.supervisor.daemon.builds import announced
@@ -148,7 +151,7 @@ async def _build(
             cpus=settings.vm.cpus,
             memory_mib=settings.vm.memory * MIB_PER_GB,
             disk_gib=settings.vm.disk,
-            image=str(settings.vm.image or ""),
+            image=_image(command, settings),
             uid=uid,
             gid=gid,
             claude_binary=claude.binary if claude else None,
@@ -161,7 +164,29 @@ async def _build(
     )
 
 
+def _image(command: Command, settings: Settings) -> str:
+    """Return the image to start from, a file's path without links.
+
+    Raises:
+        LinkError: It leads out of where guests can write.
+        CommandError: It is gone.
+    """
+    image = settings.vm.image
+    if not isinstance(image, Path):
+        return image or ""
+    try:
+        return str(real_path(image, command.guard()))
+    except OSError as error:
+        raise CommandError("bad-image", f"the image {image} can't be used: {error.strerror}") from error
+
+
 async def _certificates(command: Command, settings: Settings) -> tuple[str, ...]:
     if settings.network.ca != "host":
         return ()
-    return await anyio.to_thread.run_sync(host_certificates, command.environ)
+    guard = command.guard()
+
+    def read(path: Path) -> bytes:
+        found = read_file(Path(command.client.invocation.cwd) / path, MAX_BUNDLE_BYTES, guard)
+        return b"" if found is None else found[1]
+
+    return await anyio.to_thread.run_sync(partial(host_certificates, command.environ, read_named=read))
