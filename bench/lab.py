@@ -129,6 +129,10 @@ class Lab:
 
         return self.once(f"site {name}", make)
 
+    def close_at_the_end(self, site: Site) -> None:
+        """Let a site end with the run."""
+        self._stack.callback(site.close)
+
     def simulated(self, name: str, *, pool: str = "size = 0\n", limits: str = _LIMITS) -> Site:
         """Return a home whose guests are simulated, with a project and a template of its own."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from claude_vm.bench.figures import claims, crowd, endings, guests, registry, streams, waits
+from claude_vm.bench.figures import claims, crowd, endings, guests, ready, registry, streams, waits
 from claude_vm.bench.lab import POOL
 from claude_vm.bench.plan import BURST
 
@@ -17,7 +17,7 @@ def by_key(lines):
 
 def test_every_figure_that_shall_be_in_the_table_is_known():
     assert (
-        *("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14"),
+        *("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14", "F20"),
     ) == registry.TARGETS
     assert set(registry.ORDER) == {*waits.UNITS, *registry.ALONE}
 
@@ -178,3 +178,18 @@ def test_a_figure_that_cannot_be_measured_is_a_line_that_says_why(monkeypatch):
     assert [(line.key, line.value, line.note) for line in lines] == [("F6", None, "no such thing here")]
     with pytest.raises(BenchError, match="no figure F99"):
         registry.measure(None, ["F99"], 1)
+
+
+@pytest.mark.parametrize(
+    ("kept", "sources", "verdicts"),
+    [
+        (10, ["warm"] * 16, ["ok", "ok", "-"]),
+        (7, ["warm"] * 15 + ["made"], ["miss", "miss", "-"]),
+        (8, [], ["ok", "miss", "-"]),
+    ],
+)
+def test_f20_wants_eight_ready_vms_and_only_warm_claims(monkeypatch, kept, sources, verdicts):
+    monkeypatch.setattr(ready, "host_memory_mib", lambda: 24105)
+    assert [line.verdict for line in ready.lines(kept, sources, 150.0)] == verdicts
+    monkeypatch.setattr(ready, "host_memory_mib", lambda: 16050)
+    assert {line.verdict for line in ready.lines(kept, sources, 150.0)} == {"-"}

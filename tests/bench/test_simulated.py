@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from claude_vm.bench.children import Timing
 from claude_vm.bench.errors import UnavailableError
-from claude_vm.bench.figures import claims, crowd, endings, streams
+from claude_vm.bench.figures import claims, crowd, endings, ready, streams
 from claude_vm.bench.gate import Gate, judge, read_gate
 from claude_vm.bench.lab import open_lab
 from claude_vm.bench.modes import Sessions, measure
@@ -272,3 +273,14 @@ def test_commands_are_measured_without_a_template_and_waits_for_vms_say_what_the
     assert lines["F10.version"] > 0
     assert lines["F10.ps"] > 0
     assert lines["F3.hand"] is None
+
+
+def test_a_lent_template_is_the_new_projects_own_and_ready_by_default(lab):
+    origin = lab.simulated("origin")
+    (row,) = json.loads(origin.do("list", "--json"))
+    record = SimpleNamespace(name=row["name"], driver="sim", generation=row["generation"])
+    lab._facts = SimpleNamespace(project=origin.project, home=origin.home, record=record)
+    site = ready.defaults(lab)
+    for name in ("one", "two"):
+        ready.lend(lab, site, site.root / name).fill(1)
+    assert ready.count_ready(site) == 2

@@ -1,0 +1,132 @@
+"""F20: how many ready VMs the default settings keep, whether switching among them is warm, what one takes."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from claude_vm.bench.errors import UnavailableError
+from claude_vm.bench.guests import host_memory_mib
+from claude_vm.bench.lab import Lab
+from claude_vm.bench.records import Line, Sample
+from claude_vm.bench.site import Site
+from claude_vm.context.project import template_name
+from claude_vm.drivers.memory import available_mib
+
+Measured = tuple[list[Sample], list[Line]]
+
+PROJECTS = 10
+SWITCHED = 8
+SWITCHES = 2
+TOGETHER = 10
+WANTED = 8
+
+HOST_MIB = 23_000
+"""The target is for a host of 24 GB; a smaller one is not judged."""
+
+
+def ready(lab: Lab, rounds: int) -> Measured:  # noqa: ARG001 - one round of each project is enough
+    """Fill ten projects, switch among the last eight, and weigh ten VMs of one."""
+    site = defaults(lab)
+    projects = [lend(lab, site, site.root / f"p{number}") for number in range(PROJECTS)]
+    lab.tell(f"F20: {TOGETHER} ready VMs of one project")
+    projects[0].fill(1)  # from now on it is known what one takes
+    projects[0].do("pool", "drain", "--all")
+    before_mib = available_mib()
+    projects[0].fill(TOGETHER)
+    each_mib = (before_mib - available_mib()) / TOGETHER
+    projects[0].do("pool", "drain", "--all")
+    lab.tell(f"F20: {PROJECTS} projects with the default settings")
+    for project in projects:
+        project.fill(1)
+    kept = count_ready(site)
+    lab.tell(f"F20: switching among {SWITCHED}")
+    for project in projects[-SWITCHED:] * SWITCHES:
+        project.do("shell", "true")
+    return [], lines(kept, [str(row.get("source")) for row in site.sessions()], each_mib)
+
+
+def defaults(lab: Lab) -> Site:
+    """Return a home without settings: those of the pool are the defaults.
+
+    Raises:
+        UnavailableError: There is no project with a template.
+    """
+    record = lab.facts.record
+
+    def make() -> Site:
+        site = Site(lab.folder / "defaults", lab.facts.project, env={"CLAUDE_VM_DRIVER": record.driver})
+        lab.close_at_the_end(site)
+        (site.home / "cache").symlink_to((lab.facts.home / "cache").resolve())
+        return site
+
+    return lab.once("site defaults", make)
+
+
+def lend(lab: Lab, site: Site, project: Path) -> Site:
+    """Make a project whose template is that of the lab's, and return its view of the site."""
+    record = lab.facts.record
+    project.mkdir(mode=0o700)
+    name = template_name(project)
+    source = (lab.facts.home / "templates" / record.name / record.driver / record.generation).resolve()
+    folder = site.home / "templates" / name / record.driver
+    lent = folder / record.generation
+    lent.mkdir(mode=0o700, parents=True)
+    for path in source.iterdir():
+        if path.name != "template.json":
+            (lent / path.name).symlink_to(path)
+    try:
+        stored = json.loads((source / "template.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise UnavailableError(f"the template can't be lent: {error}") from error
+    stored.get("record", stored).update(name=name, project=str(project))
+    (lent / "template.json").write_text(json.dumps(stored))
+    (folder / "current").symlink_to(record.generation)
+    view = copy.copy(site)
+    view.project = project
+    return view
+
+
+def count_ready(site: Site) -> int:
+    """Return how many projects have a ready VM."""
+    return sum(row["warm"] > 0 for row in json.loads(site.do("pool", "status", "--json"))["pools"])
+
+
+def lines(kept: int, sources: Sequence[str], each_mib: float) -> list[Line]:
+    """Return F20's lines: how many projects had a ready VM, how sessions came to theirs, MiB of each VM."""
+    warm = 100.0 * sources.count("warm") / len(sources) if sources else 0.0
+    judged = host_memory_mib() >= HOST_MIB
+    return [
+        Line(
+            key="F20.ready",
+            what=f"of {PROJECTS} projects have a ready VM, by default",
+            target=f">= {WANTED} on 24 GB",
+            bound=WANTED,
+            unit="",
+            at_least=True,
+            value=kept,
+            measured=f"{kept} on {host_memory_mib() / 1024:.0f} GB",
+            judged=judged,
+        ),
+        Line(
+            key="F20.warm",
+            what=f"claims that are warm, switching among {SWITCHED}",
+            target="all",
+            bound=100.0,
+            unit="%",
+            at_least=True,
+            value=warm,
+            measured=f"{sources.count('warm')} of {len(sources)}",
+            judged=judged,
+        ),
+        Line(
+            key="F20.memory",
+            what=f"available memory less by each of {TOGETHER} ready VMs",
+            target="(written down)",
+            bound=0.0,
+            unit="MiB",
+            value=each_mib,
+            measured=f"{each_mib:.0f} MiB",
+            judged=False,
+        ),
+    ]
