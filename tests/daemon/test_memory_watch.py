@@ -7,8 +7,9 @@ from claude_vm_tests_memory import in_virtual_time, key, settled
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon.journal import KEPT_KINDS, Journal
-from claude_vm.supervisor.daemon.memory import LOOK_S
+from claude_vm.supervisor.daemon.memory import LOOK_S, LOOKS_PER_WEIGHING
 
+WEIGHING_S = LOOK_S * LOOKS_PER_WEIGHING
 POLICY = PoolPolicy(size=1, max_instances=8, memory_budget_mib=10_000, memory_reserve_mib=500)
 
 
@@ -37,9 +38,10 @@ def test_ready_vms_are_looked_at_again_and_the_host_too(world):
             await trio.sleep(1)
             (vm,) = world.cloud.vms.values()
             vm.taken_mib = 400
+            await trio.sleep(WEIGHING_S)
+            assert watched(supervisor) == (500, True)
             available[0] = 15_000
             await trio.sleep(LOOK_S)
-            assert watched(supervisor) == (500, True)
             assert supervisor.dispatcher.core.memory.available_mib == 15_000
             available[0] = 499
             await trio.sleep(LOOK_S)
@@ -71,11 +73,11 @@ def test_the_next_supervisor_knows_what_a_vm_takes_and_takes_over_as_many(world)
 def test_a_vm_that_can_not_be_measured_counts_as_before_and_ends_nobody(world, trouble):
     async def main():
         async with world.supervisor(POLICY) as supervisor:
-            world.cloud.failures["taken_mib"] = [trouble] * 5
+            world.cloud.failures["taken_mib"] = [trouble] * 3
             supervisor.fill()
-            await trio.sleep(3 * LOOK_S)
+            await trio.sleep(2.5 * WEIGHING_S)
             assert watched(supervisor) == (512, False)
-            await trio.sleep(5 * LOOK_S)
+            await trio.sleep(WEIGHING_S)
             assert watched(supervisor) == (250, True)
 
     in_virtual_time(main)
