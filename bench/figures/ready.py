@@ -2,8 +2,10 @@
 
 import copy
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from claude_vm.bench.errors import UnavailableError
 from claude_vm.bench.guests import host_memory_mib
@@ -20,6 +22,8 @@ SWITCHED = 8
 SWITCHES = 2
 TOGETHER = 10
 WANTED = 8
+SETTLED_S = 120.0
+LOOK_S = 0.5
 
 HOST_MIB = 23_000
 """The target is for a host of 24 GB; a smaller one is not judged."""
@@ -42,6 +46,7 @@ def ready(lab: Lab, rounds: int) -> Measured:  # noqa: ARG001 - one round of eac
     kept = count_ready(site)
     lab.tell(f"F20: switching among {SWITCHED}")
     for project in projects[-SWITCHED:] * SWITCHES:
+        settle(site)  # a person who switches is slower than a refill
         project.do("shell", "true")
     return [], lines(kept, [str(row.get("source")) for row in site.sessions()], each_mib)
 
@@ -89,7 +94,21 @@ def lend(lab: Lab, site: Site, project: Path) -> Site:
 
 def count_ready(site: Site) -> int:
     """Return how many projects have a ready VM."""
-    return sum(row["warm"] > 0 for row in json.loads(site.do("pool", "status", "--json"))["pools"])
+    return sum(row["warm"] > 0 for row in _rows(site))
+
+
+def settle(site: Site) -> None:
+    """Wait until the pool makes nothing; what it has no room for is not waited for."""
+    deadline = time.monotonic() + SETTLED_S
+    while time.monotonic() < deadline and any(
+        row["making"] or (row["warm"] < row["wanted"] and not row["hindered_by"]) for row in _rows(site)
+    ):
+        time.sleep(LOOK_S)
+
+
+def _rows(site: Site) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(site.do("pool", "status", "--json"))["pools"]
+    return found
 
 
 def lines(kept: int, sources: Sequence[str], each_mib: float) -> list[Line]:

@@ -284,3 +284,5 @@ def test_a_lent_template_is_the_new_projects_own_and_ready_by_default(lab):
     for name in ("one", "two"):
         ready.lend(lab, site, site.root / name).fill(1)
     assert ready.count_ready(site) == 2
+    ready.settle(site)
+    assert {row["making"] for row in ready._rows(site)} == {0}

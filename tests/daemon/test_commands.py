@@ -131,6 +131,7 @@ def test_an_unknown_session_is_an_error_that_says_where_to_look(ready):
 
 
 def test_more_sessions_than_the_ceiling_wait_for_their_turn(ready):
+    (ready.home / ".claude-vm.toml").write_text("[pool]\nsize = 0\nmax_instances = 8\n")
     sessions = [ready.popen("shell", "--", "sh", "-c", "echo up; exec sleep 600") for _ in range(9)]
     wait_until(lambda: sorted({r["state"] for r in ready.json("ps")}) == ["queued", "running"])
     states = [r["state"] for r in ready.json("ps")]
