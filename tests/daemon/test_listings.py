@@ -11,7 +11,7 @@ from claude_vm.supervisor.core.instance import InstanceState
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.session import SessionState
-from claude_vm.supervisor.core.views import InstanceView, PoolView, SessionView
+from claude_vm.supervisor.core.views import InstanceView, MemoryView, PoolView, SessionView
 from claude_vm.supervisor.daemon.commands import pool_status as status_module
 from claude_vm.supervisor.daemon.commands import ps as ps_module
 from claude_vm.supervisor.daemon.commands.pool_status import pool_status
@@ -32,7 +32,8 @@ class Listing:
     """A command that keeps what it would print."""
 
     def __init__(self, dispatcher, drivers=None):
-        self.host = SimpleNamespace(dispatcher=dispatcher, drivers=drivers)
+        looker = SimpleNamespace(reports=SimpleNamespace(all=list))
+        self.host = SimpleNamespace(dispatcher=dispatcher, drivers=drivers, looker=looker)
         self.said = []
 
     async def out(self, *lines):
@@ -149,6 +150,7 @@ async def test_ps_all_json_has_stable_keys_with_how_the_vm_came_and_the_marks():
         "attached": False,
         "marks": [{"name": "requested", "at": 1.5}, {"name": "deleted", "at": 2.5}],
         "ports": [],
+        "reports": [],
     }
     assert new.keys() == old.keys()
     assert (new["state"], new["source"], new["status"], new["attached"]) == ("queued", "", None, True)
@@ -170,7 +172,13 @@ async def test_a_status_is_shown_as_soon_as_it_is_settled():
 
 
 def pools(*shelves, machines=(), policy=POLICY, project="/p"):
-    core = SimpleNamespace(policy=policy, pools=lambda: list(shelves), instances=lambda: list(machines))
+    used_mib = sum(each.takes_mib * (each.warm + each.making + each.paused) for each in shelves)
+    core = SimpleNamespace(
+        policy=policy,
+        memory=MemoryView(used_mib, 20_000 if shelves else None),
+        pools=lambda: list(shelves),
+        instances=lambda: list(machines),
+    )
 
     async def templates():
         return [SimpleNamespace(name="t", project=project)]
@@ -189,6 +197,8 @@ def shelf(key=KEY, **more):
         "last_used_at": None,
         "last_error": "",
         "next_try_at": None,
+        "takes_mib": 300,
+        "is_measured": True,
     }
     return PoolView(key=key, **(nothing | more))
 
@@ -211,8 +221,10 @@ async def test_pool_status_json_has_everything_of_a_key_and_the_totals():
         "size": 1,
         "instances": 5,
         "max_instances": 8,
-        "memory_mib": 16384,
+        "memory_mib": 600,
         "memory_budget_mib": 16384,
+        "available_mib": 20_000,
+        "memory_reserve_mib": 0,
         "pools": [
             {
                 "project": "/p",
@@ -233,6 +245,9 @@ async def test_pool_status_json_has_everything_of_a_key_and_the_totals():
                 "last_error": "",
                 "next_try_at": None,
                 "hindered_by": "",
+                "gave_way": "",
+                "takes_mib": 300,
+                "is_measured": True,
             }
         ],
     }
@@ -243,22 +258,43 @@ async def test_pool_status_for_people_is_a_table_and_the_totals():
     await pool_status(command, STATUS)
     head, row, totals = command.said[0].splitlines()
     assert head.split("  ")[0] == "READY"
-    assert words(row) == "1/2 0 0 3 2 8.0 GB 20 GB 1 sim g1 30 s ago /p"
-    assert totals.startswith("4 of 8 VM(s); 8.0 GB of 16.0 GB of memory for ready ones")
+    assert words(row) == "1/2 0 0 3 2 8.0 GB 0.3 GB 20 GB sim g1 30 s ago /p +/p:/q:ro"
+    said = (
+        "4 of 8 VM(s); 0.3 GB of 16.0 GB of memory for ready ones, 19.5 GB left on this host; 1 to be ready"
+    )
+    assert totals.startswith(said)
+
+
+async def test_what_was_never_measured_counts_whole_and_what_gave_way_is_told_while_it_is_lacking():
+    reason = "another one needed the room"
+    one = shelf(wanted=1, takes_mib=8192, is_measured=False, gave_way=reason)
+    command = pools(
+        one, shelf(smaller := msgspec.structs.replace(KEY, memory_mib=1024), wanted=1, gave_way=reason)
+    )
+    await pool_status(command, STATUS)
+    _, row, *_ = lines = command.said[0].splitlines()
+    assert words(row).startswith("0/1 0 0 0 2 8.0 GB all 20 GB ")
+    assert f"/p +/p:/q:ro (2 CPUs, 8.0 GB, 20 GB disk): a ready one gave way: {reason}" in lines
+    assert f"/p +/p:/q:ro (2 CPUs, 1.0 GB, 20 GB disk): a ready one gave way: {reason}" in lines
+    command = pools(shelf(smaller, wanted=1, warm=1, gave_way=reason))
+    await pool_status(command, STATUS)
+    assert reason not in command.said[0]
 
 
 async def test_failures_are_told_with_the_last_error_and_the_next_try():
     failing = shelf(wanted=1, failures=3, last_error="boot-failed: no", next_try_at=LOOP_NOW + 4)
     command = pools(failing)
     await pool_status(command, STATUS)
-    assert "/p: 3 failure(s) in a row, next try in 4 s: boot-failed: no" in command.said[0]
+    assert "/p +/p:/q:ro: 3 failure(s) in a row, next try in 4 s: boot-failed: no" in command.said[0]
     await pool_status(command, AS_JSON)
     assert command.said[1]["pools"][0]["next_try_at"] == NOW + 4
 
 
 async def test_a_budget_without_room_is_told_where_vms_are_lacking_only():
     small = PoolPolicy(size=1, memory_budget_mib=8191)
-    command = pools(shelf(wanted=1), shelf(msgspec.structs.replace(KEY, cpus=1)), policy=small)
+    command = pools(
+        shelf(wanted=1, takes_mib=8192), shelf(msgspec.structs.replace(KEY, cpus=1)), policy=small
+    )
     await pool_status(command, AS_JSON)
     hindered, content = (row["hindered_by"] for row in command.said[0]["pools"])
     assert "memory_budget" in hindered
