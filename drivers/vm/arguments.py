@@ -18,7 +18,18 @@ SLOTS: Final = 8
 
 HELPER_PORT: Final = "org.claude-vm.helper"
 
-EXTRA_KERNEL_ARGUMENTS: Final = "mitigations=off audit=0 random.trust_cpu=on"
+_QUIET: Final = " ".join(
+    (
+        "psi=0 nowatchdog sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60",
+        *(f"sysctl.net.{ip}.neigh.default.interval_probe_time_ms=600000" for ip in ("ipv4", "ipv6")),
+    )
+)
+"""Against what wakes an idle guest several times a second, for statistics and tidying that nobody needs here.
+That is most of a ready VM's processor time; ``docs/bench.md`` has what each saves.
+Source: Linux, Documentation/admin-guide/kernel-parameters.txt and sysctl/vm.rst.
+"""
+
+EXTRA_KERNEL_ARGUMENTS: Final = f"mitigations=off audit=0 random.trust_cpu=on {_QUIET}"
 """Beside the image's own. The guest's root is the guest's user: nothing in there needs mitigations."""
 
 
@@ -184,8 +195,10 @@ def generation_id(host: Host) -> Sequence[str]:
 def helper(guest: Guest, bus: str = "") -> Sequence[str]:
     """The serial port of the guest's helper, at a bus of its own if that is named."""
     on = f",bus={bus}.0" if bus else ""
+    # Its default of 31 ports would be 64 queues, each with a descriptor that QEMU polls at every turn.
+    controller = "virtio-serial-pci,max_ports=2"
     return (
-        *("-device", f"virtio-serial-pci,id={bus}" if bus else "virtio-serial-pci"),
+        *("-device", f"{controller},id={bus}" if bus else controller),
         *("-chardev", f"socket,id=helper,fd={guest.helper},server=on,wait=off"),
         *("-device", f"virtserialport{on},chardev=helper,name={HELPER_PORT}"),
     )

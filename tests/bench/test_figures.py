@@ -1,10 +1,13 @@
 """What each figure says of canned samples. How they are measured is tested elsewhere."""
 
+import subprocess
+
 import pytest
 
-from claude_vm.bench.figures import claims, crowd, endings, guests, ready, registry, streams, waits
+from claude_vm.bench.figures import claims, crowd, endings, guests, idle, ready, registry, streams, waits
 from claude_vm.bench.lab import POOL
 from claude_vm.bench.plan import BURST
+from claude_vm.bench.site import Site
 
 
 def verdicts(lines):
@@ -17,7 +20,7 @@ def by_key(lines):
 
 def test_every_figure_that_shall_be_in_the_table_is_known():
     assert (
-        *("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14", "F20"),
+        *("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14", "F20", "F21"),
     ) == registry.TARGETS
     assert set(registry.ORDER) == {*waits.UNITS, *registry.ALONE}
 
@@ -193,3 +196,28 @@ def test_f20_wants_eight_ready_vms_and_only_warm_claims(monkeypatch, kept, sourc
     assert [line.verdict for line in ready.lines(kept, sources, 150.0)] == verdicts
     monkeypatch.setattr(ready, "host_memory_mib", lambda: 16050)
     assert {line.verdict for line in ready.lines(kept, sources, 150.0)} == {"-"}
+
+
+def test_a_ready_vm_is_judged_by_all_its_processes_and_the_daemon_is_shown():
+    lines = by_key(idle.idle_lines(1.2, 0.01, 270.0))
+    assert verdicts(lines.values()) == {"F21.vm": "miss", "F21.memory": "-"}
+    assert lines["F21.vm"].measured == "1.20 % of a core (the daemon: 0.01 %)"
+    assert idle.idle_lines(0.9, 0.01, 270.0)[0].verdict == "ok"
+
+
+def test_a_process_that_works_is_seen_to_and_one_that_sleeps_is_not(tmp_path):
+    site = Site(tmp_path, tmp_path)
+    with (
+        subprocess.Popen(["sleep", "1000"], env={"CLAUDE_VM_HOME": str(site.home)}) as idler,
+        subprocess.Popen(["sh", "-c", "while :; do :; done"], env={"CLAUDE_VM_HOME": str(site.home)}) as busy,
+    ):
+        try:
+            begun = idle.scheduled(site)
+            while idle.scheduled(site)[busy.pid][1] < begun[busy.pid][1] + 0.05:
+                pass
+            ended = idle.scheduled(site)
+        finally:
+            idler.kill()
+            busy.kill()
+    assert ended[idler.pid][1] - begun[idler.pid][1] < 0.01
+    assert ended.keys() == {idler.pid, busy.pid}

@@ -106,6 +106,16 @@ async def say(link, script):
     return done.stdout.decode().strip()
 
 
+async def test_an_idle_guest_is_not_woken_for_statistics(site):
+    script = """
+        import os
+        names = ("vm/stat_interval", "vm/compaction_proactiveness", "kernel/watchdog")
+        print([int(open(f"/proc/sys/{name}").read()) for name in names], os.path.exists("/proc/pressure"))
+    """
+    async with open_driver(site.owner) as driver, site.guest(driver) as (_, _, link):
+        assert await say(link, script) == "[60, 0, 0] False"
+
+
 async def test_a_guests_root_can_not_leave_what_runs_as_its_owner_or_group_in_a_mount(site):
     script = f"""
         import os, stat, struct, subprocess
