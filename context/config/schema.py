@@ -83,7 +83,11 @@ class Driver(Section, frozen=True):
         str,
         Setting(
             kind=Choice("auto", "lima", "qemu", "sim"),
-            doc="The driver; `sim` isolates nothing",
+            doc=(
+                "The driver; `sim` isolates nothing. `auto`: of those that can be used (Lima, then QEMU), the"
+                " first that has a usable template of the project, else the first that has a stale one, else"
+                " the first"
+            ),
             files=HOST_FILES,
             variable="CLAUDE_VM_DRIVER",
             flag="--driver",
