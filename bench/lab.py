@@ -133,6 +133,23 @@ class Lab:
         """Let a site end with the run."""
         self._stack.callback(site.close)
 
+    def project(self, name: str) -> Site:
+        """Return a home with an empty project of its own, one warm VM, and the project's template for it."""
+
+        def make() -> Site:
+            record = self.facts.record
+            root = self.folder / name
+            project = root / "project"
+            project.mkdir(mode=0o700, parents=True)
+            env = {"CLAUDE_VM_DRIVER": record.driver}
+            site = Site(root, project, settings=f"[pool]\nsize = 1\n{_LIMITS}", env=env)
+            self._stack.callback(site.close)
+            own = template_name(find_project(project).template_root)
+            site.share_template(self.facts.home, record.name, record.driver, record.generation, as_name=own)
+            return site
+
+        return self.once(f"project {name}", make)
+
     def simulated(self, name: str, *, pool: str = "size = 0\n", limits: str = _LIMITS) -> Site:
         """Return a home whose guests are simulated, with a project and a template of its own."""
 

@@ -120,9 +120,11 @@ class Site:
             said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
             raise UnavailableError(f"no warm VMs: {said[0] if said else done.returncode}")
 
-    def share_template(self, source: Path, name: str, driver: str, generation: str) -> None:
-        """Link a generation of a template from another home, as the current one."""
-        folder = self.home / "templates" / name / driver
+    def share_template(
+        self, source: Path, name: str, driver: str, generation: str, *, as_name: str = ""
+    ) -> None:
+        """Link a generation of a template from another home, as the current one; perhaps of another name."""
+        folder = self.home / "templates" / (as_name or name) / driver
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         origin = (source / "templates" / name / driver / generation).resolve()
         (folder / generation).symlink_to(origin)

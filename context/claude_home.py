@@ -30,6 +30,12 @@ BASE_URL = "ANTHROPIC_BASE_URL"
 
 GUEST_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
+MEMORY = """\
+Folders that are mounted from the host (`findmnt -t 9p`) take no FIFOs and no unix sockets (ENXIO): make those
+in /tmp. File locks in such folders, and so SQLite's, hold within this machine only.
+"""
+"""What Claude is told about its machine, as short as can be: it is read with each request."""
+
 _KEY_TAIL = 20
 
 _SETTINGS: dict[str, Any] = {
@@ -93,6 +99,7 @@ def home_files(
     return (
         GuestFile(path=".claude.json", data=_encode(state), mode=0o600),
         GuestFile(path=".claude/settings.json", data=_encode(settings_json()), mode=0o600),
+        GuestFile(path=".claude/CLAUDE.md", data=MEMORY.encode(), mode=0o600),
     )
 
 

@@ -31,8 +31,8 @@ SECONDS = 300.0
 NAMED = 10
 """Files, and folders that could not be seen, whose paths are told; the others are counted."""
 
-LONGEST = 400
-"""Characters of a path that are told: the last ones."""
+LONGEST = 200
+"""Characters of a path that are told: its beginning and its end."""
 
 CLOCK_S = 0.1
 """How much a file system's clock may be behind ours, in seconds."""
@@ -212,7 +212,8 @@ def look(roots: Iterable[Root], since: float, seconds: float = SECONDS) -> Findi
 
 
 def _told(path: str) -> str:
-    return path if len(path) <= LONGEST else f"…{path[1 - LONGEST :]}"
+    half = LONGEST // 2
+    return path if len(path) <= LONGEST else f"{path[:half]}…{path[half + 1 - LONGEST :]}"
 
 
 def _path(file: _File) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from claude_vm.bench.errors import BadRequestError, BenchError
-from claude_vm.bench.figures import claims, crowd, endings, guests, idle, ready, streams, waits
+from claude_vm.bench.figures import claims, crowd, endings, guests, idle, projects, ready, streams, waits
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.records import Line, Sample
 
@@ -19,13 +19,16 @@ ALONE: Mapping[str, Callable[[Lab, int], Measured]] = {
     "F11": endings.ends,
     "F12": guests.agent,
     "F14": endings.starts,
+    "F15": projects.sizes,
     "F20": ready.ready,
     "F21": idle.idle,
     "S1": claims.made,
 }
 """Figures that are measured by themselves."""
 
-ORDER = ("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14", "F20", "F21", "S1")
+ORDER = (
+    *("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14", "F15", "F20", "F21", "S1"),
+)
 
 TARGETS = tuple(figure for figure in ORDER if figure.startswith("F"))
 """Those that have a target; the others are for gates."""

@@ -84,7 +84,20 @@ class Looker:
                 together = [report for report in owed if report.roots == roots]
                 found = await self._look(roots, min(report.since for report in together))
                 for report in together:
-                    self._keep(msgspec.structs.replace(report, findings=_of(report, found)))
+                    mine = self._news(report, _of(report, found))
+                    self._keep(msgspec.structs.replace(report, findings=mine))
+
+    def _news(self, report: Report, found: Findings) -> Findings:
+        """Return what was not found before: a folder that can't be searched may stay so for ever.
+
+        Where not all of them are named, any may be new.
+        """
+        if found["unseen_count"] > len(found["unseen"]):
+            return found
+        earlier = self.reports.of(report.project)
+        known = {tuple(item) for other in earlier if other.findings for item in other.findings["unseen"]}
+        unseen = [item for item in found["unseen"] if tuple(item) not in known]
+        return {**found, "unseen": unseen, "unseen_count": len(unseen)}
 
     def _keep(self, report: Report) -> None:
         if not report.lines:

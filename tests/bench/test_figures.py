@@ -4,9 +4,21 @@ import subprocess
 
 import pytest
 
-from claude_vm.bench.figures import claims, crowd, endings, guests, idle, ready, registry, streams, waits
+from claude_vm.bench.figures import (
+    claims,
+    crowd,
+    endings,
+    guests,
+    idle,
+    projects,
+    ready,
+    registry,
+    streams,
+    waits,
+)
 from claude_vm.bench.lab import POOL
 from claude_vm.bench.plan import BURST
+from claude_vm.bench.records import EXITED
 from claude_vm.bench.site import Site
 
 
@@ -20,7 +32,7 @@ def by_key(lines):
 
 def test_every_figure_that_shall_be_in_the_table_is_known():
     assert (
-        *("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14", "F20", "F21"),
+        *("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F10", "F11", "F12", "F14", "F15", "F20", "F21"),
     ) == registry.TARGETS
     assert set(registry.ORDER) == {*waits.UNITS, *registry.ALONE}
 
@@ -138,6 +150,14 @@ def test_a_start_without_a_daemon_is_timed_to_the_request(sample):
     (line,) = endings.start_lines([sample("start", 900), sample("start ps", 550)])
     assert (line.value, line.verdict) == (pytest.approx(550), "miss")
     assert endings.start_lines([])[0].verdict == "-"
+
+
+def test_a_session_in_a_full_project_is_timed_to_its_exit_status(sample, tmp_path):
+    found = [sample("full", 20, instants={EXITED: 0.5}), sample("empty", 30, instants={EXITED: 0.4})]
+    (line,) = projects.size_lines(found)
+    assert (line.key, line.value, line.verdict) == ("F15.exit", pytest.approx(1.25), "miss")
+    projects.fill(tmp_path, 400)
+    assert sum(1 for path in tmp_path.rglob("*") if path.is_file()) == 400
 
 
 def test_memory_is_that_of_each_clone():

@@ -12,7 +12,7 @@ KEY = "sk-ant-api03-" + "0123456789" * 9 + "_the-last-20-letters"
 
 
 def written(files):
-    return {file.path: json.loads(file.data) for file in files}
+    return {file.path: json.loads(file.data) for file in files if file.path.endswith(".json")}
 
 
 def test_every_question_is_answered():
@@ -28,6 +28,13 @@ def test_every_question_is_answered():
     }
     assert state["customApiKeyResponses"] == {"approved": ["_the-last-20-letters"], "rejected": []}
     assert files[".claude/settings.json"]["skipDangerousModePermissionPrompt"] is True
+
+
+def test_claude_is_told_shortly_what_its_mounts_can_not_hold():
+    (told,) = (f for f in home_files(trusted=[], environment={}, version=None) if f.path.endswith(".md"))
+    assert told.path == ".claude/CLAUDE.md"
+    assert b"FIFO" in told.data
+    assert len(told.data) < 300
 
 
 def test_only_the_end_of_the_key_is_written():
@@ -81,7 +88,7 @@ def test_damaged_state_of_the_template_is_replaced(damaged):
 
 def test_a_directory_with_bytes_that_are_no_text_survives():
     path = "/p/" + b"\xff".decode("utf-8", "surrogateescape")
-    (state, _) = home_files(trusted=[path], environment={}, version=None)
+    state, *_ = home_files(trusted=[path], environment={}, version=None)
     assert path in json.loads(state.data)["projects"]
 
 

@@ -106,6 +106,7 @@ def test_a_tree_deeper_than_the_bound_is_walked_that_far_and_the_rest_is_told(tm
         subprocess.run(["rm", "-r", mount / NAME], check=True)  # pytest can't
     assert names(found) == [str(mount / "near")]
     ((path, reason),) = found["unseen"]
+    assert path.startswith(f"{mount}"[:50])
     assert path.endswith(f"/{NAME}")
     assert len(path) == outside_names.LONGEST
     assert "deeper than 200 folders" in reason

@@ -97,6 +97,26 @@ async def test_sessions_with_the_same_mounts_are_looked_at_together_each_since_i
 
 
 @pytest.mark.anyio
+async def test_a_folder_that_can_never_be_searched_is_told_once(tmp_path):
+    reports = Reports(tmp_path)
+    hidden = [("/p/hidden", "no")]
+
+    async def look(roots, since):
+        return found(unseen=[*hidden])
+
+    for session in ("a1", "b2"):
+        reports.owe(session, "/p", 100.0, MOUNTS)
+        await serve_until(Looker(reports, look), lambda: all(r.findings for r in reports.all()))
+    assert [report.session for report in reports.all()] == ["a1"]
+    hidden.append(("/p/other", "no"))
+    reports.owe("c3", "/p", 100.0, MOUNTS)
+    await serve_until(Looker(reports, look), lambda: all(r.findings for r in reports.all()))
+    assert reports.all()[-1].lines == (
+        "after the session c3 a folder could not be searched for those: /p/other (no)",
+    )
+
+
+@pytest.mark.anyio
 async def test_a_look_that_is_cut_off_stays_owed_and_the_next_supervisor_does_it(tmp_path):
     reports = Reports(tmp_path)
     begun = []
