@@ -26,6 +26,9 @@ from claude_vm.supervisor.wire import paths
 WORD_S = 300.0
 """How long a command that is not measured may take, in seconds."""
 
+RECORD = "template.json"
+"""The file in a generation that says what it is."""
+
 _KEPT = ("PATH", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "SHELL")
 
 
@@ -127,7 +130,10 @@ class Site:
         folder = self.home / "templates" / (as_name or name) / driver
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         origin = (source / "templates" / name / driver / generation).resolve()
-        (folder / generation).symlink_to(origin)
+        if as_name:
+            _renamed(origin, folder / generation, as_name)
+        else:
+            (folder / generation).symlink_to(origin)
         (folder / "current").symlink_to(generation)
         cache = self.home / "cache"
         if not cache.exists():
@@ -146,6 +152,17 @@ class Site:
             if not folder.is_relative_to(self.root) and is_ours(folder):
                 shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _renamed(origin: Path, folder: Path, name: str) -> None:
+    """Make a generation that has another's files, and another name in its record."""
+    folder.mkdir(mode=0o700)
+    for path in origin.iterdir():
+        if path.name != RECORD:
+            (folder / path.name).symlink_to(path)
+    stored = json.loads((origin / RECORD).read_bytes())
+    stored["record"]["name"] = name
+    (folder / RECORD).write_text(json.dumps(stored))
 
 
 @contextlib.contextmanager

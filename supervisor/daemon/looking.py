@@ -1,8 +1,7 @@
 """Looks at what sessions changed under other names, once they have ended: in the background, one at a time.
 
-The look is a program of its own that takes the processor time that nobody else wants. So it delays no
-session, not even in a project with a million files, and a supervisor that ends ends it too; what was not
-looked at then stays owed.
+The look is a program of its own with the lowest priority. So it delays no session, not even in a project
+with a million files, and a supervisor that ends ends it too; what was not looked at then stays owed.
 """
 
 import contextlib
