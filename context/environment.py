@@ -11,6 +11,9 @@ from claude_vm.drivers.programs import Guard, nobody_writes
 LIMIT = 1024 * 1024
 """Largest environment file, in bytes."""
 
+MOST_VARIABLES = 10_000
+"""Variables that a session may be given."""
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LINE = re.compile(r"\s*(?:export\s+)?([^=\s]+)\s*=\s*(.*)", flags=re.DOTALL)
 _SINGLE = re.compile(r"'([^']*)'")
@@ -62,9 +65,15 @@ def resolve_environment(
             problems.append(f"--env {name}: the value has a NUL character")
         else:
             found[name] = value
+    problems += _too_many(len(found))
     if problems:
         raise VariableError.of(problems, "the session's variables")
     return found
+
+
+def _too_many(count: int) -> list[str]:
+    more = count > MOST_VARIABLES
+    return [f"there are {count} variables, and {MOST_VARIABLES} are the most that may be"] if more else []
 
 
 def _from_file(name: str, cwd: Path, problems: list[str], guard: Guard) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Self
 
+MOST_TOLD = 100
+"""Problems of one kind that are told."""
+
 
 class ContextError(Exception):
     """Something that a user said or has can't be used.
@@ -21,10 +24,12 @@ class ContextError(Exception):
 
     @classmethod
     def of(cls, problems: Sequence[str], what: str, *, hint: str = "") -> Self:
-        """Return an error that tells every problem with `what`; there is at least one."""
+        """Return an error that tells the problems with `what`, of which there is at least one."""
         if len(problems) == 1:
             return cls(problems[0], hint=hint)
-        return cls(f"{len(problems)} problems with {what}", lines=problems, hint=hint)
+        more = len(problems) - MOST_TOLD
+        lines = [*problems[:MOST_TOLD], *([f"and {more} more"] if more > 0 else [])]
+        return cls(f"{len(problems)} problems with {what}", lines=lines, hint=hint)
 
     def __str__(self) -> str:
         """The message and all problems in one line."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from claude_vm.context.regular_file import read_regular
 
-LIMIT = 1024 * 1024
+LIMIT = 256 * 1024
 """Largest file that is read, in bytes."""
 
 _OBJECT_NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?\s*")

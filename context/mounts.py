@@ -37,6 +37,12 @@ SYSTEM_FOLDERS = (
 OPEN_FOLDERS = ("/dev/shm", "/run/media", "/usr/local", "/usr/local/src", "/usr/src")  # noqa: S108 - the guest's
 """Directories in system trees where projects may lie; beneath them, not themselves."""
 
+LONGEST_SPEC = 16 * 1024
+"""Characters of a specification: two of the longest paths, each character escaped."""
+
+MOST_SPECS = 100
+"""Mounts that are looked at; far more than any driver has."""
+
 
 class MountSpec(msgspec.Struct, frozen=True):
     """A mount as somebody asked for it. `host` and `guest` are as written, "" stands for the same path.
@@ -54,8 +60,10 @@ def parse_spec(text: str, *, source: str = "--mount") -> MountSpec:
     """Return a specification in its parts.
 
     Raises:
-        MountError: It has too many parts, an empty one, or a mode that is neither ``ro`` nor ``rw``.
+        MountError: It is too long, has too many parts or an empty one, or no mode that there is.
     """
+    if len(text) > LONGEST_SPEC:
+        raise MountError(f"{source} '{text[:60]}…' is longer than two paths can be")
     parts = _parts(text)
     mode = "rw"
     if len(parts) > 1 and parts[-1] in {"ro", "rw"}:
@@ -91,9 +99,14 @@ def plan_mounts(
     Raises:
         MountError: With every problem: a path that is not absolute, does not exist or is no directory, two
             mounts on one guest path, a guest path on a system directory, more than `max_mounts`, a read-only
-            directory that the guest could write through another mount.
+            directory that the guest could write through another mount. With one if there are more than
+            `MOST_SPECS`.
         LinkError: A path leads out of where guests can write, see `claude_vm.context.opening`.
     """
+    if len(specs) > MOST_SPECS:
+        raise MountError(
+            f"{len(specs)} mounts are asked for, and {MOST_SPECS} are the most that are looked at"
+        )
     problems: list[str] = []
     wanted = list(_project_mounts(project, guard, problems))
     for spec in specs:

@@ -73,6 +73,14 @@ class Settings(Sections, frozen=True, kw_only=True):
         return tuple(key for key in self.layers if not settings_table()[key].setting.in_effect)
 
 
+def global_file_size(home: Path) -> int:
+    """Return the size of the user's own file in bytes, 0 if there is none."""
+    try:
+        return (home / GLOBAL_FILE).stat().st_size
+    except (OSError, ValueError):
+        return 0
+
+
 def load_settings(
     *,
     flags: Mapping[str, str | Sequence[str]],

@@ -22,6 +22,9 @@ _STRINGS = (
     re.compile(r"'[^']*'"),
 )
 _SCALAR = re.compile(r"[^,\]}#\n]*")
+_DEEPEST = 16
+"""Parts of a key that have lines; no setting has so many. Each costs a copy of all before it."""
+
 _SEPARATOR = re.compile(r"[ \t]*[.=][ \t]*")
 
 
@@ -76,7 +79,7 @@ class _Scanner:
     def _inside(self, names: tuple[str, ...]) -> KeyPath:
         """Return the path that a header's names mean: in arrays of tables, the last one counts."""
         path: KeyPath = ()
-        for position, name in enumerate(names):
+        for position, name in enumerate(names[:_DEEPEST]):
             path = (*path, name)
             if path not in self.counts:
                 self.lines.setdefault(path, self.line)
@@ -88,8 +91,9 @@ class _Scanner:
         line = self._line()
         path = table
         for name in self._key():
-            path = (*path, name)
-            self.lines.setdefault(path, line)
+            if len(path) < _DEEPEST:
+                path = (*path, name)
+                self.lines.setdefault(path, line)
         self._value(path)
 
     def _key(self) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from claude_vm.context.errors import ContextError
+from claude_vm.context.errors import MOST_TOLD, ContextError
 
 SHOWN = 60
 """Longest value that a report repeats, in characters."""
@@ -41,10 +41,11 @@ class ConfigError(ContextError):
     code = "bad-config"
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
+        more = len(problems) - MOST_TOLD
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(
             f"{count} in the configuration",
-            lines=[str(problem) for problem in problems],
+            lines=[*map(str, problems[:MOST_TOLD]), *([f"and {more} more"] if more > 0 else [])],
             hint="docs/configuration.md has every key",
         )
         self.problems = problems

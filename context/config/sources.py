@@ -20,7 +20,7 @@ from claude_vm.context.config.setting import Layer
 from claude_vm.context.opening import read_file as read_host_file
 from claude_vm.drivers.programs import Guard, nobody_writes
 
-LIMIT = 1024 * 1024
+LIMIT = 64 * 1024
 """Largest configuration file, in bytes."""
 
 
@@ -66,7 +66,7 @@ def read_file(
         return Source(layer, {})
     found = read_host_file(path, LIMIT, guard)
     if found is None:
-        problems.append(Problem(where=name, message="can't be read, or is no regular file of at most 1 MiB"))
+        problems.append(Problem(where=name, message="can't be read, or is no regular file of at most 64 KiB"))
         return Source(layer, {})
     real, data = found
     try:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from claude_vm.supervisor.grammar.requests import Request
 
 FAILED = 125
+USAGE = 2
 
 
 def main() -> int:
@@ -71,6 +72,10 @@ def run(argv: list[str]) -> int:
     if argv == ["--version"]:
         return _print_version()
     from claude_vm.supervisor.cli import session  # noqa: PLC0415 - see the module's text
+    from claude_vm.supervisor.wire.messages import MAX_WORDS  # noqa: PLC0415 - likewise
+
+    if len(argv) > MAX_WORDS:
+        return _refuse_words(len(argv), MAX_WORDS)
 
     if os.environ.get("_CLAUDE_VM_COMPLETE") or _is_for_us(argv):
         return _run_here(argv)
@@ -104,6 +109,17 @@ def _tell(error: Exception, status: int) -> int:
     line, more = complaint(error, "system-error")
     write_lines((line, *(beneath(text) for text in more)), to_stderr=True)
     return status
+
+
+def _refuse_words(count: int, most: int) -> int:
+    write_lines(
+        (
+            f"claude-vm: {count} words are too many: a command line may have {most} [usage]",
+            "  put them into a file of the project, and name that",
+        ),
+        to_stderr=True,
+    )
+    return USAGE
 
 
 def _failed_status(argv: list[str]) -> int:

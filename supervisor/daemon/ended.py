@@ -19,6 +19,6 @@ class EndedSessions:
         self._packed.append(to_text(session))
 
     def __iter__(self) -> Iterator[EndedSession]:
-        for text in self._packed:
+        for text in tuple(self._packed):  # others may add while somebody iterates
             if (session := from_text(text, EndedSession)) is not None:
                 yield session

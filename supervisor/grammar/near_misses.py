@@ -23,7 +23,13 @@ LONGEST_SHOWN = 60
 
 def near_commands(word: str, commands: Iterable[str]) -> list[str]:
     """Return the commands that a first word was perhaps meant to be, the nearest first."""
-    if not word[:1].isalpha() or any(map(str.isspace, word)) or word in SUBCOMMANDS or word in NATURAL:
+    if (
+        len(word) > LONGEST_SHOWN
+        or not word[:1].isalpha()
+        or any(map(str.isspace, word))
+        or word in SUBCOMMANDS
+        or word in NATURAL
+    ):
         return []
     lowered = word.lower()
     found = [(edits(lowered, name, 1), name) for name in commands]

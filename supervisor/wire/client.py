@@ -6,9 +6,9 @@ It never waits once it is open: who relays streams waits for all of them at once
 import os
 import socket
 
-from claude_vm.supervisor.wire.errors import WireError
+from claude_vm.supervisor.wire.errors import ProtocolError, WireError
 from claude_vm.supervisor.wire.framing import Frame, FrameReader, decode_json, encode_json
-from claude_vm.supervisor.wire.messages import FROM_SERVER, PROTOCOL, FrameType
+from claude_vm.supervisor.wire.messages import FROM_SERVER, MAX_INVOKE, PROTOCOL, FrameType
 from claude_vm.supervisor.wire.peer import peer_uid
 from claude_vm.supervisor.wire.version import VERSION
 
@@ -36,6 +36,19 @@ class RefusedError(WireError):
         """
         refusal = decode_json(FrameType.REFUSED, payload)
         return cls(*(str(refusal.get(key, "")) for key in ("code", "message", "hint")))
+
+
+class TooLargeError(WireError):
+    """The command line and the environment together are more than can be passed on."""
+
+    code = "too-large"
+
+    def __init__(self) -> None:
+        most = f"{MAX_INVOKE // (1024 * 1024)} MiB"
+        super().__init__(
+            f"the command line and the environment are too large to be passed on (at most {most})"
+        )
+        self.hint = "put what is long into a file of the project, and name that"
 
 
 class NoAnswerError(WireError):
@@ -130,7 +143,8 @@ def invoke(connection: socket.socket, invocation: dict[str, object]) -> Connecti
     Raises:
         RefusedError: The daemon says no.
         NoAnswerError: It isn't ours, says nothing, or nothing that can be understood.
-        ProtocolError: The invocation is too large, or the answer is not allowed.
+        TooLargeError: The invocation is.
+        ProtocolError: The answer is not allowed.
     """
     try:
         return _shake_hands(connection, invocation)
@@ -143,7 +157,10 @@ def _shake_hands(connection: socket.socket, invocation: dict[str, object]) -> Co
     if peer_uid(connection) != os.getuid():
         raise NoAnswerError("the process at the daemon's socket is not yours")
     hello = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
-    greeting = encode_json(FrameType.HELLO, hello) + encode_json(FrameType.INVOKE, invocation)
+    try:
+        greeting = encode_json(FrameType.HELLO, hello) + encode_json(FrameType.INVOKE, invocation)
+    except ProtocolError as error:
+        raise TooLargeError from error
     connection.settimeout(ANSWER_S)
     reader = FrameReader(FROM_SERVER)
     frames = _exchange(connection, greeting, reader)

@@ -118,17 +118,27 @@ class Inflow:
         self._stir.set()
 
     async def receive(self, most: int) -> bytes:
-        """Return 1 to `most` bytes, or ``b""`` at the end. For one reader at a time."""
+        """Return 1 to `most` bytes, or ``b""`` at the end. For one reader at a time.
+
+        As many as there are, in however small pieces they came.
+        """
         while not self._pieces:
             if self._ended:
                 return b""
             await self._stir.wait()
-        piece = self._pieces.popleft()
-        if len(piece) > most:
-            self._pieces.appendleft(piece[most:])
-            piece = piece[:most]
-        self._handed_out += len(piece)
-        return piece
+        taken = [self._pieces.popleft()]
+        size = len(taken[0])
+        while size < most and self._pieces:
+            taken.append(self._pieces.popleft())
+            size += len(taken[-1])
+        if size > most:
+            last = taken.pop()
+            kept = len(last) - (size - most)
+            self._pieces.appendleft(last[kept:])
+            taken.append(last[:kept])
+            size = most
+        self._handed_out += size
+        return taken[0] if len(taken) == 1 else b"".join(taken)
 
     def take_acknowledged(self) -> int:
         """Return how many bytes were handed out since the last call. They no longer count as under way."""

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 
 from claude_vm.supervisor.wire.errors import ProtocolError
 from claude_vm.supervisor.wire.messages import SIZES, FrameType
@@ -81,7 +82,8 @@ def decode_number(payload: bytes, at: int = 0) -> int:
 class FrameReader:
     """Cuts the bytes of one direction of a connection into frames, strictly.
 
-    `accepts` are the types that this direction may carry. What is kept between calls is less than one frame.
+    `accepts` are the types that this direction may carry. What is kept between calls is less than one frame,
+    and what was fed beyond the frames that were asked for.
     A frame's announced size is judged as soon as its header is there, before its payload is waited for.
     """
 
@@ -92,11 +94,13 @@ class FrameReader:
 
     @property
     def pending(self) -> int:
-        """How many bytes of an unfinished frame are held. Not 0 at the end of input: it was cut off."""
+        """How many bytes are held. Not 0 at the end of input: it was cut off."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes, most: int = sys.maxsize) -> list[Frame]:
         """Return the frames that `data` completes, in order.
+
+        No more than `most`: the others come with the next call, for which `data` may be empty.
 
         Raises:
             ProtocolError: The bytes are no frames of this direction. Every later call raises it too.
@@ -107,7 +111,7 @@ class FrameReader:
         frames: list[Frame] = []
         at = 0
         try:
-            while (end := self._end_of_frame(at)) is not None:
+            while len(frames) < most and (end := self._end_of_frame(at)) is not None:
                 kind = _TYPES[self._buffer[at]]
                 with memoryview(self._buffer) as view:
                     frames.append((kind, bytes(view[at + _HEADER.size : end])))

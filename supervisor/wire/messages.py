@@ -29,8 +29,17 @@ PROTOCOL = 1
 MAX_DATA = 64 * 1024
 """Largest piece of a stream in one frame, in bytes."""
 
-MAX_INVOKE = 8 * 1024 * 1024
-"""Largest INVOKE, in bytes: the largest argument list and environment that Linux allows (6 MiB) fit."""
+MAX_INVOKE = 4 * 1024 * 1024
+"""Largest INVOKE, in bytes. Linux gives a program 2 MiB unless its limits are raised, and so do guests."""
+
+MAX_RAW = 1024 * 1024
+"""The same if not all of its bytes are UTF-8: such ones take longer to read."""
+
+MAX_WORDS = 10_000
+"""Words that a command line may have."""
+
+MAX_STRINGS = MAX_WORDS + 10_000
+"""Strings that an INVOKE may have: words, and names and values of variables."""
 
 MAX_TEXT = 256 * 1024
 """Largest payload of another control frame, in bytes."""

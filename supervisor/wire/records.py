@@ -1,7 +1,5 @@
 """What a client tells about itself, decoded strictly. For the daemon's side: it uses msgspec."""
 
-import base64
-import binascii
 from typing import TypeVar
 
 import msgspec
@@ -9,7 +7,10 @@ import msgspec
 from claude_vm.supervisor.wire.errors import ProtocolError
 from claude_vm.supervisor.wire.framing import decode_json
 from claude_vm.supervisor.wire.messages import (
+    MAX_RAW,
+    MAX_STRINGS,
     MAX_TERMINFO,
+    MAX_WORDS,
     PROTOCOL,
     VERSION_MISMATCH_BUSY,
     VERSION_MISMATCH_IDLE,
@@ -33,7 +34,7 @@ class Terminal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     height: int = 0
 
 
-class Invocation(msgspec.Struct, frozen=True, kw_only=True):
+class Invocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A command line and where it was typed.
 
     `argv` is without the program's name. Strings may have surrogates that stand for bytes that are no UTF-8:
@@ -72,17 +73,17 @@ def decode_hello(payload: bytes) -> Hello:
     Raises:
         ProtocolError: It isn't as it must be.
     """
-    return _convert(FrameType.HELLO, decode_json(FrameType.HELLO, payload), Hello)
+    return _decode(FrameType.HELLO, payload, Hello)
 
 
 def decode_argv(payload: bytes) -> tuple[str, ...]:
-    """Return the arguments of an INVOKE of any protocol's version, and nothing when there are none.
+    """Return the arguments of an INVOKE of any protocol's version. Bytes that are no UTF-8 are lost in them.
 
     Raises:
-        ProtocolError: It is no JSON object.
+        ProtocolError: It has none.
     """
-    argv = decode_json(FrameType.INVOKE, payload).get("argv")
-    return tuple(a for a in argv if isinstance(a, str)) if isinstance(argv, list) else ()
+    _check_count(payload)
+    return _shape(FrameType.INVOKE, payload, _Words).argv
 
 
 def decode_invocation(payload: bytes) -> Invocation:
@@ -91,16 +92,14 @@ def decode_invocation(payload: bytes) -> Invocation:
     Raises:
         ProtocolError: It isn't as it must be.
     """
-    message = decode_json(FrameType.INVOKE, payload)
-    terminfo = message.get("terminfo")
-    if isinstance(terminfo, str):
-        try:
-            message["terminfo"] = base64.b64decode(terminfo, validate=True)
-        except (ValueError, binascii.Error) as error:
-            raise ProtocolError("a frame INVOKE whose terminfo is no base64") from error
-    invocation = _convert(FrameType.INVOKE, message, Invocation)
-    for text in (*invocation.argv, invocation.cwd, *invocation.env, *invocation.env.values()):
-        _check_text(text)
+    _check_count(payload)
+    invocation = _decode(FrameType.INVOKE, payload, Invocation)
+    if len(invocation.argv) > MAX_WORDS:
+        raise ProtocolError(f"a frame INVOKE with more than {MAX_WORDS} words")
+    if any(
+        "\0" in text for text in (*invocation.argv, invocation.cwd, *invocation.env, *invocation.env.values())
+    ):
+        raise ProtocolError("a frame INVOKE with a NUL in a string")
     if not invocation.cwd.startswith("/"):
         raise ProtocolError("a frame INVOKE whose directory is not absolute")
     if invocation.terminfo is not None and len(invocation.terminfo) > MAX_TERMINFO:
@@ -114,10 +113,7 @@ def decode_answer(payload: bytes) -> str | None:
     Raises:
         ProtocolError: It isn't as it must be.
     """
-    line = decode_json(FrameType.ANSWER, payload).get("line")
-    if line is None or isinstance(line, str):
-        return line
-    raise ProtocolError("a frame ANSWER whose line is no string")
+    return _decode(FrameType.ANSWER, payload, _Answer).line
 
 
 def judge(hello: Hello, argv: tuple[str, ...], *, busy: bool) -> Refusal | None:
@@ -142,19 +138,52 @@ def judge(hello: Hello, argv: tuple[str, ...], *, busy: bool) -> Refusal | None:
     return Refusal(VERSION_MISMATCH_IDLE, what, "it has no sessions and ends now; repeat the command")
 
 
-def _convert(kind: FrameType, message: dict[str, object], record: type[_Record]) -> _Record:
+class _Words(msgspec.Struct, frozen=True):
+    argv: tuple[str, ...] = ()
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    line: str | None = None
+
+
+def _check_count(payload: bytes) -> None:
+    """Refuse more strings than there may be, before each of them costs something.
+
+    Raises:
+        ProtocolError: There are more.
+    """
+    # Each string has two quotes that no backslash is before, or one if a backslash is its last character.
+    if payload.count(b'"') - payload.count(b'\\"') > 2 * MAX_STRINGS:
+        raise ProtocolError(f"a frame INVOKE with more than {MAX_STRINGS} strings")
+
+
+def _decode(kind: FrameType, payload: bytes, record: type[_Record]) -> _Record:
+    """Return a frame's record, strictly, in a time that its size bounds.
+
+    `msgspec` ends at the first thing that should not be there; Python's own decoder would make it all first.
+    So bytes that are no UTF-8, which only that one takes, are decoded when the rest is known to be right.
+    """
+    found = _shape(kind, payload, record)
+    if _is_text(payload):
+        return found
+    return msgspec.convert(decode_json(kind, payload), type=record, strict=True)
+
+
+def _shape(kind: FrameType, payload: bytes, record: type[_Record]) -> _Record:
+    """Return a frame's record, in which each byte that is no UTF-8 became a mark."""
+    if not _is_text(payload):
+        if len(payload) > MAX_RAW:
+            raise ProtocolError(f"a frame {kind.name} that is no UTF-8 can have {MAX_RAW} bytes at most")
+        payload = payload.decode(errors="replace").encode()
     try:
-        return msgspec.convert(message, type=record, strict=True)
-    except (msgspec.ValidationError, RecursionError) as error:
+        return msgspec.json.decode(payload, type=record, strict=True)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ProtocolError(f"a frame {kind.name} that can't be used: {error}") from error
-    except UnicodeEncodeError as error:  # a key with a surrogate, which it can't compare
-        raise ProtocolError(f"a frame {kind.name} with a key that is no text") from error
 
 
-def _check_text(text: str) -> None:
-    if "\0" in text:
-        raise ProtocolError("a frame INVOKE with a NUL in a string")
+def _is_text(payload: bytes) -> bool:
     try:
-        text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise ProtocolError("a frame INVOKE with a surrogate that stands for no byte") from error
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -76,6 +76,9 @@ OUTPUT_CLOSED_STATUS = 141
 HANDSHAKE_S = 10.0
 """How long a client may take for HELLO and INVOKE, in seconds."""
 
+FRAMES = 500
+"""Frames of one client that are taken in a row."""
+
 LAST_WORDS_S = 1.0
 """How long a closing server may take to tell a client that it closes, in seconds."""
 
@@ -160,8 +163,7 @@ async def serve_connection(
         with anyio.fail_after(handshake_s):
             welcome = await _shake_hands(stream, reader, admit)
         if welcome is not None:
-            invocation, early = welcome
-            await _Attendance(stream, reader, invocation, on_error).run(handler, early)
+            await _Attendance(stream, reader, welcome, on_error).run(handler)
     except (ProtocolError, TimeoutError) as error:
         on_error(error)
         message = str(error) or "nothing came in time"
@@ -174,25 +176,26 @@ async def serve_connection(
             await stream.aclose()
 
 
-async def _shake_hands(
-    stream: ByteStream, reader: FrameReader, admit: Admit
-) -> tuple[Invocation, list[Frame]] | None:
-    """Return the client's invocation and what came after it already, or None when it was refused."""
+async def _shake_hands(stream: ByteStream, reader: FrameReader, admit: Admit) -> Invocation | None:
+    """Return the client's invocation, or None when it was refused. What came after it stays in the reader."""
     frames: list[Frame] = []
     while len(frames) < 2:
-        frames += reader.feed(await stream.receive(MAX_DATA))
-    (first, hello_payload), (second, invoke_payload) = frames[:2]
+        frames += reader.feed(await stream.receive(MAX_DATA), 2 - len(frames))
+    (first, hello_payload), (second, invoke_payload) = frames
     if (first, second) != (FrameType.HELLO, FrameType.INVOKE):
         raise ProtocolError("a client that doesn't begin with HELLO and INVOKE")
     hello = decode_hello(hello_payload)
-    refusal = admit(hello, decode_argv(invoke_payload))
+    invocation = None
+    if (hello.protocol, hello.version) == (PROTOCOL, VERSION):
+        invocation = decode_invocation(invoke_payload)
+    refusal = admit(hello, invocation.argv if invocation is not None else decode_argv(invoke_payload))
     if refusal is not None:
         await stream.send(_refuse(refusal))
         return None
-    invocation = msgspec.structs.replace(decode_invocation(invoke_payload), pid=hello.pid)
+    invocation = msgspec.structs.replace(invocation or decode_invocation(invoke_payload), pid=hello.pid)
     own = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
     await stream.send(encode_json(FrameType.HELLO, own))
-    return invocation, frames[2:]
+    return invocation
 
 
 class _Attendance:
@@ -209,11 +212,11 @@ class _Attendance:
         # Not cancelled from outside: that could cut a frame in two, and last words are to be said.
         self._writing = anyio.CancelScope(shield=True)
 
-    async def run(self, handler: Handler, early: list[Frame]) -> None:
+    async def run(self, handler: Handler) -> None:
         """Serve it to its end."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._write)
-            tasks.start_soon(self._read, early)
+            tasks.start_soon(self._read)
             try:
                 self._client.exit_nowait(await self._handle(handler))
                 await self._say_last_words()
@@ -256,13 +259,17 @@ class _Attendance:
             self._client.note_nowait(text, "error", beneath)
             return FAILED_STATUS
 
-    async def _read(self, early: list[Frame]) -> None:
+    async def _read(self) -> None:
         try:
-            frames = early
+            frames = self._reader.feed(b"", FRAMES)
             while True:
                 for frame in frames:
                     self._client.take_nowait(frame)
-                frames = self._reader.feed(await self._stream.receive(MAX_DATA))
+                if len(frames) >= FRAMES:  # small ones: there may be more, and others have their turn before
+                    await anyio.lowlevel.checkpoint()
+                    frames = self._reader.feed(b"", FRAMES)
+                else:
+                    frames = self._reader.feed(await self._stream.receive(MAX_DATA), FRAMES)
         except ProtocolError as error:
             self._on_error(error)
             self._outbox.cut_off_with(_refuse(Refusal(error.code, str(error))))

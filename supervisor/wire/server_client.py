@@ -100,8 +100,11 @@ class Client:
 
     def note_nowait(self, text: str, level: Level = "info", beneath: Iterable[str] = ()) -> None:
         """Do as `note` without waiting; for a bounded number of notes."""
-        lines = (text, *(indented(line) for line in beneath))
-        shown = "\n".join(escape_line(line[: LONGEST_NOTE + 1]) for line in lines)
+        shown = escape_line(text[: LONGEST_NOTE + 1])
+        for line in beneath:
+            if len(shown) > LONGEST_NOTE:
+                break
+            shown += "\n" + escape_line(indented(line[: LONGEST_NOTE + 1]))
         if len(shown) > LONGEST_NOTE:
             shown = shown[:LONGEST_NOTE] + " … (cut)"
         self._outbox.put(encode_json(FrameType.NOTE, {"text": shown, "level": level}))

@@ -288,7 +288,7 @@ def test_one_report_has_every_problem_of_every_layer(problems):
         ("[vm]\ndisk = = 1\n", "2: is not TOML: Invalid value (column 8)"),
         ("[vm]\n\ndisk = ", "3: is not TOML: Invalid value (at end of document)"),
         (b"a = '\n\xff'", "2: is not UTF-8"),
-        (b"#" * (1024 * 1024 + 1), "at most 1 MiB"),
+        (b"#" * (1024 * 1024 + 1), "at most 64 KiB"),
         ("x = " + "[" * 5000, "is not TOML"),
     ],
 )

@@ -281,3 +281,12 @@ def test_directory_above_the_guests_home_is_refused_wherever_that_is(data, repos
             home=home,
             max_mounts=8,
         )
+
+
+def test_more_or_longer_mounts_than_can_be_are_refused_before_they_are_looked_at(plan, data):
+    with pytest.raises(MountError, match="101 mounts are asked for, and 100"):
+        plan(*[f"{data}"] * 101)
+    assert plan(*[f"{data}"] * 100)
+    with pytest.raises(MountError, match="longer than two paths") as caught:
+        parse_spec("/a" * 10_000)
+    assert len(caught.value.message) < 200

@@ -1,7 +1,12 @@
 """What `ps` and `pool status` print, from what they are given."""
 
+import gc
+import json
+import time
 from types import SimpleNamespace
 
+import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 
@@ -14,10 +19,14 @@ from claude_vm.supervisor.core.session import SessionState
 from claude_vm.supervisor.core.views import InstanceView, MemoryView, PoolView, SessionView
 from claude_vm.supervisor.daemon.commands import pool_status as status_module
 from claude_vm.supervisor.daemon.commands import ps as ps_module
+from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.pool_status import pool_status
 from claude_vm.supervisor.daemon.commands.ps import ps
+from claude_vm.supervisor.daemon.commands.stop import _find
+from claude_vm.supervisor.daemon.ended import EndedSessions
+from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.session import EndedSession, Session, SessionPlan
-from claude_vm.supervisor.grammar.requests import Pool, Ps
+from claude_vm.supervisor.grammar.requests import Flags, Pool, Ps
 
 pytestmark = pytest.mark.anyio
 
@@ -254,7 +263,8 @@ async def test_pool_status_json_has_everything_of_a_key_and_the_totals():
 
 
 async def test_pool_status_for_people_is_a_table_and_the_totals():
-    command = pools(shelf(wanted=2, warm=1, claimed=3, last_used_at=LOOP_NOW - 30), machines=[machine()] * 4)
+    used = shelf(wanted=2, warm=1, claimed=3, last_used_at=LOOP_NOW - 30)
+    command = pools(used, machines=[machine()] * 4)
     await pool_status(command, STATUS)
     head, row, totals = command.said[0].splitlines()
     assert head.split("  ")[0] == "READY"
@@ -317,3 +327,91 @@ async def test_an_empty_pool_is_a_head_and_the_totals():
     await pool_status(command, STATUS)
     _head, totals = command.said[0].splitlines()
     assert totals == "0 of 8 VM(s); 0.0 GB of memory for ready ones; 0 to be ready for each project in use"
+
+
+class Client:
+    """A client that takes all output, and asks for no quiet."""
+
+    def __init__(self):
+        self.data = bytearray()
+
+    async def send_stdout(self, data):
+        self.data += data
+
+
+async def longest_turn(command, work, request):
+    """Return what a listing prints, and its longest turn on the loop in seconds of processor time."""
+    real = Command(command.host, Client(), Flags())
+    turns = [0.0]
+
+    async def watch():
+        while True:
+            before = time.thread_time()
+            await anyio.lowlevel.checkpoint()
+            turns.append(time.thread_time() - before)
+
+    gc.collect()
+    gc.freeze()  # as the daemon does with what was there before
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await anyio.lowlevel.checkpoint()
+            await work(real, request)
+            tasks.cancel_scope.cancel()
+    finally:
+        gc.unfreeze()
+    return real.client.data, max(turns)
+
+
+@pytest.mark.parametrize("request_", [Ps(), Ps(json=True), Ps(all=True), Ps(all=True, json=True)], ids=str)
+async def test_a_listing_of_a_thousand_sessions_and_a_thousand_ended_ones_has_short_turns(request_):
+    marks = [(name, 1.0) for name in (*"abcdefghijklm", "ended", "deleted")]
+    finished = EndedSessions()
+    for number in range(1000):
+        finished.add(msgspec.structs.replace(ended(f"{number:08x}"), marks=marks))
+    running = [session(f"r{number:07x}") for number in range(1000)]
+    command = sessions(*running, views=[seen(s.session_id) for s in running])
+    command.host.dispatcher.finished = finished
+    data, took = await longest_turn(command, ps, request_)
+    assert took < 0.05
+    if request_.json:
+        rows = json.loads(data)
+        assert len(rows) == (2000 if request_.all else 1000)
+        whole = msgspec.json.format(json.dumps(rows), indent=2)
+        assert data.decode() == f"{whole}\n"
+    else:
+        assert data.count(b"\n") == (2001 if request_.all else 1001)
+
+
+async def test_an_empty_list_is_one_in_json_too():
+    data, _ = await longest_turn(sessions(), ps, Ps(json=True))
+    assert data == b"[]\n"
+
+
+@pytest.mark.parametrize("request_", [STATUS, AS_JSON], ids=["text", "json"])
+async def test_a_pool_of_a_thousand_kinds_is_listed_in_short_turns(request_, monkeypatch):
+    monkeypatch.undo()
+    shelves = [
+        shelf(msgspec.structs.replace(KEY, template=f"t{n}"), wanted=1, failures=1) for n in range(1000)
+    ]
+    data, took = await longest_turn(pools(*shelves), pool_status, request_)
+    assert took < 0.05
+    assert data.count(b"t999") >= 1
+
+
+async def test_stopping_a_thousand_of_a_thousand_sessions_finds_them_in_a_short_time():
+    running = {f"{number:08x}": SimpleNamespace(session_id=f"{number:08x}") for number in range(1000)}
+    begun = time.thread_time()
+    known = sorted(running)
+    assert [_find(known, name) for name in running] == list(running)
+    assert time.thread_time() - begun < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("0", "is ambiguous"), ("1", "is not running"), ("", "is ambiguous")]
+)
+async def test_a_beginning_that_names_no_session_or_several_is_told(name, why):
+    with pytest.raises(CommandError, match=why):
+        _find(["00000001", "00000002"], name)
+    assert _find(["00000001", "00000002"], "00000002") == "00000002"
+    assert _find(["0a", "0b"], "0b") == "0b"

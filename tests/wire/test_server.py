@@ -104,8 +104,10 @@ async def test_stdin_is_acknowledged_when_the_next_piece_is_asked_for(serving):
 
     async with serving(handler) as client:
         assert text_of(await client.expect(FrameType.STARTED)) == {"pty": False}
-        await client.send(encode(FrameType.STDIN, b"one"), encode(FrameType.STDIN, b"three"))
+        await client.send(encode(FrameType.STDIN, b"one"))
         await client.expect(FrameType.STDERR)
+        await client.send(encode(FrameType.STDIN, b"th"), encode(FrameType.STDIN, b"ree"))
+        await anyio.wait_all_tasks_blocked()
         go_on.set()
         assert await client.expect(FrameType.STDIN_ACK) == (3).to_bytes(4, "big")
         assert await client.expect(FrameType.STDIN_ACK) == (5).to_bytes(4, "big")
@@ -261,7 +263,7 @@ async def test_an_agent_channel_is_bounded_both_ways_and_closed_once(serving):
     async def handler(client):
         agent = await client.open_agent()
         await agent.send(b"request")
-        assert await agent.receive() == b"ans"
+        assert await agent.receive(3) == b"ans"
         assert await agent.receive(2) == b"we"
         assert await agent.receive() == b"r"
         await agent.aclose()

@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 import msgspec
 
-from claude_vm.context.config.layers import Settings, load_settings
+from claude_vm.context.config.layers import Settings, global_file_size, load_settings
 from claude_vm.context.errors import ContextError, GrowthError
 from claude_vm.context.known import Growth, Known, growth, remembered
 from claude_vm.context.opening import opened, real_path
@@ -22,6 +23,7 @@ from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.host import Host
 from claude_vm.supervisor.daemon.policy import host_memory_mib, pool_policy, read_policy
+from claude_vm.supervisor.daemon.turns import in_turns
 from claude_vm.supervisor.grammar.requests import Flags
 from claude_vm.supervisor.wire.escape import escape_json, printed
 from claude_vm.supervisor.wire.server import Client, Signal
@@ -30,6 +32,9 @@ Result = TypeVar("Result")
 
 FAILED = 125
 """Exit status when claude-vm itself failed."""
+
+SMALL_FILE = 1024
+"""Size of a configuration file, in bytes, up to which it is read at once (in a millisecond)."""
 
 SIGNAL_STATUS = {"HUP": 129, "INT": 130, "QUIT": 131, "TERM": 143}
 """Exit statuses of a command that a signal ended before a main command could take it."""
@@ -62,9 +67,15 @@ class Command:
         await self.client.send_stdout(printed(lines).encode())
 
     async def out_json(self, value: object) -> None:
-        """Write a value as indented JSON to the client's stdout."""
-        text = msgspec.json.format(json.dumps(msgspec.to_builtins(value)), indent=2)
-        await self.client.send_stdout(escape_json(text + "\n").encode())
+        """Write a value as indented JSON to the client's stdout; the items of a list in pieces."""
+        if not isinstance(value, list) or not value:
+            await self.client.send_stdout((_indented(value) + "\n").encode())
+            return
+        before = "[\n  "
+        async for item in in_turns(value):
+            await self.client.send_stdout((before + _indented(item).replace("\n", "\n  ")).encode())
+            before = ",\n  "
+        await self.client.send_stdout(b"\n]\n")
 
     async def say(self, text: str) -> None:
         """Write a line to the client's stderr, unless it wants quiet."""
@@ -81,7 +92,7 @@ class Command:
         answer = await self.client.prompt(f"{question} [y/N] ")
         return answer is not None and answer.strip().lower() in {"y", "yes"}
 
-    def settings(self) -> Settings:
+    async def settings(self) -> Settings:
         """Return the settings of this command.
 
         Raises:
@@ -94,12 +105,17 @@ class Command:
             "driver.name": self.flags.driver,
             "network.publish": self.flags.publish or None,
         }
-        return load_settings(
+        load = partial(
+            load_settings,
             flags={k: v for k, v in flags.items() if v is not None},
             environ=self.environ,
             home=self.user_home,
             guard=self.guard(),
         )
+        # A large file takes long, and others wait; for a small one a thread would be the longer part.
+        if global_file_size(self.user_home) > SMALL_FILE:
+            return await anyio.to_thread.run_sync(load)
+        return load()
 
     def guard(self) -> Guard:
         """Return which folders guests can write, or could, those of this command's project among them.
@@ -216,6 +232,10 @@ class Command:
         with suppress(ContextError, CommandError):
             return project_folders(self.found_project()[0])
         return ()
+
+
+def _indented(value: object) -> str:
+    return escape_json(msgspec.json.format(json.dumps(msgspec.to_builtins(value)), indent=2))
 
 
 async def unless_interrupted(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:

@@ -43,7 +43,7 @@ async def doctor(command: Command, request: Doctor) -> int:
     """Report on every driver; 0 when `auto` finds one that can run sessions in isolation."""
     reports = await _chosen(command, [await _report(command, name) for name in ORDER])
     await command.say_remarks()
-    pool = _pool_problems(command)
+    pool = await _pool_problems(command)
     reports = [
         msgspec.structs.replace(r, problems=[*r.problems, *(pool if r.isolates else [])]) for r in reports
     ]
@@ -80,10 +80,10 @@ async def _chosen(command: Command, reports: Sequence[DriverReport]) -> list[Dri
     return found
 
 
-def _pool_problems(command: Command) -> list[tuple[str, str]]:
+async def _pool_problems(command: Command) -> list[tuple[str, str]]:
     """Return what keeps a VM of the configured size from being kept ready: what is wrong, what fixes it."""
     try:
-        settings = command.settings()
+        settings = await command.settings()
     except ConfigError as error:
         return [(str(error), error.hint)]
     policy = pool_policy(settings, host_memory_mib())

@@ -58,7 +58,7 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 async def info(command: Command, request: Info) -> int:
     """Describe the project; a missing template is a fact, not a failure."""
-    settings = command.settings()
+    settings = await command.settings()
     project, problem = _project(command)
     driver = await choose_driver(command, settings, project)
     template = await current_template(driver, project)

@@ -42,7 +42,7 @@ async def _fill(command: Command, request: Pool) -> None:
     host = command.host
     if host.in_process:
         raise CommandError("no-daemon", "only a daemon keeps VMs ready", hint="leave --no-daemon out")
-    settings = command.settings()
+    settings = await command.settings()
     project = await command.mountable_project()
     driver = await choose_driver(command, settings, project)
     template = await usable_template(command, driver, settings, project)

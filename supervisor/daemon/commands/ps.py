@@ -11,6 +11,7 @@ from claude_vm.supervisor.daemon.commands.command import Command
 from claude_vm.supervisor.daemon.commands.table import ago, table
 from claude_vm.supervisor.daemon.ports import PublishedPort
 from claude_vm.supervisor.daemon.session import EndedSession, Session
+from claude_vm.supervisor.daemon.turns import in_turns
 from claude_vm.supervisor.grammar.requests import Ps
 
 
@@ -58,8 +59,11 @@ async def ps(command: Command, request: Ps) -> int:
     dispatcher = command.host.dispatcher
     views = {view.session_id: view for view in dispatcher.core.sessions()}
     reports = {r.session: r.lines for r in command.host.looker.reports.all()} if request.all else {}
-    rows = {s.session_id: _row(s, None, reports) for s in dispatcher.finished} if request.all else {}
-    rows |= {s.session_id: _row(s, views.get(s.session_id)) for s in dispatcher.sessions.values()}
+    running = list(dispatcher.sessions.values())
+    rows: dict[str, SessionRow] = {}
+    if request.all:
+        rows |= {s.session_id: _row(s, None, reports) async for s in in_turns(dispatcher.finished)}
+    rows |= {s.session_id: _row(s, views.get(s.session_id)) async for s in in_turns(running)}
     found = sorted(rows.values(), key=lambda row: row.created_at)
     if request.json:
         await command.out_json(found)
@@ -67,7 +71,7 @@ async def ps(command: Command, request: Ps) -> int:
     now = time.time()
     lines = [
         (r.session, _state(r), r.source or "-", ago(now - r.created_at), _ports(r), r.project, r.command)
-        for r in found
+        async for r in in_turns(found)
     ]
     head = ("SESSION", "STATE", "VM", "AGE", "PORTS", "PROJECT", "COMMAND")
     if not any(r.ports for r in found):  # most have none

@@ -4,6 +4,7 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -55,7 +56,7 @@ async def agent(command: Command, request: Agent) -> int:
         arguments = claude_argv(list(request.args), settings.defaults.claude_args)
         return Mode.EXEC, ("claude", *arguments)
 
-    return await _session(command, launch, " ".join(("claude", *request.args)), is_agent=True)
+    return await _session(command, launch, " ".join(_first(("claude", *request.args))), is_agent=True)
 
 
 async def shell(command: Command, request: Shell) -> int:
@@ -66,7 +67,7 @@ async def shell(command: Command, request: Shell) -> int:
             return Mode.SHELL, ()
         return (Mode.EVAL if len(request.words) == 1 else Mode.EXEC), request.words
 
-    return await _session(command, launch, shlex.join(request.words) or "shell", is_agent=False)
+    return await _session(command, launch, shlex.join(_first(request.words)) or "shell", is_agent=False)
 
 
 async def _session(
@@ -76,7 +77,7 @@ async def _session(
     *,
     is_agent: bool,
 ) -> int:
-    settings = command.settings()
+    settings = await command.settings()
     mode, argv = launch(settings)
     command.apply_pool_settings(settings)
     project = await command.mountable_project()
@@ -153,14 +154,7 @@ async def _plan(
         )
     else:
         environment.pop("TERM", None)
-    environment |= resolve_environment(
-        env=command.flags.env,
-        env_files=command.flags.env_files,
-        inherit=command.flags.inherit_env,
-        environ=command.environ,
-        cwd=Path(invocation.cwd),
-        guard=command.guard(),
-    )
+    environment |= await _given_environment(command)
     key = await session_key(command, driver, settings, project, template)
     launch = Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd))
     launch.check()
@@ -190,6 +184,20 @@ async def _has_agent(command: Command) -> bool:
         await command.say(f"claude-vm: no SSH agent answers at {path} (SSH_AUTH_SOCK), so -A forwards none")
         return False
     return True
+
+
+async def _given_environment(command: Command) -> dict[str, str]:
+    resolve = partial(
+        resolve_environment,
+        env=command.flags.env,
+        env_files=command.flags.env_files,
+        inherit=command.flags.inherit_env,
+        environ=command.environ,
+        cwd=Path(command.client.invocation.cwd),
+        guard=command.guard(),
+    )
+    # Files may be large, or on a disk that is slow.
+    return await anyio.to_thread.run_sync(resolve) if command.flags.env_files else resolve()
 
 
 def _reserve_ports(command: Command, session: Session) -> None:
@@ -300,6 +308,11 @@ async def _unlock_worktrees(command: Command, session: Session, project: Project
         return
     if is_last:
         await anyio.to_thread.run_sync(worktree_locks.release_stale, common, command.host.supervisor_id)
+
+
+def _first(words: Sequence[str]) -> list[str]:
+    """Return as much of the words as a label can show."""
+    return [word[: LABEL_LIMIT + 1] for word in words[: LABEL_LIMIT + 1]]
 
 
 def _shortened(label: str) -> str:

@@ -8,7 +8,7 @@ from claude_vm.supervisor.grammar.requests import Setup
 
 async def setup(command: Command, request: Setup) -> int:
     """Build the template; 0 when it is the current one."""
-    settings = command.settings()
+    settings = await command.settings()
     project = await command.mountable_project()
     driver = await choose_driver(command, settings, project)
     await build_template(command, driver, settings, project, agent=request.agent)

@@ -1,5 +1,7 @@
 """`claude-vm stop`: end sessions."""
 
+from bisect import bisect_left
+
 import anyio
 
 from claude_vm.supervisor.daemon.commands.command import Command
@@ -15,7 +17,8 @@ STOPPED = 143
 async def stop(command: Command, request: Stop) -> int:
     """End the named sessions (unambiguous beginnings of ids are enough), or all; wait until they are gone."""
     running = command.host.dispatcher.sessions
-    chosen = list(running.values()) if request.all else [_find(running, n) for n in request.sessions]
+    known = sorted(running)
+    chosen = list(running.values()) if request.all else [running[_find(known, n)] for n in request.sessions]
     await stop_sessions(command, chosen)
     return 0
 
@@ -43,9 +46,11 @@ async def stop_sessions(command: Command, sessions: list[Session]) -> None:
         raise unread[0]
 
 
-def _find(running: dict[str, Session], name: str) -> Session:
-    found = [s for s in running.values() if s.session_id.startswith(name)]
-    if len(found) == 1:
+def _find(known: list[str], name: str) -> str:
+    """Return the id that begins with a name; `known` are all, in order."""
+    at = bisect_left(known, name)
+    found = [known_id for known_id in known[at : at + 2] if known_id.startswith(name)]
+    if len(found) == 1 or name in found:
         return found[0]
     reason = "is ambiguous" if found else "is not running"
     raise CommandError("no-such-session", f"session '{name}' {reason}", hint="list them with: claude-vm ps")
