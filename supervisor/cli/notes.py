@@ -24,6 +24,13 @@ class Notes:
             return _encode(erase + line)
         return _encode(f"{erase}{text}\n")
 
+    def interrupting(self, text: str) -> bytes:
+        """Return a note for the screen of a program that has the terminal, which is raw."""
+        if not is_terminal(STDERR):
+            return _encode(f"{text}\n")
+        lines = text.replace("\n", "\r\n")
+        return _encode(f"\r\n{lines}\r\n")
+
     def settle(self) -> bytes:
         """Return what removes a standing progress line, or ``b""``."""
         return _encode(self._erase())

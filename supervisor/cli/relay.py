@@ -220,9 +220,11 @@ class Relay:
             self._end_stdin()
 
     def _take_note(self, text: str, level: str) -> None:
-        """Show a note; while a program has the terminal, keep it: on its screen it would be lost."""
+        """Show a note; while a program has the terminal, keep it, if it can wait: there it would be lost."""
         if not self._terminal.is_raw:
             self._note(self._notes.render(text, level))
+        elif level == "urgent":
+            self._note(self._notes.interrupting(text))
         elif level != "progress" and len(self._held) < MOST_HELD:
             self._held.append((text, level))
 

@@ -12,16 +12,14 @@ import structlog
 
 from claude_vm.context import worktree_locks
 from claude_vm.context.ports import parse_publish
-from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.daemon.looking import Looker
 from claude_vm.supervisor.daemon.records import JournaledSession
 from claude_vm.supervisor.daemon.relay import CHUNK
 from claude_vm.supervisor.daemon.session import Session, SessionPlan
-from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.ssh.shells import HeldProcess, attach, held_sessions
+from claude_vm.supervisor.ssh.shells import HeldProcess
 
 log = structlog.get_logger()
 
@@ -30,12 +28,6 @@ CLEAN_UP_S = 30.0
 
 UNKNOWN_TERMINAL = Pty(term="", rows=0, columns=0)
 """The terminal of a session of which only is known that it has one."""
-
-
-class SessionLostError(DriverError):
-    """The guest does not hold the session any more, so its exit status is not known."""
-
-    code = "session-lost"
 
 
 def found_session(row: JournaledSession, key: PoolKey) -> Session:
@@ -51,32 +43,6 @@ def found_session(row: JournaledSession, key: PoolKey) -> Session:
     session = Session(row.session_id, plan, client=None, created_at=row.created_at)
     session.tell("resume", "resumed")
     return session
-
-
-async def follow(link: Link, session_id: str) -> int:
-    """Wait for the end of a session that runs already; return its exit status.
-
-    Its output is read and dropped, so that a full buffer does not make it stand still. On pipes its input
-    ends: nobody is there who could write or end it, so what reads it would wait for ever.
-
-    Raises:
-        SessionLostError: The guest knows nothing of it.
-        SshError: The connection is lost.
-    """
-    held = {session.session_id: session for session in await held_sessions(link)}
-    if session_id not in held:
-        raise SessionLostError(f"the guest does not hold the session {session_id} any more")
-    status = held[session_id].status
-    if status is not None:
-        return status
-    process = await attach(link, session_id)
-    try:
-        if not held[session_id].pty:
-            process.write_eof()
-        return await _outcome(process)
-    finally:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(2):
-            await process.aclose()
 
 
 async def attend(session: Session, journal: Journal, supervisor_id: str, looker: Looker) -> None:
@@ -113,8 +79,17 @@ async def _clean_up(session: Session, journal: Journal, supervisor_id: str) -> N
         log.warning("worktrees-not-unlocked", session=session.session_id, error=str(error))
 
 
-async def _outcome(process: HeldProcess) -> int:
-    """Return the exit status, reading meanwhile what the process writes."""
+async def outcome(process: HeldProcess, *, pty: bool) -> int:
+    """Wait for the end of a process that runs already; return its exit status.
+
+    Its output is read and dropped, so that a full buffer does not make it stand still. On pipes its input
+    ends: nobody is there who could write or end it, so what reads it would wait for ever.
+
+    Raises:
+        SshError: The connection is lost.
+    """
+    if not pty:
+        process.write_eof()
     statuses: list[int] = []
     failures: list[Exception] = []
 

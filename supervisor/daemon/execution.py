@@ -16,11 +16,12 @@ from claude_vm.supervisor.daemon import detached
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.faults import Faults
 from claude_vm.supervisor.daemon.instances import Instance, Watchers
+from claude_vm.supervisor.daemon.reach import Reach
 from claude_vm.supervisor.daemon.session import Session
 from claude_vm.supervisor.daemon.timings import DRIVER_MARKS
 from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError, SshError
-from claude_vm.supervisor.ssh.link import connect
-from claude_vm.supervisor.ssh.shells import Kind, prime
+from claude_vm.supervisor.ssh.link import Link, connect
+from claude_vm.supervisor.ssh.shells import HeldProcess, Kind, prime
 
 log = structlog.get_logger()
 
@@ -31,9 +32,6 @@ CLOSE_TIMEOUT_S = 2.0
 
 VM_DEATH_S = 2.0
 """How much later than the loss of its connection the death of a VM may be noticed, in seconds."""
-
-RETRY_LIMIT_S = 30.0
-"""Longest pause, in seconds, before a session without a client is tried to be reached again."""
 
 TERM = "xterm-256color"
 """The terminal for which shells are primed before anybody came with one; then it is the latest client's."""
@@ -118,7 +116,7 @@ class Execution:
                     at=anyio.current_time(), instance_id=name, session_id=session_id, status=status
                 )
             case fx.Resume(session_id=session_id):
-                status = await self._resume(instance, self._sessions[session_id])
+                status = await self._resume(instance, driver, self._sessions[session_id])
                 return ev.RunDone(
                     at=anyio.current_time(), instance_id=name, session_id=session_id, status=status
                 )
@@ -176,31 +174,28 @@ class Execution:
                 instance.instance_id,
                 link,
                 shells,
-                lambda: self._started(instance, session.session_id),
+                started=lambda: self._started(instance, session.session_id),
+                during=self._reach(instance, driver, session).during,
             )
 
-    async def _resume(self, instance: Instance, session: Session) -> int:
-        if instance.access is None:
-            raise DriverError("nobody knows how to reach the instance")
-        delay_s = VM_DEATH_S
-        while True:
-            try:
-                instance.link = await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
-                session.ports.connect(instance.link)
-                return await detached.follow(instance.link, session.session_id)
-            except SshError as error:
-                # The VM lives, or its watcher would have had this cancelled; so does what runs in it. A guest
-                # that has no such session any more says that by another error.
-                log.warning(
-                    "session-out-of-reach", session=session.session_id, error=str(error), seconds=delay_s
-                )
-            finally:
-                session.ports.disconnect()
-            link, instance.link = instance.link, None
-            if link is not None:
-                await link.aclose()
-            await anyio.sleep(delay_s)
-            delay_s = min(2 * delay_s, RETRY_LIMIT_S)
+    async def _resume(self, instance: Instance, driver: Driver, session: Session) -> int:
+        process = HeldProcess.found(session.session_id)
+        try:
+            return await self._reach(instance, driver, session).during(
+                process, lambda: detached.outcome(process, pty=session.plan.pty is not None)
+            )
+        finally:
+            session.unlinked()
+            await process.aclose()
+
+    @staticmethod
+    def _reach(instance: Instance, driver: Driver, session: Session) -> Reach:
+        async def connect_again() -> Link:
+            if instance.access is None:
+                raise ConnectError("nobody knows how to reach the instance")
+            return await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
+
+        return Reach(instance, session, driver, connect_again)
 
     async def _delete(self, instance: Instance, driver: Driver) -> None:
         """The VM first: it is thrown away, so nothing in it needs a farewell."""

@@ -93,7 +93,9 @@ class _Outputs:
             moved = self.moved
             with anyio.move_on_after(DRAIN_S):
                 await moved.wait()
-            if not moved.is_set() and self._reading == self.left:  # for all that time
+            if self._process.is_lost:
+                self.command_ended_at = anyio.current_time()  # what it wrote comes when it is found again
+            elif not moved.is_set() and self._reading == self.left:  # for all that time
                 return
 
     async def until_closed(self) -> None:
@@ -102,16 +104,21 @@ class _Outputs:
             await self.moved.wait()
 
 
+def _ignore(data: bytes) -> None:
+    """Do nothing with it."""
+
+
 async def relay(
     client: Client,
     process: GuestProcess,
     on_output: Callable[[bytes], None],
     next_signal: Callable[[], Awaitable[None]],
+    on_input: Callable[[bytes], None] = _ignore,
 ) -> int:
     """Carry the streams until the process has ended; return its exit status, or 141 as `SIGPIPE` would.
 
-    `on_output` is called with each piece of output, before it is passed on. `next_signal` waits for a signal
-    of the client: one that comes when the process has ended already ends what is left to do.
+    `on_output` and `on_input` are called with each piece, before it is passed on. `next_signal` waits for a
+    signal of the client: one that comes when the process has ended already ends what is left to do.
 
     Raises:
         LinkLostError: The connection died before the process ended.
@@ -130,7 +137,7 @@ async def relay(
             await next_signal()
             tasks.cancel_scope.cancel()
 
-        tasks.start_soon(_pump_input, client, process)
+        tasks.start_soon(_pump_input, client, process, on_input)
         tasks.start_soon(outputs.pump_stdout)
         tasks.start_soon(outputs.pump_stderr)
         tasks.start_soon(end_when_unread)
@@ -146,9 +153,10 @@ async def relay(
     return SIGPIPE_STATUS if status is None else status
 
 
-async def _pump_input(client: Client, process: GuestProcess) -> None:
+async def _pump_input(client: Client, process: GuestProcess, on_input: Callable[[bytes], None]) -> None:
     try:
         while data := await client.receive_stdin():
+            on_input(data)
             await process.write(data)
     except InputClosedError:
         return  # a command need not read all of its input

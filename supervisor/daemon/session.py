@@ -1,7 +1,7 @@
 """One session at run time: the client that watches it, if there is one, and the main command in its guest."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 import msgspec
@@ -15,6 +15,7 @@ from claude_vm.supervisor.daemon.ports import Ports
 from claude_vm.supervisor.daemon.relay import relay
 from claude_vm.supervisor.daemon.timings import Marks
 from claude_vm.supervisor.ssh.agent import AgentListener
+from claude_vm.supervisor.ssh.errors import SshError
 from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_file
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
@@ -24,6 +25,13 @@ from claude_vm.supervisor.wire.server import Client, Signal, Size
 
 LAST_WORDS = 1024
 """Bytes that a terminal got last, and that are kept."""
+
+
+CTRL_C = (b"\3", b"\x1b[99;5u")
+"""What a terminal sends for it, in the second form with the keyboard protocol of kitty."""
+
+During = Callable[[HeldProcess, Callable[[], Awaitable[int]]], Awaitable[int]]
+"""Keeps a process in reach while something goes on with it; see `claude_vm.supervisor.daemon.reach`."""
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -92,6 +100,7 @@ class Session:
     One that was found after a supervisor's death has no client. `created_at` is a Unix time in seconds.
     `source` says how its VM came, see the core's `SessionView`; "" as long as it has none. `remaining` and
     `last_words` are known at its end: what works yet in its guest, and the last bytes on its terminal.
+    `abandoned` is set when its user does not wait for a silent guest any longer.
     """
 
     def __init__(
@@ -110,6 +119,9 @@ class Session:
         self.last_words = b""
         self._marks = Marks()
         self._phase_changed = anyio.Event()
+        self.abandoned = anyio.Event()
+        self._listener: AgentListener | None = None
+        self._interrupts: int | None = None  # while its guest does not answer
         self._process: HeldProcess | None = None
         self._size: Size | None = None
         self._signalled = anyio.Event()
@@ -163,14 +175,25 @@ class Session:
                 case Signal(name=name):
                     if self._process is None:
                         return name
+                    if name == "INT":
+                        self._interrupted()
                     self._process.send_signal(name)
                     self._signalled.set()
                     self._signalled = anyio.Event()
 
     async def run(
-        self, driver: Driver, instance_id: str, link: Link, shells: Shells, started: Callable[[], None]
+        self,
+        driver: Driver,
+        instance_id: str,
+        link: Link,
+        shells: Shells,
+        *,
+        started: Callable[[], None],
+        during: During,
     ) -> int:
         """Run the main command to its end and return its exit status; call `started` once it runs.
+
+        `during` keeps it in reach while its streams are carried, and returns its status.
 
         Cancelled: the command is left to its VM's end.
 
@@ -182,34 +205,83 @@ class Session:
         if client is None or self.plan.launch is None:  # pragma: no cover - such a session is only resumed
             raise RuntimeError("the session has no client, or nothing to start")
         self.mark("files")
-        agent = f"{AGENTS}/{self.session_id}" if self.plan.forward_agent else ""
-        listener: AgentListener | None = None
-        if agent:
-            listener = await link.listen_for_agent(agent, agent_of(client))
+        await self._listen_for_agent(link)
         process: HeldProcess | None = None
         try:
-            await driver.put_files(instance_id, _files(self.session_id, self.plan, agent))
+            await driver.put_files(instance_id, _files(self.session_id, self.plan, self._agent))
             self.mark("start")
             self.ports.connect(link)
-            process = await shells.start(self.session_id, pty=self._current_pty())
+            process = held = await shells.start(self.session_id, pty=self._current_pty())
             self._process = process
             self._shed_secrets(client)
             started()
             await client.started(pty=self.plan.pty is not None)
-            status = await relay(
-                client,
-                process,
-                on_output=self._note_output,
-                next_signal=self._next_signal,
-            )
+
+            async def carry() -> int:
+                return await relay(
+                    client,
+                    held,
+                    on_output=self._note_output,
+                    next_signal=self._next_signal,
+                    on_input=self._note_input,
+                )
+
+            status = await during(process, carry)
             self.remaining = await process.remaining()
             return status
         finally:
-            self.ports.disconnect()
-            if listener is not None:
-                listener.close()
+            self.unlinked()
             if process is not None:
                 await process.aclose()
+
+    @property
+    def _agent(self) -> str:
+        """Where the guest finds its SSH agent, or ""."""
+        return f"{AGENTS}/{self.session_id}" if self.plan.forward_agent else ""
+
+    async def _listen_for_agent(self, link: Link) -> None:
+        if self._agent and self.client is not None:
+            self._listener = await link.listen_for_agent(self._agent, agent_of(self.client))
+
+    def unlinked(self) -> None:
+        """There is no connection to its guest. Never waits; may be called twice."""
+        self.ports.disconnect()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
+    async def linked_again(self, link: Link) -> None:
+        """There is another connection to its guest: give it what the former one had."""
+        self.ports.connect(link)
+        try:
+            await self._listen_for_agent(link)
+        except SshError as error:
+            self._tell(f"claude-vm: the SSH agent is not forwarded any more: {error}")
+
+    def silent(self, seconds: float) -> None:
+        """Its guest has said nothing for so long, and is waited for. Never waits."""
+        self._interrupts = 0
+        self._tell(
+            f"claude-vm: the guest has not answered for {seconds:.0f} s; it is waited for as long as its VM"
+            " is there (Ctrl-C twice ends the session)"
+        )
+
+    def heard_again(self, seconds: float, lost: int) -> None:
+        """Its guest answers, after so long; `lost` bytes of output it could not keep. Never waits."""
+        self._interrupts = None
+        missing = f"; {lost} bytes of what it wrote meanwhile are lost" if lost else ""
+        self._tell(f"claude-vm: the guest answers again, after {seconds:.0f} s{missing}")
+
+    def _tell(self, text: str) -> None:
+        if self.client is not None:
+            self.client.note_nowait(text, "urgent")
+
+    def _interrupted(self) -> None:
+        """Take a Ctrl-C: where nobody answers, the second one ends the session."""
+        if self._interrupts is not None:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                self.abandoned.set()
 
     def kept(self) -> EndedSession:
         """Return what is kept of it after its end."""
@@ -232,6 +304,11 @@ class Session:
         self.mark("first-output")
         if self.plan.pty is not None:
             self.last_words = (self.last_words + data[-LAST_WORDS:])[-LAST_WORDS:]
+
+    def _note_input(self, data: bytes) -> None:
+        if self.plan.pty is not None:
+            for _ in range(min(sum(map(data.count, CTRL_C)), 2)):
+                self._interrupted()
 
     async def _next_signal(self) -> None:
         """Wait until the client has sent a signal to the main command."""

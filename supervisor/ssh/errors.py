@@ -96,3 +96,9 @@ class ShellError(SshError):
     """The guest's holder does not give us a shell or a session."""
 
     code = "shell-failed"
+
+
+class SessionUnknownError(ShellError):
+    """The guest's holder does not hold the session."""
+
+    code = "session-unknown"

@@ -49,6 +49,8 @@ CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly130
 AT_ONCE = 32 * 1024
 """Bytes that the host's kernel keeps of one connection. (Linux doubles it.)"""
 
+_NEVER = 1 << 30
+
 _UPLOAD_CHUNK = 4 * 1024 * 1024
 
 
@@ -111,6 +113,11 @@ class Link:
         # The library ignores what its transport says here, so what is written waits in memory, however much.
         connection.pause_writing = self._takes.clear  # type: ignore[method-assign]
         connection.resume_writing = self._takes.set  # type: ignore[method-assign]
+        # Nor does it tell when it has heard anything.
+        self._receive = connection.data_received
+        self._heard_at = asyncio.get_running_loop().time()
+        self._news = asyncio.Event()
+        connection.data_received = self._hear  # type: ignore[method-assign]
         self._holder = holder
 
     async def open_process(
@@ -295,6 +302,36 @@ class Link:
             if self._connection.is_closed():
                 raise self._lost() from error
             raise UploadError(f"{source} was not copied into the guest", detail=str(error)) from error
+
+    def _hear(self, data: bytes, datatype: int | None = None) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        self._news.set()
+        self._receive(data, datatype)
+
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds nothing has come from the guest."""
+        return asyncio.get_running_loop().time() - self._heard_at
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended."""
+        return self._connection.is_closed()
+
+    def ask_often(self, interval_s: float) -> None:
+        """Ask a silent guest for an answer at this interval from now on, and never give up."""
+        self._connection.set_keepalive(interval_s, _NEVER)
+
+    async def until_silent(self, seconds: float) -> None:
+        """Wait until nothing has come for so long, or the connection has ended."""
+        while not self.is_closed and (rest := seconds - self.silent_s) > 0:
+            with anyio.move_on_after(rest):
+                await self._connection.wait_closed()
+
+    async def until_heard(self) -> None:
+        """Wait until something comes; on a connection that has ended, for ever."""
+        self._news.clear()
+        await self._news.wait()
 
     async def wait_closed(self) -> str:
         """Return why the connection ended, once it has."""

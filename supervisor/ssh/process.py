@@ -53,6 +53,11 @@ class Pty(msgspec.Struct, frozen=True):
 class GuestProcess(Protocol):
     """What carries a process's streams: a session's process, or a small command's."""
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether there is no connection to it now, which will be found again."""
+        ...
+
     async def write(self, data: bytes) -> None:
         """Pass bytes to its input; return when there is room for more."""
         ...
@@ -201,6 +206,11 @@ class Process:
             raise RuntimeError("the session has no channel")
         self._session = session
         self._channel = session.channel
+
+    @property
+    def is_lost(self) -> bool:
+        """It ends with its connection."""
+        return False
 
     async def write(self, data: bytes) -> None:
         """Pass bytes to the process's input; return when the channel has room for more.

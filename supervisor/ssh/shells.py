@@ -17,6 +17,7 @@ import msgspec
 from claude_vm.supervisor.ssh.errors import (
     InputClosedError,
     LinkLostError,
+    SessionUnknownError,
     ShellError,
     SshError,
     StatusLostError,
@@ -55,10 +56,56 @@ class HeldSession(msgspec.Struct, frozen=True):
 
 
 class HeldProcess:
-    """A session's main process. One reader per output and one writer at a time."""
+    """A session's main process. One reader per output and one writer at a time.
+
+    From `keep` on it outlives its connection: who reads, writes or waits then waits until `attach` has found
+    it again by another one.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._session_id = ""
+
+    @classmethod
+    def found(cls, session_id: str) -> "HeldProcess":
+        """Return the process of a session that runs already, and is to be attached to."""
+        process = cls(Stream())
+        process.keep(session_id)
+        process._stream.connection_lost(None)
+        return process
+
+    def keep(self, session_id: str) -> None:
+        """Outlive the connection from now on."""
+        self._session_id = session_id
+        self._stream.kept = True
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether there is no connection to it now."""
+        return self._stream.lost.is_set()
+
+    @property
+    def gap(self) -> int:
+        """How many bytes of its output were given up by the guest before they could come, in all."""
+        return self._stream.gap
+
+    async def until_lost(self) -> None:
+        """Wait until there is no connection to it."""
+        await self._stream.lost.wait()
+
+    async def attach(self, link: Link) -> None:
+        """Go on by this connection: nothing that was read comes again, nothing that was sent arrives twice.
+
+        Raises:
+            SessionUnknownError: The guest does not hold the session any more.
+            SshError: It can't be reached, which may be different the next time.
+        """
+        try:
+            await self._stream.reopen(link, self._session_id)
+        except ShellError as error:
+            if self._stream.closed:
+                raise SessionUnknownError(error.message, detail=error.detail) from error
+            raise
 
     async def write(self, data: bytes) -> None:
         """Pass bytes to the process's input; return when there is room for more.
@@ -71,17 +118,19 @@ class HeldProcess:
         stream = self._stream
         for start in range(0, len(data), _PIECE):
             piece = data[start : start + _PIECE]
-            while stream.input_sent + len(piece) - stream.input_taken > INPUT_WINDOW and not stream.closed:
+            while not stream.closed and (
+                stream.input_sent + len(piece) - stream.input_taken > INPUT_WINDOW or not stream.takes
+            ):
                 stream.input_news.clear()
                 await stream.input_news.wait()
             if stream.closed or stream.status is not None:
                 raise InputClosedError("the process takes no more input")
             stream.input_sent += len(piece)
-            stream.send(b"I", piece)
+            stream.command(b"I", piece)
 
     def write_eof(self) -> None:
         """End the process's input. Allowed at any time, also twice."""
-        self._stream.send(b"E")
+        self._stream.command(b"E")
 
     async def read_stdout(self, limit: int) -> bytes:
         """Return up to `limit` bytes, empty at the end. Who does not read stops the guest's writer."""
@@ -93,12 +142,12 @@ class HeldProcess:
 
     def resize(self, rows: int, columns: int, width: int = 0, height: int = 0) -> None:
         """Tell the terminal's new size, in characters and pixels."""
-        self._stream.send(b"W", struct.pack(">HHHH", *_fitting((rows, columns, width, height))))
+        self._stream.command(b"W", struct.pack(">HHHH", *_fitting((rows, columns, width, height))))
 
     def send_signal(self, name: str) -> None:
         """Send a signal, by its name without SIG, to the process group. Ignored once it has ended."""
         if name.isalnum() and name.isascii() and self._stream.status is None:
-            self._stream.send(b"K", name.encode())
+            self._stream.command(b"K", name.encode())
 
     async def wait(self) -> int:
         """Return the exit status; 128+n when signal n ended the process.
@@ -228,16 +277,9 @@ async def attach(link: Link, session_id: str) -> HeldProcess:
     Raises:
         SshError: There is no such session, or the connection is lost.
     """
-    stream = await open_stream(link)
-    stream.send(b"T", _json({"session": session_id, "out": None, "err": None}))
-    answered = False
-    try:
-        await stream.answered()
-        answered = True
-    finally:
-        if not answered:
-            stream.close()
-    return HeldProcess(stream)
+    process = HeldProcess.found(session_id)
+    await process.attach(link)
+    return process
 
 
 async def held_sessions(link: Link) -> Sequence[HeldSession]:

@@ -1,10 +1,16 @@
 """One stream to the guest's holder: its frames in, what they mean out.
 
 What the guest says here is used for this session only, and bounded: whoever is root in it can be the holder.
+
+A stream that is `kept` outlives its channel. It is *lost* then, and nobody who reads, writes or waits learns
+of it: what was received can be read, what is to be sent waits. `reopen` goes on over another channel: output
+comes from where it was received to, and what the holder has not counted is repeated.
 """
 
 import asyncio
+import json
 import struct
+from collections import deque
 
 import anyio
 import asyncssh
@@ -31,11 +37,38 @@ MOST_WAITING = 4 * 1024 * 1024
 MOST_UNSENT = 1024 * 1024
 """Bytes for the holder that the connection has not taken. It grants a window, so one that reads has less."""
 
+MOST_COMMANDS = 4096
+"""Frames for the holder that it has not counted. It counts each few dozen."""
+
 _NO_OFFSET = 1 << 62
 _OFFSET = struct.Struct(">Q")
+_COUNTS = struct.Struct(">QQ")
 
 
-class Stream(asyncssh.SSHUNIXSession[bytes]):
+class Ear(asyncssh.SSHUNIXSession[bytes]):
+    """Hears one channel for a stream, as long as that has no other one."""
+
+    def __init__(self, stream: "Stream") -> None:
+        self._stream = stream
+        self._channel: asyncssh.SSHUNIXChannel[bytes] | None = None
+
+    def connection_made(self, chan: "asyncssh.SSHUNIXChannel[bytes]") -> None:
+        """Take the channel."""
+        self._channel = chan
+        self._stream.connection_made(chan)
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        """Pass on what came."""
+        if self._stream.channel is self._channel:
+            self._stream.data_received(data, datatype)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass on the end."""
+        if self._stream.channel is self._channel:
+            self._stream.connection_lost(exc)
+
+
+class Stream:
     """One stream to the holder: callbacks in, state out."""
 
     def __init__(self) -> None:
@@ -46,6 +79,9 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
         self.status: int | None = None
         self.over = asyncio.Event()
         self.closed = False
+        self.kept = False
+        self.lost = asyncio.Event()
+        self.gap = 0
         self.error: Exception | None = None
         self.refusal = ""
         self.listing = b""
@@ -53,6 +89,10 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
         self.input_sent = 0
         self.input_taken = 0
         self.input_news = asyncio.Event()
+        self._commands: deque[tuple[bytes, bytes]] = deque()  # not counted by the holder yet
+        self._counted = 0
+        self._greeted = asyncio.Event()
+        self._greeted.set()
         self._received = bytearray()
         self._outputs = (Output(), Output())
         self._ended = [False, False]
@@ -78,15 +118,25 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
             self._fail("the guest's holder talks nonsense")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note the end; everybody who waits learns it."""
-        self.closed = True
+        """Note the end of the channel, which is that of the stream if it is not kept."""
         self.error = self.error or exc
+        if self.kept and not self.closed:
+            self.channel = None
+            self._received.clear()
+            self.lost.set()
+            self._greeted.set()
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """Note the end of the stream; everybody who waits learns it."""
+        self.closed = True
         self._ended = [True, True]
         if self._acknowledges is not None:
             self._acknowledges.cancel()
         for output in self._outputs:
             output.news.set()
-        for event in (self.primed, self.news, self.over, self.input_news):
+        for event in (self.primed, self.news, self.over, self.input_news, self.lost, self._greeted):
             event.set()
         if self.remaining is not None and not self.remaining.done():
             self.remaining.set_result(Remaining())
@@ -98,8 +148,7 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
             case b"Z":
                 self._end_output(int(payload) - 1)
             case b"C":
-                self.input_taken = max(self.input_taken, min(_OFFSET.unpack(payload)[0], self.input_sent))
-                self.input_news.set()
+                self._take_counts(*_COUNTS.unpack(payload))
             case b"X":
                 (status,) = struct.unpack(">I", payload)
                 if status > 0xFF:
@@ -126,13 +175,37 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
         data = payload[_OFFSET.size :]
         if not self._begun[index]:
             self._begun[index] = True
-            self._told[index] = self._read[index] = offset  # after a restart: what is kept begins here
+            gap = max(offset - self._told[index], 0)  # what is kept begins here
+            self.gap += gap
+            self._told[index] += gap
+            self._read[index] += gap
         if offset != self._told[index] or offset >= _NO_OFFSET or not data or self._ended[index]:
             raise ValueError(offset)
         self._told[index] += len(data)
         self._outputs[index].add(data)
         if sum(self._told) - sum(self._read) > MOST_WAITING:
             self._fail("the guest's holder sends more than it may")
+
+    def _take_counts(self, consumed: int, counted: int) -> None:
+        if not self._greeted.is_set():
+            if not self._counted and not self.input_sent:  # others had the session before us
+                self.input_sent = self.input_taken = consumed
+                self._counted = counted
+            self._greeted.set()
+            self._count(counted)
+            for command in self._commands:
+                self.send(*command)
+        else:
+            self._count(counted)
+        self.input_taken = max(self.input_taken, min(consumed, self.input_sent))
+        self.input_news.set()
+
+    def _count(self, counted: int) -> None:
+        if not self._counted <= counted <= self._counted + len(self._commands):
+            raise ValueError(counted)
+        while self._counted < counted:
+            self._counted += 1
+            self._commands.popleft()
 
     def _end_output(self, index: int) -> None:
         if index not in {0, 1}:
@@ -152,8 +225,61 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
 
     # What the owner asks for.
 
+    def command(self, letter: bytes, payload: bytes = b"") -> None:
+        """Send a frame that must come once, now or over the next channel; ignored at the stream's end."""
+        if self.closed:
+            return
+        self._commands.append((letter, payload))
+        if len(self._commands) > MOST_COMMANDS:
+            self._fail("the guest's holder takes nothing")
+        elif self._greeted.is_set():
+            self.send(letter, payload)
+
+    @property
+    def takes(self) -> bool:
+        """Whether the holder keeps up with what it is sent."""
+        return len(self._commands) < MOST_COMMANDS // 4
+
+    async def reopen(self, link: Link, session: str) -> None:
+        """Go on over a channel of this link, which may be the one that the former channel was of.
+
+        Raises:
+            LinkLostError: The connection is lost again.
+            ShellError: The holder does not answer. If the stream is `closed` then, it knows no such session.
+        """
+        former, self.channel = self.channel, None
+        if former is not None:
+            former.abort()
+        self._received.clear()
+        self._begun = [False, False]
+        self.error = None
+        self._greeted.clear()
+        self.lost.clear()
+        request = {"session": session, "out": self._told[0], "err": self._told[1]}
+        answered = False
+        try:
+            with anyio.fail_after(ANSWER_S):
+                await link.open_holder(lambda: Ear(self))
+                self.send(b"T", json.dumps(request).encode())
+                await self._greeted.wait()
+            answered = True
+        except TimeoutError:
+            raise ShellError(f"the guest's holder does not answer within {ANSWER_S:g} s") from None
+        finally:
+            if not answered:
+                self._lose()
+        if self.lost.is_set():
+            raise self.failure("the guest's holder ended the stream")
+
+    def _lose(self) -> None:
+        """Be without a channel."""
+        former, self.channel = self.channel, None
+        if former is not None:
+            former.abort()
+        self.lost.set()
+
     def send(self, letter: bytes, payload: bytes = b"") -> None:
-        """Send a frame; ignored when the stream has ended."""
+        """Send a frame; ignored when there is no channel."""
         if not self.closed and self.channel is not None and not self.channel.is_closing():
             self.channel.write(encode(letter, payload))
             if self.channel.get_write_buffer_size() > MOST_UNSENT:
@@ -220,7 +346,7 @@ class Stream(asyncssh.SSHUNIXSession[bytes]):
             if self.channel is not None:
                 self.channel.abort()
             # The library tells the end only when the guest has closed too.
-            self.connection_lost(None)
+            self._end()
 
 
 async def open_stream(link: Link) -> Stream:
@@ -232,7 +358,7 @@ async def open_stream(link: Link) -> Stream:
     stream = Stream()
     try:
         with anyio.fail_after(ANSWER_S):
-            await link.open_holder(lambda: stream)
+            await link.open_holder(lambda: Ear(stream))
     except TimeoutError:
         raise ShellError(f"the guest opens no stream within {ANSWER_S:g} s") from None
     return stream

@@ -63,7 +63,7 @@ class FrameType(IntEnum):
     HELLO = 1  # C, S: {"protocol": int, "version": str, "pid": int}
     REFUSED = 2  # S: {"code": str, "message": str, "hint": str}
     INVOKE = 3  # C: see `claude_vm.supervisor.wire.records.Invocation`
-    NOTE = 4  # S: {"text": str, "level": "info"|"verbose"|"error"|"progress"}: for the user's stderr
+    NOTE = 4  # S: {"text": str, "level": "info"|"verbose"|"error"|"progress"|"urgent"}: for the user's stderr
     PROMPT = 5  # S: {"text": str}: a question that takes a line from the terminal
     ANSWER = 6  # C: {"line": str | null}: null when there is no terminal, or end of input
     STARTED = 7  # S: {"pty": bool}: the main process runs; with a PTY the terminal goes raw now

@@ -28,8 +28,9 @@ from claude_vm.supervisor.wire.framing import (
 from claude_vm.supervisor.wire.messages import MAX_AGENTS, MAX_DATA, SIGNALS, WINDOW, FrameType
 from claude_vm.supervisor.wire.records import Invocation, decode_answer
 
-Level = Literal["info", "verbose", "error", "progress"]
-"""What a note is. ``progress`` may be rewritten by the next one on a terminal."""
+Level = Literal["info", "verbose", "error", "progress", "urgent"]
+"""What a note is. ``progress`` may be rewritten by the next one on a terminal; ``urgent`` is shown even on
+the screen of a program that has the terminal."""
 
 LONGEST_NOTE = 32 * 1024
 """Characters of a note that are shown."""

@@ -26,10 +26,9 @@ from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.daemon.looking import Looker
 from claude_vm.supervisor.daemon.reports import Reports
 from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
-from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError
+from claude_vm.supervisor.ssh.errors import ConnectError, SessionUnknownError
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.remaining import Remaining
-from claude_vm.supervisor.ssh.shells import HeldSession
 
 NAME = "qemu"
 """The driver's name: one of those that a supervisor looks through at its start."""
@@ -68,7 +67,6 @@ class Vm:
         self.stopped = anyio.Event()
         self.reason = ""
         self.sessions = {}
-        self.terminals = set()
         self.ended_inputs = []
         self.primed = set()
         self.links = []
@@ -81,6 +79,15 @@ class Vm:
         self.stopped.set()
         for link in self.links:
             link.lose("the VM died")
+
+    def stand_still(self):
+        """From now on it says nothing. (A gate keeps new connections from being made.)"""
+        for link in self.links:
+            link.stand_still()
+
+    def go_on(self):
+        for link in self.links:
+            link.go_on()
 
     def end_session(self, session_id, status):
         self.sessions[session_id] = status
@@ -232,6 +239,9 @@ class MemoryLink:
         self.vm = vm
         self.lost = ""
         self.closed = False
+        self.still_since = None
+        self.stood_still = anyio.Event()
+        self.heard = anyio.Event()
         self.over = anyio.Event()
         self.news = anyio.Event()
         vm.links.append(self)
@@ -240,6 +250,43 @@ class MemoryLink:
         self.lost = self.lost or reason
         self.over.set()
         self.news.set()
+
+    def stand_still(self):
+        """From now on nothing comes."""
+        self.still_since = anyio.current_time()
+        self.stood_still.set()
+
+    def go_on(self):
+        self.still_since = None
+        self.stood_still = anyio.Event()
+        self.heard.set()
+        self.heard = anyio.Event()
+
+    @property
+    def silent_s(self):
+        return 0.0 if self.still_since is None else anyio.current_time() - self.still_since
+
+    @property
+    def is_closed(self):
+        return bool(self.lost)
+
+    def ask_often(self, interval_s):
+        pass
+
+    async def until_silent(self, seconds):
+        async def over():
+            await self.over.wait()
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(over)
+            while self.silent_s < seconds:
+                await self.stood_still.wait()
+                await anyio.sleep(seconds - self.silent_s)
+            tasks.cancel_scope.cancel()
+
+    async def until_heard(self):
+        await self.heard.wait()
 
     async def wait_closed(self):
         await self.over.wait()
@@ -255,30 +302,59 @@ class MemoryLink:
 class MemoryProcess:
     """A session's process: it writes one line, and ends when its VM is told so."""
 
-    def __init__(self, link, session_id):
+    gap = 0
+
+    def __init__(self, link, session_id, world=None):
         self.link = link
         self.session_id = session_id
+        self.world = world
         self.lines = [b"hello\n"]
+        self.attached = anyio.Event()
+        self.ends_input = False
+
+    @property
+    def is_lost(self):
+        return self.link is None or bool(self.link.lost)
+
+    def keep(self, session_id):
+        pass
+
+    async def until_lost(self):
+        if self.link is not None:
+            await self.link.over.wait()
+
+    async def attach(self, link):
+        await anyio.lowlevel.checkpoint()
+        self.world.fail("attach")
+        if self.session_id not in link.vm.sessions:
+            raise SessionUnknownError("no such session")
+        former, self.link = self.link, link
+        if former is not None:
+            former.news.set()
+        if self.ends_input:
+            link.vm.ended_inputs.append(self.session_id)
+        self.attached.set()
+        self.attached = anyio.Event()
 
     async def read_stdout(self, limit):
         await anyio.lowlevel.checkpoint()
         if self.lines:
             return self.lines.pop()
-        with contextlib.suppress(LinkLostError):
-            await self.wait()
+        await self.wait()
         return b""
 
     async def read_stderr(self, limit):
-        with contextlib.suppress(LinkLostError):
-            await self.wait()
+        await self.wait()
         return b""
 
     async def wait(self):
-        while self.link.vm.sessions[self.session_id] is None:
-            if self.link.lost:
-                raise LinkLostError("the connection was lost", detail=self.link.lost)
-            await self.link.news.wait()
-            self.link.news = anyio.Event()
+        while self.is_lost or self.link.vm.sessions[self.session_id] is None:
+            if self.is_lost:
+                await self.attached.wait()
+                continue
+            link = self.link
+            await link.news.wait()
+            link.news = anyio.Event()
         return self.link.vm.sessions[self.session_id]
 
     async def write(self, data):
@@ -288,7 +364,7 @@ class MemoryProcess:
         pass
 
     def write_eof(self):
-        self.link.vm.ended_inputs.append(self.session_id)
+        self.ends_input = True
 
     async def remaining(self):
         return Remaining()
@@ -298,13 +374,14 @@ class MemoryProcess:
 
 
 class MemoryShells:
-    def __init__(self, link):
+    def __init__(self, link, world):
         self.link = link
+        self.world = world
 
     async def start(self, session_id, *, pty):
         await anyio.lowlevel.checkpoint()
         self.link.vm.sessions[session_id] = None
-        return MemoryProcess(self.link, session_id)
+        return MemoryProcess(self.link, session_id, self.world)
 
     async def aclose(self):
         pass
@@ -316,9 +393,13 @@ class MemoryClient:
     def __init__(self):
         self.output = b""
         self.started_with = []
+        self.notes = []
 
     def forget_environment(self):
         """It has none."""
+
+    def note_nowait(self, text, level="info", beneath=()):
+        self.notes.append((level, text))
 
     async def started(self, *, pty):
         self.started_with.append(pty)
@@ -361,10 +442,13 @@ class World:
         self.folder = folder
         self.boot = "boot-1"
         self.attempts = 0  # to connect
-        for module in (execution, detached):
-            for name in ("connect", "prime", "attach", "held_sessions"):
-                if hasattr(module, name):
-                    monkeypatch.setattr(module, name, getattr(self, f"_{name}"))
+        monkeypatch.setattr(execution, "connect", self._connect)
+        monkeypatch.setattr(execution, "prime", self._prime)
+        monkeypatch.setattr(execution, "HeldProcess", self)
+
+    def found(self, session_id):
+        """Stand for `HeldProcess.found`."""
+        return MemoryProcess(None, session_id, self)
 
     @contextlib.asynccontextmanager
     async def supervisor(self, policy=None, **options):
@@ -380,10 +464,10 @@ class World:
                 yield Supervisor(dispatcher, journal, adopted)
                 tasks.cancel_scope.cancel()
 
-    async def left_session(self, name):
+    async def left_session(self, name, **changes):
         """Run a session, kill its supervisor, and return the VM in which it goes on."""
         async with self.supervisor() as supervisor:
-            supervisor.session(name)
+            supervisor.session(name, **changes)
             await settled()
         (vm,) = self.cloud.vms.values()
         return vm
@@ -393,7 +477,7 @@ class World:
         self.attempts += 1
         if "connect" in self.cloud.gates:
             await self.cloud.gates["connect"].passed()
-        self._fail("connect")
+        self.fail("connect")
         if self.cloud.refuse_connections:
             raise ConnectError("nobody answers")
         return MemoryLink(self.cloud.vm(access.port))
@@ -401,23 +485,11 @@ class World:
     async def _prime(self, link, kinds, *, term):
         await anyio.lowlevel.checkpoint()
         link.vm.primed |= {str(kind) for kind in kinds}
-        return MemoryShells(link)
+        return MemoryShells(link, self)
 
-    async def _attach(self, link, session_id):
-        await anyio.lowlevel.checkpoint()
-        self._fail("attach")
-        return MemoryProcess(link, session_id)
-
-    def _fail(self, method):
+    def fail(self, method):
         if self.cloud.failures.get(method):
             raise self.cloud.failures[method].pop(0)
-
-    async def _held_sessions(self, link):
-        await anyio.lowlevel.checkpoint()
-        self._fail("held_sessions")
-        return [
-            HeldSession(name, pty=name in link.vm.terminals, status=s) for name, s in link.vm.sessions.items()
-        ]
 
 
 class Supervisor:

@@ -21,6 +21,7 @@ from claude_vm.supervisor.daemon.looking import Looker
 from claude_vm.supervisor.daemon.records import JournaledSession, LeftInstance
 from claude_vm.supervisor.daemon.reports import Reports
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, ShellError, StatusLostError
+from claude_vm.supervisor.ssh.process import Pty
 
 POOL = PoolPolicy(size=1)
 
@@ -190,12 +191,11 @@ def test_the_ports_of_a_session_that_goes_on_are_opened_again_or_told(world, tak
         in_virtual_time(main)
 
 
-@pytest.mark.parametrize(("terminals", "ended"), [(set(), ["a1"]), ({"a1"}, [])])
-def test_the_input_of_a_session_on_pipes_ends_when_nobody_is_left_to_write_it(world, terminals, ended):
+@pytest.mark.parametrize(("pty", "ended"), [(None, ["a1"]), (Pty("xterm", 24, 80), [])], ids=["pipes", "pty"])
+def test_the_input_of_a_session_on_pipes_ends_when_nobody_is_left_to_write_it(world, pty, ended):
     async def main():
-        vm = await world.left_session("a1")
+        vm = await world.left_session("a1", pty=pty)
         assert vm.ended_inputs == []
-        vm.terminals = terminals
         async with world.supervisor() as second:
             await settled()
             assert list(second.dispatcher.sessions) == ["a1"]
@@ -247,17 +247,16 @@ def test_a_session_that_is_out_of_reach_is_not_given_up_as_long_as_its_vm_lives(
     in_virtual_time(main)
 
 
-@pytest.mark.parametrize("method", ["held_sessions", "attach"])
 @pytest.mark.parametrize(
     "error", [ShellError("no answer"), ChannelRefusedError("no"), StatusLostError("none")], ids=str
 )
-def test_a_session_whose_holder_does_not_answer_is_not_given_up_as_long_as_its_vm_lives(world, method, error):
+def test_a_session_whose_holder_does_not_answer_is_not_given_up_as_long_as_its_vm_lives(world, error):
     async def main():
         vm = await world.left_session("a1")
-        world.cloud.failures[method] = [error] * 3
+        world.cloud.failures["attach"] = [error] * 3
         async with world.supervisor() as second:
             await trio.sleep(100)
-            assert world.cloud.failures[method] == []
+            assert world.cloud.failures["attach"] == []
             assert list(second.dispatcher.sessions) == ["a1"]
             vm.end_session("a1", 5)
             await settled()

@@ -176,21 +176,6 @@ def test_a_warm_vm_whose_connection_is_lost_is_replaced(world):
     in_virtual_time(main)
 
 
-def test_the_loss_of_a_connection_under_a_session_ends_that_session_and_nothing_twice(world):
-    async def main():
-        async with world.supervisor(POOL) as supervisor:
-            fill(supervisor)
-            await settled()
-            session = supervisor.session()
-            await settled()
-            (vm,) = (v for v in world.cloud.vms.values() if v.sessions)
-            vm.links[0].lose("cut")
-            await session.ended.wait()
-            assert session.outcome.code == "ssh-link-lost"
-
-    in_virtual_time(main)
-
-
 @pytest.mark.parametrize("policy", [POOL, PAUSED])
 def test_a_vm_that_dies_before_anybody_claims_it_is_replaced(world, policy):
     async def main():

@@ -29,6 +29,8 @@ class Client:
 class Process:
     """A main command that has ended. It, or what it left behind, writes a piece every `pause_s` seconds."""
 
+    is_lost = False
+
     def __init__(self, *, pieces=None, pause_s=0.0, runs_s=0.0):
         self.pieces = pieces
         self.pause_s = pause_s
@@ -128,3 +130,20 @@ def test_a_signal_of_the_client_ends_a_session_whose_command_has_ended(world):
             assert session.outcome.status == 7
 
     in_virtual_time(main)
+
+
+def test_what_a_command_wrote_is_waited_for_while_its_guest_is_out_of_reach():
+    class Lost(Process):
+        is_lost = True
+
+        async def read_stdout(self, limit):
+            if self.is_lost:
+                await anyio.sleep(100)
+            data = await super().read_stdout(limit)
+            self.is_lost = False
+            return data
+
+    client = Client()
+    status, seconds = carry(client, Lost(pieces=3))
+    assert (status, client.taken) == (7, 3 * CHUNK)
+    assert seconds > 100

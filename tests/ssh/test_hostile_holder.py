@@ -128,7 +128,7 @@ async def test_a_holder_that_takes_nothing_is_left(stream):
 
 async def test_a_claim_of_more_input_than_was_sent_opens_no_window(stream):
     process = HeldProcess(stream)
-    stream.data_received(frame(b"C", struct.pack(">Q", 1 << 63)), None)
+    stream.data_received(frame(b"C", struct.pack(">QQ", 1 << 63, 0)), None)
     with anyio.move_on_after(0.2) as scope:
         await process.write(bytes(10_000_000))
     assert scope.cancelled_caught

@@ -7,8 +7,9 @@ program then runs, with which words and which environment, lies in files; the ho
 
 What a session writes is kept until it is acknowledged, with the offset of its first byte, and its exit
 status is kept. So a supervisor that comes back reads on where it stopped. What is kept is bounded: a session
-with pipes then waits, so that nothing is lost; on a terminal that nobody watches the oldest output goes, so
-that the program does not stop.
+with pipes then waits, so that nothing is lost; on a terminal that nobody has watched for a while the oldest
+output goes, so that the program does not stop. The frames I, E, W and K are counted, so that a supervisor
+whose connection broke repeats those that did not arrive, and no others.
 
 Frames, both ways: a letter, the length of the rest (4 bytes, big endian), the rest. To the holder:
 
@@ -28,7 +29,7 @@ From the holder:
     R                    the shell waits for S
     O, F  8 bytes, data  stdout or stderr, from this offset on
     Z  1 or 2            that output has ended
-    C  8 bytes           so much of the input was passed on, in all
+    C  2 numbers of 8    so much of the input was passed on, and so many of I, E, W and K came, in all
     B                    before X: something that the session has started still works, which is told soon
     B  JSON              after X: how many processes these are by then, and the command lines of the first
     X  4 bytes           the exit status (128+n for signal n); output may still come

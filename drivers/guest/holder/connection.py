@@ -163,3 +163,5 @@ class Connection:
                     output.acknowledge(offset)
             case _:
                 raise RefusedError("an unknown frame")
+        if letter in {b"I", b"E", b"W", b"K"}:
+            shell.count()

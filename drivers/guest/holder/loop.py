@@ -45,11 +45,13 @@ class Loop:
         else:
             self._timers[key] = check
 
-    def repeat(self, key: object, interval_s: float, check: Callable[[], None] | None) -> None:
-        """Call `check` once each interval, beginning soon, until None takes its place."""
+    def repeat(
+        self, key: object, interval_s: float, check: Callable[[], None] | None, *, first_s: float = 0.0
+    ) -> None:
+        """Call `check` once each interval, for the first time in `first_s`, until None takes its place."""
         self._repeated.pop(key, None)
         if check is not None:
-            self._repeated[key] = (time.monotonic(), interval_s, check)
+            self._repeated[key] = (time.monotonic() + first_s, interval_s, check)
 
     def call(self, function: Callable[[], None]) -> None:
         """Call `function` in the loop's thread, soon."""

@@ -58,8 +58,8 @@ class Output:
 
     @property
     def overwrites(self) -> bool:
-        """Whether the oldest output goes when there is no room: on a terminal that nobody watches."""
-        return self.shell.connection is None and self.shell.kind == "pty"
+        """Whether the oldest output goes when there is no room: on a terminal that nobody comes back to."""
+        return self.shell.alone and self.shell.kind == "pty"
 
     def _read(self, _: int) -> None:
         # A terminal gives a few KiB at a time: more of them in a frame, and all on the way have less to do.

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 INPUT_WINDOW = 1 << 18
 INPUT_REPORT = 1 << 15
+COUNT_REPORT = 32
+"""Frames that are counted before it is told."""
+ALONE_S = 20.0
+"""How long a terminal is kept as it is for a supervisor that may come back, in seconds."""
 CONTROL = 9
 _TERMINAL_PIECE = 4096
 _PROFILE_READS = 64
@@ -41,7 +45,9 @@ class Shell:
         self.status: int | None = None
         self.connection: Connection | None = None
         self.consumed = 0
-        self._reported = 0
+        self.alone = False
+        self._counted = 0
+        self._reported = (0, 0)
         self._input = bytearray()
         self._input_ends = False
         self._descriptors: set[int] = set()
@@ -273,10 +279,19 @@ class Shell:
     def _consume(self, count: int) -> None:
         del self._input[:count]
         self.consumed += count
+        self._report()
+
+    def count(self) -> None:
+        """Note that a frame came which must not come twice."""
+        self._counted += 1
+        self._report()
+
+    def _report(self, at_once: bool = False) -> None:
+        consumed, counted = self._reported
         # Not for each key: the echo would wait behind it until it has arrived (Nagle's algorithm in sshd).
-        if self.consumed - self._reported >= INPUT_REPORT:
-            self._reported = self.consumed
-            self.tell(b"C", struct.pack(">Q", self.consumed))
+        if at_once or self.consumed - consumed >= INPUT_REPORT or self._counted - counted >= COUNT_REPORT:
+            self._reported = (self.consumed, self._counted)
+            self.tell(b"C", struct.pack(">QQ", *self._reported))
 
     # The connection.
 
@@ -285,12 +300,13 @@ class Shell:
         if self.connection is not None:
             self.connection.close()
         self.connection = connection
+        self.alone = False
+        self.holder.loop.repeat(self.outputs[0], 0, None)
         for output, offset in zip(self.outputs, offsets, strict=False):
             output.go_back(offset)
         if len(self.outputs) == 1:
             self.tell(b"Z", b"2")
-        self._reported = self.consumed
-        self.tell(b"C", struct.pack(">Q", self.consumed))
+        self._report(at_once=True)
         if self.ready and not self.session:
             self.tell(b"R")
         self.flush()
@@ -301,10 +317,16 @@ class Shell:
         """The connection is gone. A shell without a session goes with it."""
         self.connection = None
         if self.session:
-            for output in self.outputs:
-                output.listen()
+            self.holder.loop.repeat(self.outputs[0], ALONE_S, self._give_up_waiting, first_s=ALONE_S)
         else:
             self.close()
+
+    def _give_up_waiting(self) -> None:
+        """Nobody has come back: what writes to a terminal shall not stand still."""
+        self.alone = True
+        self.holder.loop.repeat(self.outputs[0], 0, None)
+        for output in self.outputs:
+            output.listen()
 
     def flush(self) -> None:
         """Give the connection what it takes of the outputs."""
@@ -336,6 +358,7 @@ class Shell:
             self.status = 128 + signal.SIGKILL
         self.holder.loop.poll(self, None)
         self.holder.loop.repeat(self, 0, None)
+        self.holder.loop.repeat(self.outputs[0], 0, None)
         for descriptor in list(self._descriptors):
             self._drop(descriptor)
         self.holder.shells.discard(self)
