@@ -32,6 +32,8 @@ Guards = Callable[[], Guard]
 
 _SYSTEM: Final = "/usr/local/bin:/usr/bin:/bin"
 _MOST_LINKS: Final = 40
+_MOST_INTERPRETERS: Final = 5
+_LONGEST_LINE: Final = 256
 _MOST_TOLD: Final = 3
 
 
@@ -73,12 +75,16 @@ class Programs:
             if guest := _decides(found, guard):
                 self._remark(f"{found} is not run: guests can write to {guest}")
                 continue
+            if guest := _decides_interpreter(found, guard):
+                self._remark(f"{found} is not run: its interpreter is a guest's, at {guest}")
+                continue
             return found
         return None
 
     def guest_at(self, path: str) -> str:
-        """Return a folder by which a guest can change what is at a path, or ""."""
-        return _decides(path, self._guards())
+        """Return a folder by which a guest can change what is at a path, or what runs it; or ""."""
+        guard = self._guards()
+        return _decides(path, guard) or _decides_interpreter(path, guard)
 
     def need(self, name: str, hint: str) -> str:
         """Return the absolute path of a program.
@@ -106,12 +112,16 @@ class Programs:
 class Surroundings:
     """What an image is made with: programs, and what else of its maker's environment counts.
 
-    `environ` has proxies, which may hold passwords, and ``TMPDIR``: it is kept by nobody.
+    `environ` has proxies, which may hold passwords: it is kept by nobody. And ``TMPDIR``, but for one where a
+    guest could exchange what is made there.
     """
 
     def __init__(self, programs: Programs, environ: Mapping[str, str]) -> None:
         self.programs = programs
-        self.environ = {name: value for name, value in environ.items() if name == "TMPDIR" or is_proxy(name)}
+        self.environ = {name: value for name, value in environ.items() if is_proxy(name)}
+        temporary = environ.get("TMPDIR", "")
+        if temporary.startswith("/") and not programs.guest_at(temporary):
+            self.environ["TMPDIR"] = temporary
 
     def __repr__(self) -> str:
         """No value of a variable."""
@@ -205,6 +215,42 @@ def _decides(path: str, guard: Guard) -> str:
             if (found := _around(place, guard)) and _may_change(place):
                 return found
     return ""
+
+
+def _decides_interpreter(path: str, guard: Guard) -> str:
+    """Return how a guest can decide which program runs a script, or "".
+
+    That is a folder of guests, or an interpreter's relative name: it means a file where one stands.
+    """
+    if guard is nobody_writes:
+        return ""
+    for _ in range(_MOST_INTERPRETERS):
+        if (interpreter := _interpreter(path)) is None:
+            return ""
+        if not interpreter.startswith("/"):
+            return f"'{interpreter}'"
+        if guest := _decides(interpreter, guard):
+            return guest
+        path = interpreter
+    return ""
+
+
+def _interpreter(path: str) -> str | None:
+    """Return the interpreter that a script names; None for what is no script, or can't be read.
+
+    Source: execve(2).
+    """
+    try:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            line = file.read(_LONGEST_LINE).partition(b"\n")[0]
+    except OSError:
+        return None
+    words = line.removeprefix(b"#!").split(maxsplit=1)
+    return os.fsdecode(words[0]) if line.startswith(b"#!") and words else None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _around(place: str, guard: Guard) -> str:

@@ -126,7 +126,8 @@ async def bootstrap(
     mmdebstrap = _need_tools(programs, root=root)
     unshare = (programs.find("unshare") or "") if root else ""
     own_mounts = unshare if unshare and await _may_mount(unshare, environ) else ""
-    scratch, disk = await anyio.to_thread.run_sync(_prepare, spec, archive, work, surroundings.environ)
+    temporary = scratch_root(surroundings)
+    scratch, disk = await anyio.to_thread.run_sync(_prepare, spec, archive, work, temporary)
     environ |= {
         "TMPDIR": str(scratch),
         "DISK_FD": str(disk),
@@ -232,17 +233,25 @@ def _free_ids(kind: str, folder: Path = Path("/etc")) -> str:
     return f"{first}-{first + _SUBORDINATES - 1}"
 
 
-def scratch_root(environ: Mapping[str, str]) -> Path:
+def scratch_root(surroundings: Surroundings) -> Path:
     """Return the folder for temporary files that other users, such as a namespace's, can reach too.
+
+    A guest reaches none of it: the image that is made there is everybody's, and what is left is removed.
 
     Raises:
         DriverError: There is none.
     """
-    for candidate in (environ.get("TMPDIR"), "/var/tmp", "/tmp"):  # noqa: S108 - a folder of ours is made in it
-        if candidate and _reachable(Path(candidate)):
+    guests: list[str] = []
+    for candidate in (surroundings.environ.get("TMPDIR"), "/var/tmp", "/tmp"):  # noqa: S108 - a folder of ours is made in it
+        if not candidate or not _reachable(Path(candidate)):
+            continue
+        if not surroundings.programs.guest_at(candidate):
             return Path(candidate)
+        guests.append(candidate)
+    why = f": guests can write to {' and '.join(guests)}" if guests else ""
     raise DriverError(
-        "no folder for temporary files", hint="make /var/tmp writable for everybody (mode 1777)"
+        f"no folder for temporary files{why}",
+        hint="make /var/tmp writable for everybody (mode 1777), or set TMPDIR to a folder of no mount",
     )
 
 
@@ -266,9 +275,8 @@ def _need_tools(programs: Programs, *, root: bool) -> str:
     return str(found["mmdebstrap"])
 
 
-def _prepare(spec: ImageSpec, archive: bytes, work: Path, environ: Mapping[str, str]) -> tuple[Path, int]:
-    """Put the inputs into the work folder, and return a new scratch folder and the open, still empty disk."""
-    root = scratch_root(environ)
+def _prepare(spec: ImageSpec, archive: bytes, work: Path, root: Path) -> tuple[Path, int]:
+    """Put the inputs into the work folder; return a new scratch folder in `root` and the open, empty disk."""
     for folder, needed in ((root, _SCRATCH_BYTES), (work, _CACHE_BYTES)):
         free = shutil.disk_usage(folder).free
         if free < needed:

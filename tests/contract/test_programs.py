@@ -5,7 +5,7 @@ import os
 import pytest
 
 from claude_vm.drivers.errors import ToolMissingError
-from claude_vm.drivers.programs import guarding, search, user_environment
+from claude_vm.drivers.programs import Surroundings, guarding, search, user_environment
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def host(tmp_path, monkeypatch):
 def put(program):
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
+    return program
 
 
 def found(host, path, *, shared=("project",)):
@@ -84,6 +85,50 @@ def test_a_program_that_leads_into_a_project_is_not_run(host):
     tool, programs = found(host, "@/usr/bin:@/shared")
     assert tool == "shared/tool"
     assert programs.remarks == [f"{host}/usr/bin/tool is not run: guests can write to {host}/project"]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("#!@/project/bin/node\n", "at @/project"),
+        ("#! \t@/project/.venv/bin/python -I", "at @/project"),
+        ("#!@/usr/bin/linked -x\n", "at @/project"),
+        ("#!@/usr/bin/wrapper\n", "at @/project"),
+        ("#!node\n", "at 'node'"),
+        ("#!./node_modules/.bin/node\n", "at './node_modules/.bin/node'"),
+    ],
+)
+def test_a_script_whose_interpreter_is_a_guests_is_not_run(host, line, why):
+    (host / "usr/bin/linked").symlink_to(host / "project/bin/python")
+    put(host / "usr/bin/wrapper").write_text(f"#!{host}/project/bin/sh\n")
+    (host / "usr/bin/tool").write_text(line.replace("@", str(host)))
+    tool, programs = found(host, "@/usr/bin:@/shared")
+    assert tool == "shared/tool"
+    told = why.replace("@", str(host))
+    assert programs.remarks == [f"{host}/usr/bin/tool is not run: its interpreter is a guest's, {told}"]
+    assert programs.guest_at(f"{host}/usr/bin/tool")
+    assert not programs.guest_at(f"{host}/shared/tool")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"#!", b"#!\n", b"\x7fELF", b"#!/usr/bin/env node\n", b"#!" + b"x" * 9]
+)
+def test_a_program_that_names_no_interpreter_of_a_guests_is_run(host, content):
+    (host / "usr/bin/tool").write_bytes(content)
+    assert found(host, "@/usr/bin:@/shared")[0] == ("shared/tool" if b"xxx" in content else "usr/bin/tool")
+
+
+def test_temporary_files_are_made_where_no_guest_can_exchange_them(host):
+    programs = found(host, "@/usr/bin")[1]
+    (host / "link").symlink_to("project/.venv")
+    for folder in ("project", "project/tmp", "link", "project/../shared/../project"):
+        assert Surroundings(programs, {"TMPDIR": f"{host}/{folder}", "x_proxy": "p"}).environ == {
+            "x_proxy": "p"
+        }
+    for relative in ("", "tmp", "."):
+        assert Surroundings(programs, {"TMPDIR": relative}).environ == {}
+    kept = {"TMPDIR": f"{host}/shared"}
+    assert Surroundings(programs, kept).environ == kept
 
 
 def test_a_program_that_a_link_leads_to_elsewhere_is_run_by_its_own_name(host):

@@ -16,7 +16,7 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images import bootstrap, initrd
 from claude_vm.drivers.images.bootstrap import build_environment, command, hint_for, scratch_root
 from claude_vm.drivers.images.rootfs import ImageSpec, TreeFile, guest_tree, image_key, tree_archive
-from claude_vm.drivers.programs import Surroundings, search
+from claude_vm.drivers.programs import Surroundings, guarding, search
 
 SPEC = ImageSpec(uid=1001, gid=1002)
 TREE = (TreeFile("etc/a", 0o644, b"one"), TreeFile("usr/lib/x/b", 0o755, b"two"))
@@ -183,15 +183,25 @@ def test_the_scratch_folder_is_one_that_strangers_can_get_through(tmp_path):
     (tmp_path / "open").chmod(0o755)
     (tmp_path / "closed" / "inner").mkdir(parents=True)
     (tmp_path / "closed").chmod(0o700)
-    assert scratch_root({"TMPDIR": str(tmp_path / "closed" / "inner")}) == Path("/var/tmp")
-    assert scratch_root({"TMPDIR": str(tmp_path / "gone")}) == Path("/var/tmp")
-    assert scratch_root({}) == Path("/var/tmp")
+    for temporary in (tmp_path / "closed" / "inner", tmp_path / "gone"):
+        assert scratch_root(Surroundings(search(""), {"TMPDIR": str(temporary)})) == Path("/var/tmp")
+    assert scratch_root(Surroundings(search(""), {})) == Path("/var/tmp")
+
+
+def test_the_scratch_folder_is_none_that_guests_can_write_to():
+    def among(*folders):
+        return Surroundings(search("", lambda: guarding(map(Path, folders))), {})
+
+    assert scratch_root(among("/var/tmp/other")) == Path("/var/tmp")
+    assert scratch_root(among("/var/tmp")) == Path("/tmp")
+    with pytest.raises(DriverError, match="guests can write to /var/tmp and /tmp"):
+        scratch_root(among("/var/tmp", "/tmp"))
 
 
 def test_without_any_folder_for_temporary_files_the_error_says_so(monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(DriverError, match="no folder for temporary files"):
-        scratch_root({})
+        scratch_root(Surroundings(search(""), {}))
 
 
 @pytest.fixture
