@@ -6,7 +6,6 @@ there. Without one they are parsed here first, so that help and usage errors sta
 
 import gc
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False  # the module of that name takes long to load
@@ -46,9 +45,6 @@ def _leave(status: int) -> int:
 def _guarded(argv: list[str]) -> int:
     """Run the words; whatever fails is a message and a status, never a traceback."""
     gc.disable()  # imports make no garbage, only objects that would be counted again and again
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Until there is something to clean up, Ctrl-C just ends us.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_standard_descriptors()
     from claude_vm.supervisor.cli.signals import EndedBySignalError, die_of  # noqa: PLC0415 - after that
     from claude_vm.supervisor.wire.errors import WireError  # noqa: PLC0415

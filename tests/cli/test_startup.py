@@ -1,5 +1,8 @@
+import signal
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +66,32 @@ def test_the_rare_parts_are_loaded_only_when_needed(scripted):
     loaded = set(done.stderr.rsplit("\n", 1)[1].split(" "))
     rare = {"agents", "terminal", "launch"}
     assert {f"claude_vm.supervisor.cli.{name}" for name in rare} & loaded == set()
+
+
+def test_ctrl_c_while_the_program_loads_ends_it_without_a_word():
+    """From the first of our modules on; what the interpreter does before that is not ours."""
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'claude_vm.supervisor.cli.main':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting)\n"
+        "from {module} import {name}\n"
+    )
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    assert len(scripts) == 3
+    for place in scripts.values():
+        module, _, name = place.partition(":")
+        code = program.replace("{module}", module).replace("{name}", name)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+def test_who_ignores_ctrl_c_goes_on_ignoring_it():
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "import claude_vm.supervisor.cli.start\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

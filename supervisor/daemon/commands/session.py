@@ -26,6 +26,7 @@ from claude_vm.supervisor.daemon.commands.choice import choose_driver
 from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.key import session_key
 from claude_vm.supervisor.daemon.commands.next_steps import next_step
+from claude_vm.supervisor.daemon.commands.queued import waits_for
 from claude_vm.supervisor.daemon.commands.source import how_it_came
 from claude_vm.supervisor.daemon.commands.telling import tell_reports, tell_sharing
 from claude_vm.supervisor.daemon.commands.template import HOST_ADDRESS, usable_template
@@ -277,6 +278,10 @@ async def _tell_phases(command: Command, session: Session, before: Sequence[Pool
     source_told = False
     while True:
         phase = await session.next_phase()
+        if phase == "queued":
+            core = command.host.dispatcher.core
+            most = core.policy.max_instances
+            phase = waits_for(session.session_id, core.instances(), core.sessions(), most)
         if verbose and session.source and not source_told:
             source_told = True
             came = how_it_came(session.source, session.plan.key, before)
