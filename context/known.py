@@ -13,6 +13,7 @@ So a guest that changes files of git can make a project smaller. It can't make i
 by making it smaller first.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Known:
     def __init__(self, folders: Iterable[Folder] = ()) -> None:
         self._folders = {str(folder.path): folder for folder in folders}
         self._writable = {path for path, folder in self._folders.items() if folder.writable}
-        self._identities = {self._folders[path].identity for path in self._writable}
+        self._identities = {self._folders[path].identity: self._folders[path] for path in self._writable}
 
     def nearest(self, path: Path) -> Folder | None:
         """Return what is remembered of a path, or of the nearest folder above it."""
@@ -51,9 +52,34 @@ class Known:
                 return found
         return None
 
+    def bound(self, path: Path) -> Folder | None:
+        """Return the same of an existing path. A writable folder that was moved is still known, at its place.
+
+        So no guest gains by a folder that is moved into another repository.
+        """
+        for folder in (path, *path.parents):
+            if (found := self._folders.get(str(folder))) is not None:
+                return found
+            if (moved := self._identities.get(_identity(folder))) is not None:
+                return msgspec.structs.replace(moved, path=folder)
+        return None
+
+    def covers(self, reach: Iterable[Path], folders: Iterable[Path]) -> bool:
+        """Tell whether each of some existing folders is, or lies in, one of `reach`, which may have moved."""
+        allowed = tuple(reach)
+        return all(
+            any(self.is_now(place, was) for place in (folder, *folder.parents) for was in allowed)
+            for folder in folders
+        )
+
     def get(self, path: Path) -> Folder | None:
         """Return what is remembered of exactly this path."""
         return self._folders.get(str(path))
+
+    def is_now(self, path: Path, was: Path) -> bool:
+        """Tell whether an existing path is the folder `was`, which may have moved."""
+        before = self.get(was)
+        return path == was or (before is not None and before.writable and before.identity == _identity(path))
 
     @property
     def writable(self) -> tuple[Path, ...]:
@@ -102,17 +128,17 @@ def _described(folders: Sequence[Path], template_root: Path) -> str:
 def growth(project: Project, known: Known) -> Growth | None:
     """Return how a project is more than what is remembered; None when it is not."""
     against: list[Folder] = []
-    bound = known.nearest(project.cwd)
+    bound = known.bound(project.cwd)
     if bound is not None and not (
-        _covers(bound.reach, project_folders(project)) and _has_template(project, bound, known)
+        known.covers(bound.reach, project_folders(project)) and _has_template(project, bound, known)
     ):
         against.append(bound)
     data = _claimed(project)
-    bound = None if data is None else known.nearest(data)
+    bound = None if data is None else known.bound(data)
     if bound is not None and data is not None and project.main_repository is not None:
         main = known.get(project.main_repository)
-        agreed = main is not None and _covers(main.reach, [data])
-        if not agreed and not _covers(bound.reach, [project.main_repository]) and bound not in against:
+        agreed = main is not None and known.covers(main.reach, [data])
+        if not agreed and not known.covers(bound.reach, [project.main_repository]) and bound not in against:
             against.append(bound)
     return Growth(project, tuple(against)) if against else None
 
@@ -159,7 +185,7 @@ def _has_template(project: Project, bound: Folder, known: Known) -> bool:
     """Tell whether a template is the project's own: what it was, or one that no other project has had."""
     root = project.template_root
     is_new = bound.path != project.root and known.get(root) is None
-    return is_new or root in {bound.template_root, project.root}
+    return is_new or root == project.root or known.is_now(root, bound.template_root)
 
 
 def _claimed(project: Project) -> Path | None:
@@ -172,6 +198,9 @@ def _claimed(project: Project) -> Path | None:
     return None if own_file else data
 
 
-def _covers(reach: Iterable[Path], folders: Iterable[Path]) -> bool:
-    allowed = set(reach)
-    return all(not allowed.isdisjoint((folder, *folder.parents)) for folder in folders)
+def _identity(path: Path) -> Identity:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - for each command, so quick
+    except OSError:
+        return -1, -1  # nobody's
+    return status.st_dev, status.st_ino

@@ -365,3 +365,47 @@ def covers(reach, folders):
 
 TestGuestsAndSessions = GuestsAndSessions.TestCase
 TestGuestsAndSessions.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+
+
+def test_a_folder_that_the_user_moves_brings_no_more_than_it_was(user, home, git):
+    for name in ("work", "work/inner"):
+        git(home, "init", "-q", name)
+    inner, moved = home / "work/inner", home / "work/libs/inner"
+    (inner / "sub").mkdir()
+    assert user.session(inner) == (inner,)
+    shutil.rmtree(inner / ".git")
+    moved.parent.mkdir()
+    inner.rename(moved)
+    assert (user.session(moved), user.session(moved / "sub")) == (None, None)
+    text = growth(user.find(moved), user.known).text
+    assert text.startswith(f"{moved} was of the project {inner}, and would now be of {home / 'work'}: ")
+    assert user.session(home / "work") == (home / "work",)
+    assert user.session(moved / "sub", accept=True) == (home / "work",)
+    assert user.session(moved) == (home / "work",)
+    assert user.folders[inner].reach == (inner,)
+
+
+def test_data_that_the_user_moves_say_no_more_than_they_could(user, area, home, git):
+    assert user.session(area / "main") == (area / ".git", area / "main")
+    (home / "new").mkdir()
+    (area / ".git").rename(home / "new/.git")
+    (area / "feature").rename(home / "new/feature")
+    git(home / "new/.git", "worktree", "repair", str(home / "new/feature"))
+    git(home, "config", "-f", str(home / "new/.git/config"), "core.bare", "false")
+    assert user.session(home / "new/feature") is None
+    git(home, "config", "-f", str(home / "new/.git/config"), "core.bare", "true")
+    assert user.session(home / "new/feature") == (home / "new/.git", home / "new/feature")
+
+
+def test_what_is_moved_as_a_whole_is_what_it_was(user, area, home, repository, git):
+    for cwd in (repository, area / "main", home / "plain"):
+        cwd.mkdir(exist_ok=True)
+        assert user.session(cwd) is not None
+    for name in ("code", "area", "plain"):
+        (home / name).rename(home / f"new-{name}")
+    area = home / "new-area"
+    git(area / ".git", "worktree", "repair", str(area / "main"))
+    assert user.session(home / "new-code") == (home / "new-code",)
+    assert user.session(home / "new-code/sub") == (home / "new-code",)
+    assert user.session(area / "main") == (area / ".git", area / "main")
+    assert user.session(home / "new-plain") == (home / "new-plain",)
