@@ -125,22 +125,23 @@ def check_project(project: Project, *, home: Path, any_directory: bool) -> None:
         )
 
 
-def check_apart(folders: Iterable[Path], data: Path) -> None:
-    """Refuse writable mounts of claude-vm's own data, which are templates, keys and the journal.
+def check_apart(folders: Iterable[Path], own: Iterable[Path]) -> None:
+    """Refuse writable mounts of claude-vm's own data: templates, keys, the journal, sockets.
 
     Raises:
-        ProjectError: One of `folders` is the folder `data`, contains it or lies in it.
+        ProjectError: One of `folders` is one of the folders `own`, contains one or lies in one.
     """
-    own = _chain(data)
+    chains = [(data, _chain(data)) for data in own]
     for folder in folders:
         real = _chain(folder)
-        # bind mounts give one directory several names
-        if real[0] in own or own[0] in real:
-            raise ProjectError(
-                f"a guest that may write to {folder} could write claude-vm's own data in {data}",
-                hint="work in another directory, mount this one read-only, or set CLAUDE_VM_HOME to a folder"
-                " outside of it",
-            )
+        for data, chain in chains:
+            # bind mounts give one directory several names
+            if real[0] in chain or chain[0] in real:
+                raise ProjectError(
+                    f"a guest that may write to {folder} could write claude-vm's own data in {data}",
+                    hint="work in another directory, mount this one read-only, or set CLAUDE_VM_HOME to a"
+                    " folder outside of it, with a short path",
+                )
 
 
 def _chain(path: Path) -> list[object]:

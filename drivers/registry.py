@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 from claude_vm.drivers.api import Driver, Owner
@@ -48,6 +49,13 @@ def programs_of(name: str) -> Sequence[str]:
     from claude_vm.drivers.vm.accelerator import programs  # noqa: PLC0415 - as above
 
     return {"lima": (*programs(), "limactl"), "qemu": programs()}.get(name, ())
+
+
+def folders(home: Path) -> Sequence[Path]:
+    """Return where drivers keep what belongs to a data folder, in it or elsewhere. It may be missing."""
+    from claude_vm.drivers.lima.home import lima_home  # noqa: PLC0415 - as above
+
+    return (lima_home(home),)
 
 
 def check(name: str) -> None:

@@ -63,6 +63,12 @@ class Host(msgspec.Struct, frozen=True):
     sweep: Callable[[], None]
     in_process: bool = False
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where our own data is: the data folder, and what lies elsewhere for want of a short path there."""
+        runtime = Path(paths.runtime_directory(str(self.home)))
+        return self.home, runtime, *registry.folders(self.home)
+
 
 @asynccontextmanager
 async def open_host(

@@ -307,12 +307,12 @@ def test_what_a_guest_may_write_has_no_part_of_our_own_data(tmp_path, data):
     project = tmp_path / "project"
     project.mkdir()
     with pytest.raises(ProjectError, match="own data") as caught:
-        check_apart([project], project / data)
+        check_apart([project], [tmp_path / "elsewhere", project / data])
     assert "CLAUDE_VM_HOME" in caught.value.hint
 
 
 def test_data_beside_the_project_are_fine(tmp_path):
-    check_apart([tmp_path / "project"], tmp_path / "project-and-more/data")
+    check_apart([tmp_path / "project"], [tmp_path / "project-and-more/data", tmp_path / "other"])
 
 
 LEGAL = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")

@@ -7,9 +7,13 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from claude_vm_tests_user import sleeper
+
+from claude_vm.drivers.lima.home import lima_home
+from claude_vm.supervisor.wire import paths
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -217,3 +221,19 @@ def test_nothing_is_started_when_it_can_not_be_remembered(ready):
     done = ready.run("shell", "true")
     assert (done.returncode, "[places-failed]" in lines(done)[0]) == (125, True)
     assert ready.run("ps").returncode == 0
+
+
+def test_no_guest_gets_what_lies_elsewhere_because_the_data_folder_has_a_long_path(user):
+    data = user.home / ("long-" * 20)
+    env = {"CLAUDE_VM_HOME": str(data)}
+    try:
+        assert user.run("setup", "--no-agent", env=env).returncode == 0
+        for folder in (paths.runtime_directory(str(data)), lima_home(data), data / "cache"):
+            place = Path(folder).parent
+            done = user.run("--mount", f"{place}:/x", "shell", "true", env=env)
+            assert (done.returncode, "own data" in lines(done)[0]) == (125, True), place
+            assert str(place) in lines(done)[0]
+            done = user.run("--mount", f"{place}:/x:ro", "shell", "true", env=env)
+            assert "own data" not in done.stderr.decode()
+    finally:
+        user.run("daemon", "stop", "--force", env=env)

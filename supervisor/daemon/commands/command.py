@@ -192,7 +192,7 @@ class Command:
         """
         project = await self.project()
         check_project(project, home=self.user_home, any_directory=self.flags.any_directory)
-        check_apart(project_folders(project), self.host.home)
+        check_apart(project_folders(project), self.host.folders)
         check_text(str(project.root), "project")
         return project
 

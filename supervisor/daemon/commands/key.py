@@ -36,7 +36,7 @@ async def session_key(
     )
     for mount in mounts:
         check_text(mount.host, "mount")
-    check_apart([Path(mount.host) for mount in mounts if mount.writable], command.host.home)
+    check_apart([Path(mount.host) for mount in mounts if mount.writable], command.host.folders)
     return PoolKey(
         driver=driver.name,
         template=template.name,
