@@ -339,6 +339,10 @@ class Client:
         self.data += data
 
 
+COUNT = 2000
+"""More than there ever are, so that what takes its time in one piece is seen on a fast machine, too."""
+
+
 async def longest_turn(command, work, request):
     """Return what a listing prints, and its longest turn on the loop in seconds of processor time."""
     real = Command(command.host, Client(), Flags())
@@ -357,6 +361,7 @@ async def longest_turn(command, work, request):
             tasks.start_soon(watch)
             await anyio.lowlevel.checkpoint()
             await work(real, request)
+            await anyio.lowlevel.checkpoint()  # the last turn counts, too
             tasks.cancel_scope.cancel()
     finally:
         gc.unfreeze()
@@ -364,23 +369,23 @@ async def longest_turn(command, work, request):
 
 
 @pytest.mark.parametrize("request_", [Ps(), Ps(json=True), Ps(all=True), Ps(all=True, json=True)], ids=str)
-async def test_a_listing_of_a_thousand_sessions_and_a_thousand_ended_ones_has_short_turns(request_):
+async def test_a_listing_of_thousands_of_sessions_has_short_turns(request_):
     marks = [(name, 1.0) for name in (*"abcdefghijklm", "ended", "deleted")]
-    finished = EndedSessions()
-    for number in range(1000):
+    finished = EndedSessions(limit=COUNT)
+    for number in range(COUNT):
         finished.add(msgspec.structs.replace(ended(f"{number:08x}"), marks=marks))
-    running = [session(f"r{number:07x}") for number in range(1000)]
+    running = [session(f"r{number:07x}") for number in range(COUNT)]
     command = sessions(*running, views=[seen(s.session_id) for s in running])
     command.host.dispatcher.finished = finished
     data, took = await longest_turn(command, ps, request_)
     assert took < 0.05
     if request_.json:
         rows = json.loads(data)
-        assert len(rows) == (2000 if request_.all else 1000)
+        assert len(rows) == (2 * COUNT if request_.all else COUNT)
         whole = msgspec.json.format(json.dumps(rows), indent=2)
         assert data.decode() == f"{whole}\n"
     else:
-        assert data.count(b"\n") == (2001 if request_.all else 1001)
+        assert data.count(b"\n") == (2 * COUNT + 1 if request_.all else COUNT + 1)
 
 
 async def test_an_empty_list_is_one_in_json_too():
