@@ -9,10 +9,14 @@ from pathlib import Path
 
 import psutil
 
+from claude_vm.bench.errors import BenchError
 from claude_vm.bench.records import Environment
 from claude_vm.context.errors import ProjectError
-from claude_vm.context.project import find_project
+from claude_vm.context.project import find_project, project_folders
 from claude_vm.drivers.programs import guarding, search
+from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.places import Places
+from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.version import VERSION
 
 
@@ -40,13 +44,22 @@ def environment(
 
 
 def leave_out_of_path(cwd: Path) -> None:
-    """Take out of this process's ``PATH`` what guests can write to: the bench starts what it finds there."""
+    """Take out of this process's ``PATH`` what guests can write to: the bench starts what it finds there.
+
+    Raises:
+        BenchError: What guests could write to is not known.
+    """
     shared: list[Path] = []
     with contextlib.suppress(ProjectError):
-        project = find_project(cwd)
-        folders = (project.root, project.main_repository, project.git_common_dir)
-        shared = [folder for folder in folders if folder is not None]
-    os.environ["PATH"] = search(os.environ.get("PATH", os.defpath), lambda: guarding(shared)).path
+        shared += project_folders(find_project(cwd))
+    places = Places(Path(paths.home()))
+    try:
+        guard = guarding(shared, places.known().guard)
+    except CommandError as error:
+        raise BenchError(error.message, error.hint) from error
+    finally:
+        places.close()
+    os.environ["PATH"] = search(os.environ.get("PATH", os.defpath), lambda: guard).path
 
 
 def load_now() -> float:

@@ -6,8 +6,11 @@ import pytest
 
 from claude_vm.bench import site as module
 from claude_vm.bench import surroundings
+from claude_vm.bench.errors import BenchError
 from claude_vm.bench.site import Site
+from claude_vm.context.known import Folder
 from claude_vm.drivers.lima import home
+from claude_vm.supervisor.daemon.places import Places
 
 
 @pytest.fixture
@@ -31,10 +34,38 @@ def test_limas_folder_goes_with_its_home_also_where_it_lies_elsewhere(tmp_path, 
 
 
 def test_the_bench_starts_nothing_that_a_guest_could_have_put_into_the_path(tmp_path, monkeypatch):
-    folder = tmp_path / "project" / ".venv" / "bin"
-    folder.mkdir(parents=True)
-    monkeypatch.setenv("PATH", f".:{folder}::/usr/bin")
-    surroundings.leave_out_of_path(tmp_path / "project")
-    entries = os.environ["PATH"].split(":")
-    assert entries[0] == os.path.realpath("/usr/bin")
-    assert all(entry.startswith("/") and str(tmp_path) not in entry for entry in entries)
+    folders = [tmp_path / name / "bin" for name in ("project", "former", "former/broken", "own")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    (tmp_path / "former/broken/.git").mkdir()
+    home = tmp_path / "data"
+    home.mkdir()
+    status = (tmp_path / "former").stat()
+    former = Folder(
+        path=tmp_path / "former",
+        reach=(tmp_path / "former",),
+        template_root=tmp_path / "former",
+        writable=True,
+        identity=(status.st_dev, status.st_ino),
+    )
+    places = Places(home)
+    places.remember([former])
+    places.close()
+    monkeypatch.setenv("CLAUDE_VM_HOME", str(home))
+    for cwd in ("project", "former/broken"):
+        monkeypatch.setenv("PATH", ":".join((".", *map(str, folders), "", "/usr/bin")))
+        surroundings.leave_out_of_path(tmp_path / cwd)
+        entries = os.environ["PATH"].split(":")
+        own = [entry for entry in entries if entry.startswith(str(tmp_path))]
+        expected = {"project": [folders[3]], "former/broken": [folders[0], folders[3]]}[cwd]
+        assert own == [str(folder) for folder in expected]
+        assert os.path.realpath("/usr/bin") in entries
+        assert all(entry.startswith("/") for entry in entries)
+
+
+def test_the_bench_does_not_start_where_it_is_not_known_what_guests_could_write(tmp_path, monkeypatch):
+    (tmp_path / "places.db").write_text("no database")
+    monkeypatch.setenv("CLAUDE_VM_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    with pytest.raises(BenchError, match="what is known of your folders"):
+        surroundings.leave_out_of_path(tmp_path)
