@@ -22,8 +22,10 @@ from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import identity, logfile
 from claude_vm.supervisor.daemon.admission import admit
 from claude_vm.supervisor.daemon.dispatch import Dispatcher
+from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.handler import handle
 from claude_vm.supervisor.daemon.host import Host, open_host
+from claude_vm.supervisor.daemon.places import Places
 from claude_vm.supervisor.daemon.policy import read_policy
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.escape import printed
@@ -50,7 +52,7 @@ async def run_daemon(home: Path, *, idle_s: float, ready: Callable[[], None]) ->
         AlreadyRunningError: A daemon runs already.
     """
     socket_path = Path(paths.socket_path(str(home)))
-    policy = read_policy(Path.home()) or PoolPolicy()
+    policy = _first_policy(home)
     async with open_host(
         home,
         identity.DAEMON_ID,
@@ -138,6 +140,18 @@ class _Clients:
             while self.count:
                 self._changed = anyio.Event()
                 await self._changed.wait()
+
+
+def _first_policy(home: Path) -> PoolPolicy:
+    """Return what the settings of the pool are before any command: read where no guest's link leads."""
+    places = Places(home)
+    try:
+        guard = places.known().guard
+    except CommandError:
+        return PoolPolicy()
+    finally:
+        places.close()
+    return read_policy(Path.home(), guard) or PoolPolicy()
 
 
 async def _listen(path: Path) -> anyio.abc.SocketListener:

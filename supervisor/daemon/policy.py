@@ -16,7 +16,7 @@ import structlog
 from claude_vm.context.config.layers import Settings, load_settings
 from claude_vm.context.config.problems import ConfigError
 from claude_vm.context.errors import LinkError
-from claude_vm.drivers.programs import Guard, nobody_writes
+from claude_vm.drivers.programs import Guard
 from claude_vm.supervisor.core.policy import PoolPolicy
 
 log = structlog.get_logger()
@@ -80,7 +80,7 @@ def host_memory_mib() -> int:
     return int(psutil.virtual_memory().total) // BYTES_PER_MIB
 
 
-def read_policy(home: Path, guard: Guard = nobody_writes) -> PoolPolicy | None:
+def read_policy(home: Path, guard: Guard) -> PoolPolicy | None:
     """Return what the global file in a home directory says; None when something about that file is wrong.
 
     A wrong file must not take away VMs that were kept ready under the right one, nor hinder commands that

@@ -155,7 +155,13 @@ def test_the_configuration_is_not_read_where_a_guests_link_leads(ready):
     assert ready.run("shell", f"ln -sf {outside} claude-vm.toml").returncode == 0
     done = ready.run("shell", "true")
     assert (done.returncode, "[link-leaves]" in lines(done)[0]) == (125, True)
-    assert f"{own} leads by the link {kept} to {outside}, out of {ready.project}" in lines(done)[0]
+    told = f"{own} leads by the link {kept} to {outside}, out of {ready.project}"
+    assert told in lines(done)[0]
+    ready.stop_daemon()
+    log = ready.data / "logs" / "daemon.log"
+    before = log.read_text()
+    assert ready.run("ps").returncode == 0  # what a daemon reads before there is a command
+    assert told in log.read_text().removeprefix(before)
 
 
 def test_a_directory_that_is_replaced_by_a_link_is_not_stood_in(ready):

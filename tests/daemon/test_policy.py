@@ -3,6 +3,7 @@
 import pytest
 
 from claude_vm.context.config.layers import load_settings
+from claude_vm.drivers.programs import nobody_writes
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import policy as module
 from claude_vm.supervisor.daemon.policy import (
@@ -69,14 +70,14 @@ def test_a_budget_is_a_share_of_the_host_or_a_size(budget, mib):
 def test_the_file_is_read_from_the_home_directory_that_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CLAUDE_VM_CPUS", "junk")  # nothing that is the pool's
     monkeypatch.setattr(module, "host_memory_mib", lambda: HOST_MIB)
-    assert read_policy(tmp_path).size == 1
+    assert read_policy(tmp_path, nobody_writes).size == 1
     (tmp_path / ".claude-vm.toml").write_text("[pool]\nsize = 0\n")
-    assert read_policy(tmp_path).size == 0
+    assert read_policy(tmp_path, nobody_writes).size == 0
 
 
 def test_a_wrong_file_says_nothing_about_the_pool(tmp_path):
     (tmp_path / ".claude-vm.toml").write_text("[pool]\nsize = 2\n[vm]\nmemroy = 1\n")
-    assert read_policy(tmp_path) is None
+    assert read_policy(tmp_path, nobody_writes) is None
 
 
 @pytest.mark.parametrize(
