@@ -235,7 +235,9 @@ class Command:
 
 
 def _indented(value: object) -> str:
-    return escape_json(msgspec.json.format(json.dumps(msgspec.to_builtins(value)), indent=2))
+    # Escaped first: what is no UTF-8 can't be formatted.
+    text = escape_json(json.dumps(msgspec.to_builtins(value), ensure_ascii=False))
+    return msgspec.json.format(text, indent=2)
 
 
 async def unless_interrupted(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
