@@ -107,9 +107,9 @@ def test_an_event_is_a_line_of_the_log(ready):
 
 
 def test_a_name_that_is_no_utf8_is_told_in_json_too(user):
-    folder = os.fsencode(user.project) + b"/\xff\xc3\xa9"
-    os.makedirs(folder)
-    Path(os.fsdecode(folder), ".git").write_bytes(b"gitdir: " + EVIL.replace(b"\n", b"") + b"\n")
+    folder = user.project / os.fsdecode(b"\xff\xc3\xa9")
+    folder.mkdir()
+    (folder / ".git").write_bytes(b"gitdir: " + EVIL.replace(b"\n", b"") + b"\n")
     done = user.run("info", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     lines_of(done.stdout)
