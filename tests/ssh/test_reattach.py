@@ -84,8 +84,9 @@ async def test_each_line_comes_once_and_in_order_whenever_the_connection_breaks(
     ended = []
 
     async def read():
-        while data := await process.read_stdout(65536):
+        while data := await process.read_stdout(4096):
             received.update(data)
+            await anyio.sleep(0.003)  # so that much has come that is not read yet
         ended.append(True)
 
     with anyio.fail_after(60):
@@ -227,9 +228,9 @@ async def test_a_terminal_that_nobody_came_back_to_in_time_says_how_much_is_lost
 
 async def test_a_terminal_waits_a_while_for_who_comes_back(held):
     total = 3_000_000
-    process = await held.start(
-        Mode.EXEC, ["sh", "-c", f"stty -echo -opost; read x; head -c {total} /dev/zero; exit 2"], pty=TERMINAL
-    )
+    program = f"stty -echo -opost; echo ready; read x; head -c {total} /dev/zero; exit 2"
+    process = await held.start(Mode.EXEC, ["sh", "-c", program], pty=TERMINAL)
+    await until(process, b"ready\n")
     await held.cut()
     await process.write(b"\n")
     await held.attach()
