@@ -202,7 +202,8 @@ class _Walk:
         """
         count = max(self._floor, self._guarded[-1])
         folder = "/" + "/".join(self._names[:count])
-        real = os.path.normpath(os.path.join(os.path.dirname(link), target))  # noqa: PTH118, PTH120 - text
+        way = (os.path.dirname(link), target, *reversed(self._left))  # noqa: PTH120 - text
+        real = os.path.normpath(os.path.join(*way))  # noqa: PTH118 - likewise
         raise LinkError(
             f"{self._asked} leads by the link {link} to {real}, out of {folder}, where guests can write",
             hint=f"look at the link: a guest may have left it; if you mean {real}, name that itself",

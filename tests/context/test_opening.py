@@ -72,6 +72,27 @@ def test_a_link_that_leaves_what_guests_can_write_is_refused_with_both_paths(
 
 
 @pytest.mark.parametrize(
+    ("target", "path", "leads"),
+    [
+        ("../other", "l", "other"),
+        ("../other/x/", "l", "other/x"),
+        ("{place}/other", "l/x/secret", "other/x/secret"),
+        ("data/../../other", "l/x", "other/x"),
+        ("data", "l/../../other/secret", "other/secret"),
+        ("m", "l", "other/secret"),
+    ],
+)
+def test_what_is_refused_names_where_it_would_have_led(place, guard, target, path, leads):
+    """To name that itself is the way out: its parent would be more than was meant."""
+    (place / "project/m").symlink_to("../other/secret")
+    (place / "project/l").symlink_to(target.format(place=place))
+    with pytest.raises(LinkError) as caught:
+        real_path(place / "project" / path, guard)
+    assert f" to {place / leads}, out of {place}/project" in caught.value.message
+    assert f"if you mean {place / leads}, name that itself" in caught.value.hint
+
+
+@pytest.mark.parametrize(
     ("link", "target", "path", "real"),
     [
         ("project/l", "data/deep", "project/l", "project/data/deep"),
