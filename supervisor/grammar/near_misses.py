@@ -13,6 +13,9 @@ from claude_vm.context.claude_command import ALIASES, OPTIONS, SUBCOMMANDS
 NATURAL = frozenset({"clear", "lint", "match", "patch", "rust", "step", "watch", "work"})
 """Prompts of one word that look like commands: no finger slips from one to the other."""
 
+DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+"""What texts that were set for people have in the place of a flag's dashes: mostly one long one."""
+
 SHORTEST_BEGINNING = 3
 LONGEST_ENDING = 2
 FLAG_EDITS = 2
@@ -39,9 +42,14 @@ def near_commands(word: str, commands: Iterable[str]) -> list[str]:
 def near_flags(word: str, flags: Iterable[str]) -> list[str]:
     """Return the long flags that a word was perhaps meant to be, the nearest first."""
     name = word.partition("=")[0]
-    if not name.startswith("--"):
-        return [flag for flag in flags if flag == f"-{name}"]
-    if name in OPTIONS or name in ALIASES or len(name) == len("--"):
+    if name in OPTIONS or name in ALIASES:
+        return []
+    bare = name.lstrip(DASHES)
+    dashes = name[: len(name) - len(bare)]
+    name = f"--{bare.lower()}"
+    if dashes == "-":
+        return [flag for flag in flags if flag == name]
+    if len(name) == len("--"):
         return []
     found = [(edits(name, flag, FLAG_EDITS), flag) for flag in flags]
     return [

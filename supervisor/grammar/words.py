@@ -19,7 +19,7 @@ Each word is looked at once, and how many there are is bounded before anything e
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from claude_vm.supervisor.grammar.near_misses import cut, near_commands, near_flags
+from claude_vm.supervisor.grammar.near_misses import DASHES, cut, near_commands, near_flags
 
 RUNTIME_FLAGS: Mapping[str, bool] = {
     "--disk": True,
@@ -142,7 +142,7 @@ def _split_own_words(words: tuple[str, ...], at: int, flags: tuple[str, ...], co
         return Split(flags, command, rest[1:], explicit=True, ended=True)
     if rest and command == "shell" and rest[0] in QUESTIONS:
         return Split(flags, command, (), explicit=True, asks=QUESTIONS[rest[0]])
-    if rest and rest[0].startswith("-"):
+    if rest and rest[0].startswith(tuple(DASHES)):
         _refuse_flag(rest[0], command)
     return Split(flags, command, rest, explicit=True)
 
@@ -198,7 +198,7 @@ def _refuse_near_miss(first: str) -> None:
     Raises:
         WordsError: It is.
     """
-    if first.startswith("-"):
+    if first.startswith(tuple(DASHES)):
         _refuse_flag(first, "")
     elif near := near_commands(first, sorted(COMMANDS | LATER_COMMANDS)):
         raise WordsError(f"'{first}' is no command; {_meant(near)} {_if_for_claude(first)}")

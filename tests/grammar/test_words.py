@@ -286,6 +286,8 @@ def test_a_prompt_is_no_mistyped_command(prompt):
         *(("--any-dirctory", "--any-directory"), ("--no-deamon", "--no-daemon"), ("--verbsoe", "--verbose")),
         *(("--queit", "--quiet"), ("--hlep", "--help"), ("--versoin", "--version"), ("--detahc", "--detach")),
         *(("-memory", "--memory"), ("-help", "--help"), ("-verbose", "--verbose"), ("-disk", "--disk")),
+        *(("\u2014memory", "--memory"), ("\u2013disk=9", "--disk"), ("\u2212\u2212mount", "--mount")),
+        *(("\u2010-driver", "--driver"), ("--MEMORY=4", "--memory"), ("-Disk", "--disk")),
     ],
 )
 def test_a_mistyped_flag_is_refused_with_what_was_meant_and_the_way_out(flag, meant):
@@ -311,11 +313,18 @@ def test_a_flag_that_is_like_none_of_ours_is_claudes():
         assert parts("agent", flag, "x")[1] == "agent"
 
 
+@pytest.mark.parametrize(
+    "prompt", ["\u2014", "\u2014 memory is short", "\u2013x", "\u2212", "- \u2014memory"]
+)
+def test_a_prompt_that_begins_with_a_dash_is_claudes(prompt):
+    assert parts(prompt) == ((), "agent", (prompt,))
+
+
 def test_a_flag_after_claudes_words_have_begun_is_claudes():
     assert parts("-p", "x", "--memroy", "4") == ((), "agent", ("-p", "x", "--memroy", "4"))
 
 
-@pytest.mark.parametrize("flag", ["--memroy", "-c", "-", "--frobnicate", "--json=1", "-la", "---"])
+@pytest.mark.parametrize("flag", ["--memroy", "-c", "-", "--frobnicate", "--json=1", "-la", "---", "\u2014x"])
 def test_after_shell_a_word_with_a_dash_that_is_no_flag_of_ours_is_refused(flag):
     with pytest.raises(WordsError, match=r"is no flag of ours.*claude-vm shell -- ") as caught:
         split(("shell", "-A", flag, "true"))
