@@ -169,10 +169,12 @@ def _configured(claude_args: Sequence[str] | None) -> list[str]:
 def _without_repeats(parts: Sequence[_Part]) -> list[_Part]:
     """Leave out the repetition of an option that takes nothing."""
     kept: list[_Part] = []
+    seen: set[tuple[str, ...]] = set()
     for part in parts:
         flag = part.options and all(OPTIONS.get(name) is Takes.NOTHING for name in part.options)
-        if not flag or all(part.options != other.options for other in kept):
+        if not flag or part.options not in seen:
             kept.append(part)
+        seen.add(part.options)
     return kept
 
 

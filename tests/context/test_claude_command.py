@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,3 +180,15 @@ def test_every_alias_and_permission_option_is_in_the_tables():
     assert set(ALIASES.values()) <= set(OPTIONS)
     assert set(OPTIONS) >= PERMISSION_OPTIONS
     assert Takes.UNKNOWN not in OPTIONS.values()
+
+
+def test_what_many_configured_options_cost_grows_with_their_number():
+    unknown = [f"-{letter}" for letter in "eijkl"]
+
+    def cost(count):
+        words = [*unknown * count, *["-c"] * count]
+        begin = time.process_time()
+        claude_argv([], words)
+        return time.process_time() - begin
+
+    assert cost(8000) < 40 * cost(800)
