@@ -6,7 +6,7 @@ only, its order on stdin and its findings on stdout, both JSON. It takes little 
 
 Guests made the tree, and other guests may still change it. So it is walked without recursion, each folder is
 opened from the one above it without following links, and there are bounds: for open folders, for entries, for
-seconds. What could not be seen is counted and named.
+seconds, for memory. What could not be seen is counted and named.
 
 A name in the mounts is found by walking all of them; a file has a name elsewhere when it has more names than
 that. Only its status-change time counts as "changed", which a guest can't set.
@@ -15,6 +15,7 @@ that. Only its status-change time counts as "changed", which a guest can't set.
 import contextlib
 import json
 import os
+import resource
 import stat
 import sys
 import time
@@ -29,11 +30,16 @@ ENTRIES = 5_000_000
 
 SECONDS = 300.0
 
+MEMORY = 1 << 30
+"""Bytes of address space. A guest chooses how many names there are, and how long."""
+
 NAMED = 10
 """Files, and folders that could not be seen, whose paths are told; the others are counted."""
 
 LONGEST = 200
 """Characters of a path that are told: its beginning and its end."""
+
+TOO_MANY = "it has too many files to see all of them"
 
 CLOCK_S = 0.1
 """How much a file system's clock may be behind ours, in seconds."""
@@ -75,7 +81,7 @@ class _Folder(NamedTuple):
 
 
 class _File:
-    """A changed file with several names, of which `found` are in the mounts."""
+    """A changed file with several names, of which `found` are in the mounts; one as it is told."""
 
     __slots__ = ("at", "found", "links", "path")
 
@@ -101,6 +107,9 @@ class Walk:
 
     def look(self, root: Root) -> None:
         """Walk one mounted directory; what was walked before (it lies in another one) is left out."""
+        if self._entries < 0:
+            self._miss(root["path"], TOO_MANY)
+            return
         try:
             descriptor = os.open(root["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError):
@@ -113,25 +122,28 @@ class Walk:
             os.close(descriptor)
             self._miss(root["path"], "it is another directory by now")
             return
-        way = self._entered(descriptor, root["path"], found, [])
+        way: list[_Folder] = []
         try:
-            while way:
-                if not way[-1].left:
-                    os.close(way.pop().descriptor)
-                elif not self._has_time():
-                    self._miss(way[0].path, "it has too many files to see all of them")
-                    return
-                else:
+            self._entered(descriptor, root["path"], found, way)
+            while way and self._has_time():
+                if way[-1].left:
                     self._descend(way, way[-1].left.pop())
+                else:
+                    os.close(way.pop().descriptor)
+        except MemoryError:
+            self._entries = -1  # nothing more is looked at
+            self._folders.clear()
         finally:
             for folder in way:
                 os.close(folder.descriptor)
+        if way or self._entries < 0:
+            self._miss(root["path"], TOO_MANY)
 
     def findings(self) -> Findings:
         """Return what was found on all walks."""
         outside = [file for file in self._files.values() if file.found < file.links]
         return {
-            "files": [{"path": _told(f.path), "at": f.at} for f in sorted(outside, key=_path)[:NAMED]],
+            "files": [{"path": f.path, "at": f.at} for f in sorted(outside, key=_path)[:NAMED]],
             "files_count": len(outside),
             "unseen": self._unseen,
             "unseen_count": self._unseen_count,
@@ -155,15 +167,13 @@ class Walk:
         else:
             self._entered(descriptor, path, os.fstat(descriptor), way)
 
-    def _entered(
-        self, descriptor: int, path: str, found: os.stat_result, way: list[_Folder]
-    ) -> list[_Folder]:
-        """Look at a folder's entries, and put it on the way; return the way."""
+    def _entered(self, descriptor: int, path: str, found: os.stat_result, way: list[_Folder]) -> None:
+        """Look at a folder's entries, and put it on the way."""
         folder = _Folder(descriptor, path, [])
         way.append(folder)
         identity = found.st_dev, found.st_ino
         if identity in self._folders:
-            return way
+            return
         self._folders.add(identity)
         try:
             with os.scandir(descriptor) as entries:
@@ -177,7 +187,6 @@ class Walk:
                         self._see(entry, path)
         except OSError as error:
             self._miss(path, str(error.strerror))
-        return way
 
     def _see(self, entry: os.DirEntry[str], folder: str) -> None:
         try:
@@ -191,7 +200,10 @@ class Walk:
             at += 1
         if at < self._since:
             return
-        file = self._files.setdefault((status.st_dev, status.st_ino), _File(f"{folder}/{entry.name}", at))
+        identity = status.st_dev, status.st_ino
+        file = self._files.get(identity)
+        if file is None:  # a path may be as long as `DEPTH` names, and there may be millions
+            file = self._files[identity] = _File(_told(f"{folder}/{entry.name}"), at)
         file.links = status.st_nlink
         file.found += 1
 
@@ -242,9 +254,19 @@ def _yield_to_everybody() -> None:
         os.close(share)
 
 
+def _take_no_more_than(size: int) -> None:
+    """Let this process have no more than `size` bytes of address space, where a system can limit that."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(
+            resource.RLIMIT_AS, (size if most == resource.RLIM_INFINITY else min(size, most), most)
+        )
+
+
 def main(argv: Sequence[str]) -> None:  # noqa: ARG001
     """Carry out the order on stdin."""
     _yield_to_everybody()
+    _take_no_more_than(MEMORY)
     order = json.load(sys.stdin)
     json.dump(look(order["roots"], order["since"], order["seconds"]), sys.stdout)
 

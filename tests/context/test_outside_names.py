@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -131,6 +132,56 @@ def test_a_walk_that_is_out_of_time_or_entries_says_so(mount, bound):
     ((path, reason),) = walked(mount, **bound)["unseen"]
     assert path == str(mount)
     assert "too many files" in reason
+
+
+def test_a_folder_without_folders_that_has_too_many_files_is_told(tmp_path, mount):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    for name in "abcdef":
+        (mount / name).touch()
+        (inner / name).touch()
+    found = walked(inner, mount, entries=3)
+    assert found["unseen"] == [(str(inner), outside_names.TOO_MANY), (str(mount), outside_names.TOO_MANY)]
+
+
+def test_a_walk_that_is_out_of_memory_says_so_and_tells_what_it_has(tmp_path, mount, monkeypatch):
+    linked(tmp_path / "far", mount / "near")
+    (mount / "folder").mkdir()
+    seen = []
+    real = os.scandir
+
+    def scarce(descriptor):
+        seen.append(descriptor)
+        if len(seen) > 1:
+            raise MemoryError
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "scandir", scarce)
+    found = walked(mount, tmp_path)
+    assert names(found) == [str(mount / "near")]
+    assert [reason for _, reason in found["unseen"]] == [outside_names.TOO_MANY] * 2
+
+
+def test_the_program_needs_little_memory_for_files_with_long_paths(mount):
+    """Paths of 20 KB: as they are they would take 80 MB."""
+    make = (
+        "import os\nfor _ in range(100): os.mkdir('d' * 200); os.chdir('d' * 200)\n"
+        "for n in range(4000): open(f'a{n}', 'x').close(); os.link(f'a{n}', f'b{n}')"
+    )
+    subprocess.run([sys.executable, "-c", make], cwd=mount, check=True)
+    limit = 64 << 20
+    argv = [sys.executable, "-I", "-S", outside_names.__file__]
+    try:
+        done = subprocess.run(
+            argv,
+            input=json.dumps({"roots": [root(mount)], "since": 0, "seconds": 60}).encode(),
+            capture_output=True,
+            check=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        )
+    finally:
+        subprocess.run(["rm", "-r", mount / ("d" * 200)], check=True)  # pytest can't
+    assert json.loads(done.stdout)["unseen"] == []
 
 
 def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path, mount, monkeypatch):
