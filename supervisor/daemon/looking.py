@@ -82,21 +82,11 @@ class Looker:
                 roots = owed[0].roots
                 together = [report for report in owed if report.roots == roots]
                 found = await self._look(roots, min(report.since for report in together))
+                told = [report for report in self.reports.all() if report.findings]
                 for report in together:
-                    mine = self._news(report, _of(report, found))
+                    before = [other.findings for other in told if other.project == report.project]
+                    mine = _news(_of(report, found), [findings for findings in before if findings])
                     self._keep(msgspec.structs.replace(report, findings=mine))
-
-    def _news(self, report: Report, found: Findings) -> Findings:
-        """Return what was not found before: a folder that can't be searched may stay so for ever.
-
-        Where not all of them are named, any may be new.
-        """
-        if found["unseen_count"] > len(found["unseen"]):
-            return found
-        earlier = self.reports.of(report.project)
-        known = {tuple(item) for other in earlier if other.findings for item in other.findings["unseen"]}
-        unseen = [item for item in found["unseen"] if tuple(item) not in known]
-        return {**found, "unseen": unseen, "unseen_count": len(unseen)}
 
     def _keep(self, report: Report) -> None:
         if not report.lines:
@@ -130,3 +120,21 @@ def _of(report: Report, found: Findings) -> Findings:
         return found
     files = [file for file in found["files"] if file["at"] >= report.since - outside_names.CLOCK_S]
     return {**found, "files": files, "files_count": len(files)}
+
+
+def _news(found: Findings, earlier: Sequence[Findings]) -> Findings:
+    """Return what was not found before: a folder that can't be searched may stay so for ever.
+
+    And the same change of a file may lie within the margin of the next session's beginning. Where not all of
+    them are named, any may be new.
+    """
+    news = found
+    if found["files_count"] == len(found["files"]):
+        told = {(file["path"], file["at"]) for findings in earlier for file in findings["files"]}
+        files = [file for file in found["files"] if (file["path"], file["at"]) not in told]
+        news = {**news, "files": files, "files_count": len(files)}
+    if found["unseen_count"] == len(found["unseen"]):
+        known = {tuple(item) for findings in earlier for item in findings["unseen"]}
+        unseen = [item for item in found["unseen"] if tuple(item) not in known]
+        news = {**news, "unseen": unseen, "unseen_count": len(unseen)}
+    return news

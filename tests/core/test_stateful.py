@@ -856,7 +856,7 @@ class World(RuleBasedStateMachine):
         assert not displaceable or not fits, "something of a lower rank is in the way"
 
 
-TestWorld = World.TestCase
+TestWorld = pytest.mark.timeout(600)(World.TestCase)
 TestWorld.settings = settings(
     max_examples=200,
     stateful_step_count=60,

@@ -164,6 +164,25 @@ async def test_a_look_that_fails_is_told_and_not_repeated(tmp_path, monkeypatch)
     assert "could not be searched" in reports.all()[0].lines[0]
 
 
+@pytest.mark.anyio
+async def test_a_change_that_the_next_session_finds_again_is_told_once(tmp_path):
+    """It may lie within the margin of the next one's beginning."""
+    reports = Reports(tmp_path)
+    looks = [found(("/p/f", 100.0)), found(("/p/f", 100.0), ("/p/g", 100.05)), found(("/p/f", 101.0))]
+
+    async def look(_roots, _since):
+        return looks.pop(0)
+
+    for session, since in (("a1", 99.0), ("b2", 100.05), ("c3", 100.9)):
+        reports.owe(session, "/p", since, MOUNTS)
+        await serve_until(
+            Looker(reports, look),
+            lambda name=session: all(r.findings for r in reports.all() if r.session == name),
+        )
+    told = {r.session: [(f["path"], f["at"]) for f in r.findings["files"]] for r in reports.all()}
+    assert told == {"a1": [("/p/f", 100.0)], "b2": [("/p/g", 100.05)], "c3": [("/p/f", 101.0)]}
+
+
 LEAVES = "echo changed >> near"
 
 

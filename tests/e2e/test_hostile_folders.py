@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
 
 def git(folder, *words):

@@ -71,7 +71,13 @@ def guest(tmp_path, monkeypatch):
     """A helper whose files are in a scratch folder and whose system calls are recorded."""
     run = tmp_path / "run"
     run.mkdir()
-    for name, value in {"RUN": run, "IDENTIFIED": run / "identified", "SEALED": run / "sealed"}.items():
+    places = {
+        "RUN": run,
+        "IDENTIFIED": run / "identified",
+        "SEALED": run / "sealed",
+        "SSHD_EMPTY": run / "sshd",
+    }
+    for name, value in places.items():
         monkeypatch.setattr(paths, name, str(value))
     monkeypatch.setattr(
         operations, "make_directories", lambda path, _owner: Path(path).mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,25 @@ signal = __import__("signal").pause()
 """
 
 
+NAMES = """
+import signal, socket, sys
+taken = [socket.socket(fileno=int(word)) for word in sys.argv[1:]]
+print(*(one.getsockname() for one in taken), flush=True)
+taken[0].accept()
+signal.pause()
+"""
+
+
+async def names_told(process, path):
+    """Wait until the program has told the names of its sockets, and end it."""
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            assert client.recv(1) == b""
+    finally:
+        await end(process)
+
+
 async def test_a_spawned_program_has_its_own_session_and_nothing_of_ours(short, monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     log, path = short / "log", short / "s"
@@ -45,15 +64,10 @@ async def test_a_spawned_program_has_its_own_session_and_nothing_of_ours(short, 
 async def test_a_descriptor_survives_being_moved_onto_another_ones_number(short):
     """The two sockets' numbers may be each other's targets."""
     with listen(short / "a") as one, listen(short / "b") as two:
-        script = (
-            "import socket, sys\n"
-            "print(*(socket.socket(fileno=int(word)).getsockname() for word in sys.argv[1:]))"
-        )
         log = short / "log"
         targets = [(one.fileno(), two.fileno()), (two.fileno(), one.fileno())]
-        process = spawn([sys.executable, "-c", script, str(two.fileno()), str(one.fileno())], log, targets)
-        await process.wait()
-        reap(process.pid)
+        process = spawn([sys.executable, "-c", NAMES, str(two.fileno()), str(one.fileno())], log, targets)
+        await names_told(process, short / "a")
     assert tail(log) == f"{short / 'a'} {short / 'b'}"
 
 
@@ -96,16 +110,11 @@ async def test_descriptors_beyond_the_numbers_in_use_do_not_overwrite_each_other
     """A daemon with many files open has numbers like those that descriptors are moved to on their way."""
     with listen(short / "a") as one, listen(short / "b") as two:
         high = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 109), fcntl.fcntl(two, fcntl.F_DUPFD_CLOEXEC, 110)]
-        script = (
-            "import socket, sys\n"
-            "print(*(socket.socket(fileno=int(word)).getsockname() for word in sys.argv[1:]))"
-        )
         log = short / "log"
         try:
-            process = spawn([sys.executable, "-c", script, "10", "11"], log, [(high[0], 10), (high[1], 11)])
+            process = spawn([sys.executable, "-c", NAMES, "10", "11"], log, [(high[0], 10), (high[1], 11)])
         finally:
             for number in high:
                 os.close(number)
-        await process.wait()
-        reap(process.pid)
+        await names_told(process, short / "a")
     assert tail(log) == f"{short / 'a'} {short / 'b'}"

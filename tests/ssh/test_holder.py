@@ -1,5 +1,6 @@
 """The guest's holder against whoever connects to it: real shells, a real loop, no SSH."""
 
+import contextlib
 import json
 import os
 import signal
@@ -377,8 +378,11 @@ def adopting():
     held = Held(adopts=True)
     yield held
     held.holder.close()
-    for process in held.holder.adopted():
-        os.waitpid(process, 0)
+    while left := held.holder.adopted():  # one that is killed may leave its children to us
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
     held.close()
     remaining.adopt_orphans(False)
 

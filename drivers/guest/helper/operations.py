@@ -88,7 +88,7 @@ class Helper:
         self.user = account(field(request, "user", str))
         self.system.reseed(entropy)
         self.system.set_clock(field(request, "unix_s", float))
-        for path in (f"{paths.RUN}/sessions", f"{paths.RUN}/ssh", "/run/sshd"):
+        for path in (f"{paths.RUN}/sessions", f"{paths.RUN}/ssh", paths.SSHD_EMPTY):
             make_directories(path, (0, 0))
         make_directories(f"{paths.RUN}/agent", self.user[:2])
         os.chmod(f"{paths.RUN}/agent", 0o700)

@@ -5,3 +5,4 @@ HOLDER = f"{RUN}/holder"
 IDENTIFIED = f"{RUN}/identified"
 SEALED = f"{RUN}/sealed"
 SSHD = f"{RUN}/sshd.pid"
+SSHD_EMPTY = "/run/sshd"  # sshd locks what talks to strangers into it
