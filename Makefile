@@ -25,14 +25,17 @@ else
 	@$(BIN)/claude-vm --auto-setup shell $(DEMO)
 endif
 
+# One worker has all real VMs (see tests/conftest.py); the others have what mostly waits for clocks and sockets.
+WORKERS ?= 3
 test: system system-test dev
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 # Twice where the real one is on the PATH: the summaries say which limactl it was. The second command runs the
 # end-to-end suite, that of the driver qemu, with the driver lima.
+LIMA_TESTS ?= -k lima
 LIMA_E2E ?= tests/e2e
 test-lima: system system-test dev
-	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest -k lima $(PYTEST_ARGS)
+	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest $(LIMA_TESTS) $(PYTEST_ARGS)
 	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest $(LIMA_E2E) --driver lima $(PYTEST_ARGS)
 
 # Installs a system's packages inside a guest: ten minutes under software emulation.

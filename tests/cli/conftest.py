@@ -86,7 +86,7 @@ class Scripted:
 @pytest.fixture
 def home():
     """A data folder whose path is short enough for a socket."""
-    folder = Path(tempfile.mkdtemp(prefix="cvm-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="cli-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder)
 

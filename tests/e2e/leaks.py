@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import psutil
 from claude_vm.drivers.api import Owner
 
 INSTANCE = re.compile(r"\bi-[0-9a-f]{10}\b")
+OF_A_HOME = re.compile(rf"claude-vm-{os.getuid()}-[0-9a-f]{{8}}")
 
 
 class LeakCheck:
@@ -91,5 +93,11 @@ class LeakCheck:
         found = []
         for folder, before in self._before.items():
             new = sorted(self._names(folder) - before)
-            found += [f"temporary {folder / n}" for n in new if n.startswith(("claude-vm", "cvm", "tmp"))]
+            ours = [name for name in new if name.startswith(("claude-vm", "cvm", "tmp"))]
+            found += [f"temporary {folder / name}" for name in ours if not self._is_of_another_home(name)]
         return found
+
+    def _is_of_another_home(self, name: str) -> bool:
+        """Tell whether a folder is that of another home with a path too long for sockets."""
+        digest = sha256(os.fsencode(os.path.realpath(self.home))).hexdigest()[:8]
+        return OF_A_HOME.fullmatch(name) is not None and not name.endswith(digest)
