@@ -3,7 +3,6 @@
 # ruff: noqa: PTH123, PTH208 - pathlib takes too long to load
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from claude_vm.supervisor.cli.polling import READ, Poller
 from claude_vm.supervisor.wire.errors import WireError
 from claude_vm.supervisor.wire.paths import home, log_path, make_private
+from claude_vm.supervisor.wire.shortage import reported
 
 READY_VARIABLE = "CLAUDE_VM_READY_FD"
 READY_S = 60.0
@@ -57,7 +57,9 @@ def launch(module: str = "claude_vm.supervisor.daemon") -> None:
 
     Raises:
         AnotherRunsError: See there; connecting again is right.
-        LaunchError: It does not come up.
+        NotWritableError: It can't write what it must.
+        LaunchError: It does not come up for another reason.
+        OSError: We can't write what we must.
     """
     folder = home()
     log = log_path(folder)
@@ -127,9 +129,10 @@ def _judge(report: str, log: str) -> None:
         return
     if report.startswith(AnotherRunsError.code):
         raise AnotherRunsError(report)
+    if short := reported(report):
+        raise short
     reason = report or _last_line(log) or "it ended without a word"
-    room = f"make room on the disk of {home()}; " if os.strerror(errno.ENOSPC) in reason else ""
-    raise LaunchError(f"the daemon does not start: {reason}", f"{room}see {log}")
+    raise LaunchError(f"the daemon does not start: {reason}", f"see {log}")
 
 
 def _last_line(log: str) -> str:

@@ -167,7 +167,7 @@ def _ask_daemon(answer: "Request", argv: list[str]) -> int:
             return _tell_no_daemon(answer.action, as_json=answer.json)
         if isinstance(answer, requests.Version) and not answer.json:
             return _print_version()
-        connection = session.connect_or_launch()
+        return session.run_by_daemon(argv)
     return session.attend(connection, argv)
 
 

@@ -33,6 +33,10 @@ STEP_S = 0.05
 """How often to look whether it has ended: nothing tells us."""
 
 
+TYPE_CHECKING = False  # the module of that name takes long to load
+if TYPE_CHECKING:
+    from claude_vm.supervisor.wire.shortage import NotWritableError
+
 DEATHS = 1
 """How many daemons may die before they have said anything, before a client gives up."""
 
@@ -70,8 +74,20 @@ def connect_or_launch() -> socket.socket:
     """Return a socket that is connected to the daemon, which is started when none runs.
 
     Raises:
+        NotWritableError: It can't be started, because we, or it, can't write what is needed.
         WireError: It does not come up, or its directory is not ours alone.
     """
+    from claude_vm.supervisor.wire import shortage  # noqa: PLC0415 - rarely needed
+
+    try:
+        return _connect_or_launch()
+    except OSError as error:
+        if short := shortage.of(error, home()):
+            raise short from error
+        raise
+
+
+def _connect_or_launch() -> socket.socket:
     from claude_vm.supervisor.cli.launch import AnotherRunsError, launch  # noqa: PLC0415 - rarely needed
 
     make_private(runtime_directory(home()))
@@ -95,6 +111,40 @@ def connect_or_launch() -> socket.socket:
         os.close(lock)
 
 
+def run_by_daemon(argv: list[str]) -> int:
+    """Run the words by the daemon, which is started if none runs; return the exit status.
+
+    Raises:
+        WireError: The daemon does not come up, says no, or nothing, or ends in the middle.
+        EndedBySignalError: A signal ends this process; all is restored.
+    """
+    from claude_vm.supervisor.wire.shortage import NotWritableError  # noqa: PLC0415 - rarely needed
+
+    try:
+        connection = connect_or_launch()
+    except NotWritableError as short:
+        return _stand_in(argv, short)
+    return attend(connection, argv)
+
+
+def _stand_in(argv: list[str], short: "NotWritableError") -> int:
+    """Do what can be done where no daemon can be started, because it could write nothing.
+
+    That takes the daemon's lock. Another client may have it right now; or a daemon, if there is room by now.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return run_in_process(argv, short)
+        except RefusedError as error:
+            if error.code != "already-running" or time.monotonic() > deadline:
+                raise
+        time.sleep(STEP_S)
+        connection = connect()
+        if connection is not None:
+            return attend(connection, argv)
+
+
 def attend(connection: socket.socket, argv: list[str]) -> int:
     """Run the words over a connected socket; return the exit status.
 
@@ -104,7 +154,14 @@ def attend(connection: socket.socket, argv: list[str]) -> int:
         WireError: The daemon says no, or nothing, or ends in the middle.
         EndedBySignalError: A signal ends this process; all is restored.
     """
-    link = _welcome(connection, argv)
+    try:
+        link = _welcome(connection, argv)
+    except WireError as error:
+        from claude_vm.supervisor.wire.shortage import NotWritableError  # noqa: PLC0415 - rarely needed
+
+        if not isinstance(error, NotWritableError):
+            raise
+        return _stand_in(argv, error)
     # Only now: while this loads, the daemon works already.
     from claude_vm.supervisor.cli.relay import INTERRUPTED, InterruptedTwiceError, Relay  # noqa: PLC0415
     from claude_vm.supervisor.cli.signals import Signals  # noqa: PLC0415
@@ -119,9 +176,10 @@ def attend(connection: socket.socket, argv: list[str]) -> int:
         link.close()
 
 
-def run_in_process(argv: list[str]) -> int:
+def run_in_process(argv: list[str], short: "NotWritableError | None" = None) -> int:
     """Run the words by a supervisor inside this process (``--no-daemon``); return the exit status.
 
+    With `short` it writes nothing, and stands in for a daemon that can't be started for that reason.
     Returns, or raises, only when nothing of the command is left.
 
     Raises:
@@ -130,9 +188,8 @@ def run_in_process(argv: list[str]) -> int:
     """
     from claude_vm.supervisor.daemon.inprocess import serve_one  # noqa: PLC0415 - takes long to load
 
-    make_private(runtime_directory(home()))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    wait = serve_one(theirs)
+    wait = serve_one(theirs, short)
     try:
         return attend(ours, argv)
     finally:

@@ -37,26 +37,32 @@ REASON = "its supervisor died"
 class Adopted(msgspec.Struct, frozen=True):
     """What was done with what the predecessor left.
 
-    `sessions` go on without a client; `lost` are instances whose session had started and does not.
+    `sessions` go on without a client; `lost` are instances whose session had started and does not. `spared`
+    are left to the next supervisor.
     """
 
     warm: tuple[str, ...] = ()
     sessions: tuple[Session, ...] = ()
     deleted: tuple[str, ...] = ()
+    spared: tuple[str, ...] = ()
     lost: tuple[LeftInstance, ...] = ()
 
 
-async def adopt(dispatcher: Dispatcher, drivers: DriverSet, journal: Journal) -> Adopted:
+async def adopt(
+    dispatcher: Dispatcher, drivers: DriverSet, journal: Journal, *, spare: bool = False
+) -> Adopted:
     """Take over what the predecessor left.
 
     What is warm is kept for the next session; a session whose main command had started goes on; everything
-    else is deleted. What was done is in the log.
+    else is deleted. With `spare` only sessions are taken over, and nothing is deleted. What was done is in
+    the log.
     """
     left_ones = journal.left_instances()
     known = {left.instance_id: left for left in left_ones}
     warm: list[str] = []
     sessions: list[Session] = []
     deleted: list[str] = []
+    spared: list[str] = []
     for name in registry.ALL:
         try:
             driver = await drivers.get(name)
@@ -68,6 +74,8 @@ async def adopt(dispatcher: Dispatcher, drivers: DriverSet, journal: Journal) ->
         for record in found:
             left = known.pop(record.instance_id, None)
             match _judge(left, record, current):
+                case Warm() | Garbage() if spare:
+                    spared.append(record.instance_id)
                 case Warm(key=key, access=access, age_s=age_s):
                     dispatcher.adopt_warm(record.instance_id, key, access, age_s)
                     warm.append(record.instance_id)
@@ -91,7 +99,7 @@ async def adopt(dispatcher: Dispatcher, drivers: DriverSet, journal: Journal) ->
     lost = tuple(one for one in left_ones if one.session and one.session.session_id not in goes_on)
     for instance_id in known:  # deleted, but the supervisor died before it wrote that
         journal.forget(instance_id)
-    return Adopted(tuple(warm), tuple(sessions), tuple(deleted), lost)
+    return Adopted(tuple(warm), tuple(sessions), tuple(deleted), tuple(spared), lost)
 
 
 class Warm(msgspec.Struct, frozen=True):
@@ -175,7 +183,7 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, loo
                 identity.remove(home, other)
         except identity.AlreadyRunningError:
             continue
-        except DriverError as error:  # its folder stays, so the next start tries again
+        except (DriverError, OSError) as error:  # its folder stays, so the next start tries again
             log.warning("supervisor-not-swept", supervisor=other, error=str(error))
     return swept
 

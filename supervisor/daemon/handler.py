@@ -65,6 +65,8 @@ async def handle(host: Host, client: Client) -> int:
     host.sweep()
     log.info("command", name=type(parsed).__name__.lower())
     try:
+        if remark := await host.prepare(parsed):
+            await command.say(f"claude-vm: {remark}")
         return await COMMANDS[type(parsed)](command, parsed)
     except OutputClosedError:
         return SIGPIPE_STATUS

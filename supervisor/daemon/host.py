@@ -6,7 +6,7 @@ The daemon has one (`main`), and so has a client that runs its command by itself
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from claude_vm.supervisor.daemon.looking import Looker
 from claude_vm.supervisor.daemon.memory import Available, unknown
 from claude_vm.supervisor.daemon.places import Places
 from claude_vm.supervisor.daemon.reports import Reports
+from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.version import VERSION
 
@@ -45,10 +46,15 @@ NO_POOL = PoolPolicy()
 """Nothing is kept warm: for a supervisor that serves one command, and where nobody has said anything else."""
 
 
+async def _nothing_to_prepare(request: Request) -> str:  # noqa: ARG001 - what others are told
+    return ""
+
+
 class Host(msgspec.Struct, frozen=True):
     """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background.
 
-    `places` is what is remembered of folders, such as which of them guests could ever write.
+    `places` is what is remembered of folders, such as which of them guests could ever write. `prepare` is
+    called before each command, and returns a remark for its client, or "".
     """
 
     home: Path
@@ -62,6 +68,7 @@ class Host(msgspec.Struct, frozen=True):
     looker: Looker
     sweep: Callable[[], None]
     in_process: bool = False
+    prepare: Callable[[Request], Awaitable[str]] = _nothing_to_prepare
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -59,6 +59,30 @@ def locked(home: Path, supervisor_id: str) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def locked_as_it_is(home: Path, supervisor_id: str) -> Iterator[Path | None]:
+    """Hold a supervisor's lock without writing anything; yields its folder, or None where it left no lock.
+
+    Raises:
+        AlreadyRunningError: It is alive.
+        OSError: The lock can't be opened.
+    """
+    folder = supervisors_folder(home) / supervisor_id
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunningError(f"supervisor '{supervisor_id}' is running") from error
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
 def dead_supervisors(home: Path, own_id: str) -> list[str]:
     """Return the ids of the others inside clients that left a folder. Some may be alive: `locked` tells.
 

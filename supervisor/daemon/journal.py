@@ -14,19 +14,18 @@ so they run in a thread, on a connection of their own.
 """
 
 import contextlib
-import errno
 import functools
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 import msgspec
 
 from claude_vm.drivers.api import Access
 from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.daemon.database import copy, is_of_host, raise_reason
 from claude_vm.supervisor.daemon.records import (
     JournaledSession,
     LeftInstance,
@@ -101,23 +100,6 @@ KEPT_KINDS = 128
 _SessionRow = tuple[str, str, str, str, int, float, str]
 _InstanceRow = tuple[str, str, str, str, float, str | None, str | None]
 
-_HOSTS_ERRORS: Final = frozenset(
-    {
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-    }
-)
-"""What SQLite reports when the host does not let it work. Everything else is about what is in the file."""
-
-_LEAST_ROOM = 256 * 1024
-"""Free bytes with which the journal has all that it needs."""
-
 
 class Journal:
     """One supervisor's journal. Not thread-safe but for `checkpoint`; belongs to who holds the lock."""
@@ -136,15 +118,15 @@ class Journal:
         lists are enough to sweep.
 
         Raises:
-            OSError: The disk is full.
-            sqlite3.Error: The folder can't be written.
+            OSError: It can't be written.
+            sqlite3.Error: The host does not let SQLite work for another reason.
         """
         remark = ""
         try:
             connection = _connect(path)
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _HOSTS_ERRORS:
-                _raise_if_full(path, error)
+            if is_of_host(error):
+                raise_reason(path, error)
                 raise  # nothing is wrong with what is in it
             aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
             for suffix in ("", "-wal", "-shm"):
@@ -157,6 +139,29 @@ class Journal:
             yield cls(connection, path, boot_id), remark
         finally:
             connection.close()
+
+    @classmethod
+    @contextlib.contextmanager
+    def copied(cls, path: Path, boot_id: str) -> Iterator[tuple[Self, bool]]:
+        """Copy a dead supervisor's journal into memory; what is written to the copy is gone with it.
+
+        Yields it, and whether it is whole: one that can't be read has an empty copy. Nothing needs room, or a
+        right to write.
+        """
+        with contextlib.ExitStack() as stack:
+            connection = _in_memory(stack)
+            is_whole = True
+            try:
+                if path.exists():
+                    copy(path, connection)
+                    _check(connection)
+                connection.executescript(_SCHEMA)
+                _check_shape(connection)
+            except (sqlite3.Error, OSError, UnicodeDecodeError):
+                is_whole = False
+                connection = _in_memory(stack)
+                connection.executescript(_SCHEMA)
+            yield cls(connection, path, boot_id), is_whole
 
     def begin(
         self,
@@ -319,11 +324,10 @@ class Journal:
         self._connection.execute("COMMIT")
 
 
-def _raise_if_full(path: Path, error: Exception) -> None:
-    """SQLite calls it an I/O error when there is no room for the file that its processes share."""
-    found = os.statvfs(path.parent)
-    if found.f_bavail * found.f_frsize < _LEAST_ROOM:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+def _in_memory(stack: contextlib.ExitStack) -> sqlite3.Connection:
+    connection = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)))
+    connection.text_factory = _text
+    return connection
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -26,6 +26,9 @@ def configure(path: Path | None) -> None:
         OSError: The file can't be opened.
     """
     handler: logging.Handler
+    logging.raiseExceptions = (
+        path is None
+    )  # a line that can't be written is no traceback on somebody's stderr
     if path is None:
         handler = logging.StreamHandler(sys.stderr)
         renderer: structlog.typing.Processor = _readable
@@ -61,6 +64,12 @@ def configure(path: Path | None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def silence() -> None:
+    """Log nothing: there is nowhere to write it, and a client's stderr is not for it."""
+    logging.getLogger().handlers[:] = [logging.NullHandler()]
+    structlog.configure(processors=[], logger_factory=structlog.ReturnLoggerFactory())
 
 
 _console = structlog.dev.ConsoleRenderer(colors=False)

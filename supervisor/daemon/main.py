@@ -27,7 +27,7 @@ from claude_vm.supervisor.daemon.handler import handle
 from claude_vm.supervisor.daemon.host import Host, open_host
 from claude_vm.supervisor.daemon.places import Places
 from claude_vm.supervisor.daemon.policy import read_policy
-from claude_vm.supervisor.wire import paths
+from claude_vm.supervisor.wire import paths, shortage
 from claude_vm.supervisor.wire.escape import printed
 from claude_vm.supervisor.wire.messages import VERSION_MISMATCH_IDLE
 from claude_vm.supervisor.wire.records import Hello
@@ -237,6 +237,10 @@ def main(*, foreground: bool = False) -> int:
         cause = first_cause(error)
         if isinstance(cause, identity.AlreadyRunningError):
             report.failed(f"already-running: {cause}")
+        elif short := shortage.of(cause, str(home)):
+            if not foreground:
+                log.error("not-writable", error=str(short))  # noqa: TRY400 - no bug of ours
+            report.failed(short.report, f"{short} [{short.code}]")
         else:
             if not foreground:
                 log.exception("daemon-failed")
@@ -267,10 +271,10 @@ class _Readiness:
         """The daemon listens."""
         self._say("ok\n")
 
-    def failed(self, reason: str) -> None:
-        """The daemon does not come up."""
+    def failed(self, reason: str, words: str = "") -> None:
+        """The daemon does not come up. `words` are for people, where the reason is not."""
         if self._descriptor is None:
-            sys.stderr.write(printed([f"claude-vm daemon: {reason}"]))
+            sys.stderr.write(printed([f"claude-vm daemon: {words or reason}"]))
         self._say(f"{reason}\n")
 
     def _say(self, text: str) -> None:

@@ -115,7 +115,9 @@ class Places:
     def _connect(self, *, create: bool) -> sqlite3.Connection | None:
         """Return the connection to the file that is there now; None when there is none and none is wanted."""
         try:
-            inode = self._path.stat().st_ino
+            found = self._path.stat()
+            # An empty one was made when there was no room for more: reading it must write nothing.
+            inode = found.st_ino if found.st_size or create else 0
         except FileNotFoundError:
             inode = 0
         if self._connection is not None and inode == self._inode:

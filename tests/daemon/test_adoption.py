@@ -8,14 +8,16 @@ import anyio
 import msgspec
 import pytest
 import trio
-from claude_vm_tests_memory import in_virtual_time, key, settled
+from claude_vm_tests_memory import MemoryDrivers, in_virtual_time, key, settled
 
 from claude_vm.context.ports import PortSpec, Publish
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
 from claude_vm.supervisor.core.keys import MountKey
+from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import adopt, detached
+from claude_vm.supervisor.daemon.dispatch import Dispatcher
 from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.daemon.looking import Looker
 from claude_vm.supervisor.daemon.records import JournaledSession, LeftInstance
@@ -392,5 +394,63 @@ def test_the_sessions_that_were_lost_are_told_from_those_that_go_on(world):
         async with world.supervisor() as second:
             assert [s.session_id for s in second.adopted.sessions] == ["a1"]
             assert [left.session.session_id for left in second.adopted.lost] == ["b2"]
+
+    in_virtual_time(main)
+
+
+def test_with_nothing_written_sessions_are_taken_over_from_a_copy_and_all_else_is_left_alone(world):
+    """As where the data folder can't be written: the next supervisor finds everything as it was."""
+
+    async def main():
+        async with world.supervisor(POOL) as first:
+            await fill(first)
+            first.session("s1")
+            await settled()
+            await fill(first)
+        before = {name: vm.running for name, vm in world.cloud.vms.items()}
+        assert len(before) == 2
+        world.cloud.calls.clear()
+        path = world.folder / "journal.db"
+        with Journal.copied(path, world.boot) as (journal, is_whole):
+            assert is_whole
+            async with anyio.create_task_group() as tasks:
+                drivers = MemoryDrivers(world.cloud)
+                dispatcher = Dispatcher(Core(PoolPolicy()), journal, drivers, tasks)
+                found = await adopt.adopt(dispatcher, drivers, journal, spare=True)
+                await settled()
+                assert [session.session_id for session in found.sessions] == ["s1"]
+                assert len(found.spared) == 1
+                assert [str(i.state) for i in dispatcher.core.instances()] == ["running"]
+                tasks.cancel_scope.cancel()
+        assert {name: vm.running for name, vm in world.cloud.vms.items()} == before
+        assert "delete" not in {name for name, _ in world.cloud.calls}
+        async with world.supervisor(POOL) as third:
+            await settled()
+            assert len(third.adopted.warm) == len(third.adopted.sessions) == 1
+
+    in_virtual_time(main)
+
+
+def test_what_was_ready_gives_way_to_who_makes_room_and_a_session_can_be_stopped_from_a_copy(world):
+    async def main():
+        async with world.supervisor(POOL) as first:
+            await fill(first)
+            first.session("s1")
+            await settled()
+            await fill(first)
+        with Journal.copied(world.folder / "journal.db", world.boot) as (journal, _):
+            async with anyio.create_task_group() as tasks:
+                drivers = MemoryDrivers(world.cloud)
+                dispatcher = Dispatcher(Core(PoolPolicy()), journal, drivers, tasks)
+                await adopt.adopt(dispatcher, drivers, journal)
+                await settled()
+                assert dispatcher.instance_count == len(dispatcher.sessions) == 1
+                dispatcher.stop("s1", "stopped", 143)
+                await settled()
+                assert world.cloud.vms == {}
+                tasks.cancel_scope.cancel()
+        async with world.supervisor(POOL) as third:
+            await settled()
+            assert [left.session.session_id for left in third.adopted.lost] == ["s1"], "its look is owed"
 
     in_virtual_time(main)

@@ -196,3 +196,45 @@ def test_a_journal_of_the_former_schema_is_moved_aside(tmp_path):
         assert "damaged" in remark
         journal.begin(instance_id="i-1", driver="qemu", kind="clone", key=KEY)
     assert list(tmp_path.glob("journal.db.damaged-*"))
+
+
+@pytest.mark.parametrize("end", ["killed", "closed"])
+@pytest.mark.parametrize("closed_for_us", [False, True])
+def test_a_copy_has_what_the_journal_has_and_changes_nothing_of_it(tmp_path, end, closed_for_us):
+    path = tmp_path / "journal.db"
+    program = (
+        "import os, sys, pathlib\n"
+        "from claude_vm.supervisor.daemon.journal import Journal\n"
+        "with Journal.open(pathlib.Path(sys.argv[1]), 'b') as (journal, _):\n"
+        "    journal.begin(instance_id='i-1', driver='qemu', kind='clone')\n"
+        f"    if {end == 'killed'}: os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, path], check=False)
+    if closed_for_us:
+        for name in tmp_path.iterdir():
+            name.chmod(0o400)
+        tmp_path.chmod(0o500)
+    try:
+        with Journal.copied(path, "b") as (copy, is_whole):
+            assert is_whole == (not closed_for_us or end == "closed" or os.geteuid() == 0)
+            assert [left.instance_id for left in copy.left_instances()] == (["i-1"] if is_whole else [])
+            copy.begin(instance_id="i-2", driver="qemu", kind="clone")
+    finally:
+        tmp_path.chmod(0o700)
+        for name in tmp_path.iterdir():
+            name.chmod(0o600)
+    with open_journal(path, "b") as (journal, remark):
+        assert remark == ""
+        assert [left.instance_id for left in journal.left_instances()] == ["i-1"]
+
+
+def test_a_copy_of_what_is_no_journal_is_empty_and_says_so(tmp_path):
+    path = tmp_path / "journal.db"
+    with Journal.copied(path, "b") as (copy, is_whole):
+        assert is_whole
+        assert copy.left_instances() == []
+    path.write_bytes(b"not a database at all")
+    with Journal.copied(path, "b") as (copy, is_whole):
+        assert not is_whole
+        assert copy.left_instances() == []
+    assert path.read_bytes() == b"not a database at all"

@@ -106,3 +106,11 @@ def _execute(file, statement):
     with sqlite3.connect(file) as connection:
         connection.execute(statement)
     connection.close()
+
+
+def test_a_file_that_was_made_when_there_was_no_room_for_more_is_read_without_writing(places, tmp_path):
+    (tmp_path / NAME).touch()
+    assert places.writable_folders() == ()
+    assert (tmp_path / NAME).stat().st_size == 0
+    places.remember([folder("/a")])
+    assert places.writable_folders() == (Path("/a"),)

@@ -138,7 +138,7 @@ def filled(kind, value):
         made = value
         if name in {"lines", "instances", "problems"}:
             made = (value, value)
-        elif name in {"status", "started"}:
+        elif name in {"status", "started", "number"}:
             made = 0
         if parameter.kind is parameter.KEYWORD_ONLY:
             arguments[name] = made

@@ -1,0 +1,116 @@
+"""A supervisor that writes nothing, for one command, where the data folder can't be written.
+
+It stands in for a daemon that can't be started. From the daemon's journal, of which it has a copy in memory,
+it knows the sessions that go on, so they are listed and can be stopped. All else that the daemon left stays
+as it is, unless the command makes room; and the journal stays, so the next daemon finds out for itself what
+is gone, and does what is owed for it: the look for other names, the worktrees' locks. A command that needs
+what can't be written is refused before it begins.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from claude_vm.drivers.api import Owner
+from claude_vm.drivers.process import boot_id
+from claude_vm.drivers.programs import system
+from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.daemon import identity
+from claude_vm.supervisor.daemon.adopt import adopt
+from claude_vm.supervisor.daemon.dispatch import Dispatcher
+from claude_vm.supervisor.daemon.drivers import DriverSet
+from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.host import NO_POOL, Host
+from claude_vm.supervisor.daemon.journal import Journal
+from claude_vm.supervisor.daemon.looking import Looker
+from claude_vm.supervisor.daemon.places import Places
+from claude_vm.supervisor.daemon.reports import Reports
+from claude_vm.supervisor.grammar import requests
+from claude_vm.supervisor.wire import paths
+from claude_vm.supervisor.wire.shortage import NotWritableError
+from claude_vm.supervisor.wire.version import VERSION
+
+DELETION_S = 30.0
+"""How long the deletion of what nobody uses may take, in seconds, before a command that wants it gone."""
+
+_READ = (
+    requests.Ps,
+    requests.ListTemplates,
+    requests.Info,
+    requests.Doctor,
+    requests.Daemon,
+    requests.Version,
+)
+
+
+@asynccontextmanager
+async def open_readonly_host(home: Path, supervisor_id: str, short: NotWritableError) -> AsyncIterator[Host]:
+    """Open a supervisor that writes nothing, because of `short`. Leaving it ends nothing.
+
+    Raises:
+        AlreadyRunningError: Another process has this supervisor's lock.
+        OSError: The lock, or the folder of the journal, can't be opened.
+    """
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(identity.locked_as_it_is(home, supervisor_id))
+        journal_path = identity.supervisors_folder(home) / supervisor_id / "journal.db"
+        journal, is_whole = stack.enter_context(Journal.copied(journal_path, boot_id()))
+        places = Places(home)
+        stack.callback(places.close)
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        runtime = Path(paths.runtime_directory(str(home)))
+        drivers = DriverSet(Owner(home=home, supervisor_id=supervisor_id, runtime=runtime), tasks, system())
+        dispatcher = Dispatcher(Core(NO_POOL), journal, drivers, tasks)
+
+        async def prepare(request: requests.Request) -> str:
+            makes_room = _makes_room(request, short)
+            if folder is None:
+                return short.consequence  # there was no daemon yet
+            if not is_whole:
+                return f"{short.consequence}; its sessions and VMs are not known: the journal can't be read"
+            adopted = await adopt(dispatcher, drivers, journal, spare=not makes_room)
+            with anyio.move_on_after(DELETION_S):
+                while makes_room and dispatcher.instance_count > len(dispatcher.sessions):
+                    await dispatcher.change()
+            count = len(adopted.spared)
+            left = f"; {count} VM(s) without a session are left to the next daemon" if count else ""
+            return f"{short.consequence}{left}"
+
+        yield Host(
+            home=home,
+            supervisor_id=supervisor_id,
+            version=VERSION,
+            started_at=time.time(),
+            dispatcher=dispatcher,
+            drivers=drivers,
+            journal=journal,
+            places=places,
+            looker=Looker(Reports(home)),
+            sweep=_sweep_nothing,
+            in_process=True,
+            prepare=prepare,
+        )
+        tasks.cancel_scope.cancel()
+
+
+def _sweep_nothing() -> None:
+    """Leave what dead supervisors left to those that can write."""
+
+
+def _makes_room(request: requests.Request, short: NotWritableError) -> bool:
+    """Tell whether a command is there to delete what nobody uses.
+
+    Raises:
+        CommandError: It needs what can't be written.
+    """
+    match request:
+        case requests.Clean() | requests.CleanAll() | requests.Pool(action="drain"):
+            return True
+        case requests.Stop() | requests.Pool(action="status"):
+            return False
+        case _ if isinstance(request, _READ):
+            return False
+    raise CommandError(short.code, str(short), hint=short.hint)
