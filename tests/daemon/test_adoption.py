@@ -1,5 +1,6 @@
 """What a supervisor does with what its dead predecessor left: VMs in memory, which outlive it."""
 
+import errno
 import socket
 import sqlite3
 import time
@@ -14,16 +15,17 @@ from claude_vm.context.ports import PortSpec, Publish
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
 from claude_vm.supervisor.core.keys import MountKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
-from claude_vm.supervisor.daemon import adopt, detached
-from claude_vm.supervisor.daemon.dispatch import Dispatcher
+from claude_vm.supervisor.daemon import adopt, detached, readonly
+from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.journal import Journal
 from claude_vm.supervisor.daemon.looking import Looker
 from claude_vm.supervisor.daemon.records import JournaledSession, LeftInstance
 from claude_vm.supervisor.daemon.reports import Reports
+from claude_vm.supervisor.grammar import requests
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, ShellError, StatusLostError
 from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.wire.shortage import NotWritableError
 
 POOL = PoolPolicy(size=1)
 
@@ -398,31 +400,40 @@ def test_the_sessions_that_were_lost_are_told_from_those_that_go_on(world):
     in_virtual_time(main)
 
 
-def test_with_nothing_written_sessions_are_taken_over_from_a_copy_and_all_else_is_left_alone(world):
-    """As where the data folder can't be written: the next supervisor finds everything as it was."""
+@pytest.fixture
+def stand_in(world, tmp_path, monkeypatch):
+    """Open the supervisor that stands in for the daemon, whose journal is the world's."""
+    supervisors = tmp_path / "home" / "supervisors"
+    supervisors.mkdir(parents=True)
+    (supervisors / "daemon").symlink_to(world.folder)
+    (world.folder / "lock").touch()
+    monkeypatch.setattr(readonly, "DriverSet", lambda *_: MemoryDrivers(world.cloud))
+    monkeypatch.setattr(readonly, "boot_id", lambda: world.boot)
+    short = NotWritableError(errno.ENOSPC, "/j")
+    return lambda: readonly.open_readonly_host(supervisors.parent, "daemon", short)
 
+
+async def leave_a_session_and_a_ready_vm(world):
+    async with world.supervisor(POOL) as first:
+        await fill(first)
+        first.session("s1")
+        await settled()
+        await fill(first)
+    assert len(world.cloud.vms) == 2
+    world.cloud.calls.clear()
+
+
+@pytest.mark.parametrize("request_", [requests.Ps(), requests.Pool(action="status"), requests.Stop(all=True)])
+def test_who_stands_in_takes_over_sessions_and_leaves_all_as_it_was(world, stand_in, request_):
     async def main():
-        async with world.supervisor(POOL) as first:
-            await fill(first)
-            first.session("s1")
+        await leave_a_session_and_a_ready_vm(world)
+        async with stand_in() as host:
+            remark = await host.prepare(request_)
             await settled()
-            await fill(first)
-        before = {name: vm.running for name, vm in world.cloud.vms.items()}
-        assert len(before) == 2
-        world.cloud.calls.clear()
-        path = world.folder / "journal.db"
-        with Journal.copied(path, world.boot) as (journal, is_whole):
-            assert is_whole
-            async with anyio.create_task_group() as tasks:
-                drivers = MemoryDrivers(world.cloud)
-                dispatcher = Dispatcher(Core(PoolPolicy()), journal, drivers, tasks)
-                found = await adopt.adopt(dispatcher, drivers, journal, spare=True)
-                await settled()
-                assert [session.session_id for session in found.sessions] == ["s1"]
-                assert len(found.spared) == 1
-                assert [str(i.state) for i in dispatcher.core.instances()] == ["running"]
-                tasks.cancel_scope.cancel()
-        assert {name: vm.running for name, vm in world.cloud.vms.items()} == before
+            assert list(host.dispatcher.sessions) == ["s1"]
+            assert "1 VM(s) without a session are left" in remark
+            assert [str(i.state) for i in host.dispatcher.core.instances()] == ["running"]
+        assert [vm.running for vm in world.cloud.vms.values()] == [True, True]
         assert "delete" not in {name for name, _ in world.cloud.calls}
         async with world.supervisor(POOL) as third:
             await settled()
@@ -431,26 +442,42 @@ def test_with_nothing_written_sessions_are_taken_over_from_a_copy_and_all_else_i
     in_virtual_time(main)
 
 
-def test_what_was_ready_gives_way_to_who_makes_room_and_a_session_can_be_stopped_from_a_copy(world):
+def test_what_was_ready_gives_way_to_who_makes_room_and_the_session_goes_on(world, stand_in):
     async def main():
-        async with world.supervisor(POOL) as first:
-            await fill(first)
-            first.session("s1")
+        await leave_a_session_and_a_ready_vm(world)
+        async with stand_in() as host:
+            await host.prepare(requests.Pool(action="drain", all=True))
+            assert host.dispatcher.instance_count == len(host.dispatcher.sessions) == 1
+        (vm,) = world.cloud.vms.values()
+        assert vm.running
+        assert vm.sessions == {"s1": None}
+
+    in_virtual_time(main)
+
+
+def test_for_a_session_that_was_stopped_without_room_the_next_daemon_does_what_is_owed(world, stand_in):
+    async def main():
+        await leave_a_session_and_a_ready_vm(world)
+        async with stand_in() as host:
+            await host.prepare(requests.Stop(all=True))
             await settled()
-            await fill(first)
-        with Journal.copied(world.folder / "journal.db", world.boot) as (journal, _):
-            async with anyio.create_task_group() as tasks:
-                drivers = MemoryDrivers(world.cloud)
-                dispatcher = Dispatcher(Core(PoolPolicy()), journal, drivers, tasks)
-                await adopt.adopt(dispatcher, drivers, journal)
-                await settled()
-                assert dispatcher.instance_count == len(dispatcher.sessions) == 1
-                dispatcher.stop("s1", "stopped", 143)
-                await settled()
-                assert world.cloud.vms == {}
-                tasks.cancel_scope.cancel()
+            host.dispatcher.stop("s1", "stopped", 143)
+            await settled()
+            assert len(world.cloud.vms) == 1
         async with world.supervisor(POOL) as third:
             await settled()
-            assert [left.session.session_id for left in third.adopted.lost] == ["s1"], "its look is owed"
+            assert [left.session.session_id for left in third.adopted.lost] == ["s1"]
+            assert len(third.adopted.warm) == 1
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("request_", [requests.Shell(), requests.Setup(), requests.Pool(action="fill")])
+def test_who_stands_in_refuses_what_needs_room(world, stand_in, request_):
+    async def main():
+        async with stand_in() as host:
+            with pytest.raises(CommandError) as caught:
+                await host.prepare(request_)
+            assert caught.value.code == "disk-full"
 
     in_virtual_time(main)
