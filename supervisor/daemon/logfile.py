@@ -26,9 +26,8 @@ def configure(path: Path | None) -> None:
         OSError: The file can't be opened.
     """
     handler: logging.Handler
-    logging.raiseExceptions = (
-        path is None
-    )  # a line that can't be written is no traceback on somebody's stderr
+    # A line that can't be written must be no traceback on the stderr of a client.
+    logging.raiseExceptions = path is None
     if path is None:
         handler = logging.StreamHandler(sys.stderr)
         renderer: structlog.typing.Processor = _readable

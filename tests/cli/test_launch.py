@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from claude_vm.supervisor.cli import session
 from claude_vm.supervisor.cli.launch import daemon_environment
+from claude_vm.supervisor.wire.client import RefusedError
+from claude_vm.supervisor.wire.shortage import NotWritableError
 
 FAKES = Path(__file__).parent
 
@@ -193,3 +197,26 @@ def test_a_socket_that_nobody_serves_counts_as_no_daemon(idle, home):
         left.bind(str(home / "run" / "daemon.sock"))
     done = idle.run("daemon", "status")
     assert (done.returncode, done.stdout) == (1, b"not running\n")
+
+
+@pytest.mark.parametrize("daemon_runs_by_then", [False, True])
+def test_who_stands_in_for_a_daemon_waits_for_another_that_does_right_now(monkeypatch, daemon_runs_by_then):
+    short = NotWritableError(errno.ENOSPC, "/j")
+    asked = []
+
+    def run_in_process(argv, why):
+        asked.append((argv, why))
+        if len(asked) == 1:
+            raise RefusedError("already-running", "supervisor 'daemon' is running", "")
+        return 7
+
+    def no_daemon():
+        raise short
+
+    monkeypatch.setattr(session, "connect_or_launch", no_daemon)
+    monkeypatch.setattr(session, "run_in_process", run_in_process)
+    monkeypatch.setattr(session, "connect", lambda: "its socket" if daemon_runs_by_then else None)
+    monkeypatch.setattr(session, "attend", lambda connection, argv: (connection, argv))
+    done = session.run_by_daemon(["ps"])
+    assert done == (("its socket", ["ps"]) if daemon_runs_by_then else 7)
+    assert asked == [(["ps"], short)] * (1 if daemon_runs_by_then else 2)

@@ -238,3 +238,30 @@ def test_a_copy_of_what_is_no_journal_is_empty_and_says_so(tmp_path):
         assert not is_whole
         assert copy.left_instances() == []
     assert path.read_bytes() == b"not a database at all"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anything")
+def test_a_journal_that_is_closed_for_us_is_an_error_with_a_number_and_stays(tmp_path):
+    path = tmp_path / "journal.db"
+    with open_journal(path):
+        pass
+    path.chmod(0o400)
+    with pytest.raises(PermissionError), open_journal(path):
+        pass
+    assert not list(tmp_path.glob("*damaged*"))
+
+
+def test_what_the_system_says_is_told_where_sqlite_knows_only_an_input_or_output_error(tmp_path):
+    program = (
+        "import errno, pathlib, resource, sys\n"
+        "from claude_vm.supervisor.daemon.journal import Journal\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try:\n"
+        "    with Journal.open(pathlib.Path(sys.argv[1]), 'b'): pass\n"
+        "except OSError as error:\n"
+        "    print(errno.errorcode[error.errno])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "journal.db"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "EFBIG\n"
