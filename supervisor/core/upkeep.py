@@ -206,6 +206,7 @@ class Upkeep:
         shelf.gave_way = ""
         self._pool.offer(instance_id, shelf)
         self._refills.consider(shelf, at)
+        self._refills.consider_starved(at)  # what is still being made gives way to nobody; now it may
 
     def lose(self, instance_id: str, key: PoolKey, at: float) -> None:
         """An instance is unclaimed no longer: it is claimed, or given up, or has failed."""

@@ -156,6 +156,7 @@ def start(world, *, flags=None, in_process=False, tty=False, settings=""):
         dispatcher=world.dispatcher,
         drivers=SimpleNamespace(get=get),
         places=Places(world.data),
+        folders=(world.data,),
         in_process=in_process,
         home=world.data,
     )
