@@ -40,8 +40,9 @@ async def open_daemon(tmp_path):
     await main.run_daemon(tmp_path / ".claude-vm", idle_s=1.0, ready=lambda: None)
 
 
-async def open_inside_a_client(_):
-    await inprocess._serve(None)
+async def open_inside_a_client(tmp_path):
+    server = inprocess._Server(None, tmp_path / ".claude-vm", "p1", None)
+    await server._serve()
 
 
 @pytest.mark.parametrize("open_it", [open_daemon, open_inside_a_client])
