@@ -13,7 +13,6 @@ import msgspec
 
 from claude_vm.drivers.api import Access
 from claude_vm.supervisor.ssh.agent import AgentGrant, AgentListener, OpenAgent
-from claude_vm.supervisor.ssh.agent_messages import Binding
 from claude_vm.supervisor.ssh.errors import (
     AuthenticationError,
     ChannelRefusedError,
@@ -25,6 +24,7 @@ from claude_vm.supervisor.ssh.errors import (
     LinkLostError,
     UploadError,
 )
+from claude_vm.supervisor.ssh.owner import ConnectionOwner
 from claude_vm.supervisor.ssh.process import MAX_PACKET, WINDOW, Process, ProcessSession, Pty
 
 KEEPALIVE_S = 15.0
@@ -66,46 +66,10 @@ class Completed(msgspec.Struct, frozen=True):
 RUN_LIMIT = 1024 * 1024
 
 
-class _HostKey:
-    """The host key of a connection, for the library to verify with; notes what was verified first."""
-
-    def __init__(self, key: asyncssh.SSHKey, note: Callable[[Binding], None]) -> None:
-        self._key = key
-        self._note = note
-
-    def verify(self, data: bytes, signature: bytes) -> bool:
-        """Tell whether a signature is the guest's: the first one is that of the connection's session id."""
-        genuine = self._key.verify(data, signature)
-        if genuine:
-            self._note(Binding(self._key.public_data, data, signature))
-        return genuine
-
-
-class _Owner(asyncssh.SSHClient):
-    """Learns what the first key exchange proved, and why the connection ended."""
-
-    def __init__(self) -> None:
-        self.reason = "the connection was closed from this side"
-        self.binding: Binding | None = None
-
-    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-        """Have a look at the key exchange, of which the library keeps no signature."""
-        validate = conn.validate_server_host_key
-        conn.validate_server_host_key = lambda data: _HostKey(validate(data), self._bind)  # type: ignore[method-assign,assignment,return-value]
-
-    def _bind(self, binding: Binding) -> None:
-        self.binding = self.binding or binding
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note the reason."""
-        if exc is not None:
-            self.reason = str(exc) or type(exc).__name__
-
-
 class Link:
     """An open connection. Made by `connect`; who has it closes it."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, owner: _Owner, holder: str) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, owner: ConnectionOwner, holder: str) -> None:
         self._connection = connection
         self._owner = owner
         self._takes = asyncio.Event()
@@ -365,7 +329,7 @@ async def connect(access: Access, *, timeout_s: float) -> Link:
         AuthenticationError: The guest refuses our key.
         ConnectError: Nobody answers, or not with SSH.
     """
-    owner = _Owner()
+    owner = ConnectionOwner()
     where = f"{access.address}:{access.port}"
     try:
         with anyio.fail_after(timeout_s):
