@@ -7,14 +7,14 @@ What can't be told is refused: a client that has closed its socket before anybod
 is looked up before and after the VMs' descriptors: one that is there both times was held all the time, and
 nobody has taken it out of a VM's table in between.
 
-Source: sock_diag(7); proc_pid_fd(5).
+Source: sock_diag(7); proc_pid_fd(5); proc_pid_stat(5) and the kernel's include/linux/sched.h for its flags.
 """
 
-import errno
 import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
@@ -29,6 +29,9 @@ _ID = struct.Struct("!HH16s16s")
 _ANSWER = struct.Struct("=BB")
 _INODE_AT = _HEADER.size + 68
 _LISTEN = 10
+_EXITING = 0x4  # PF_EXITING
+_PATIENCE = 1.0  # seconds; a VM of some GB takes tenths to give its memory back
+_PAUSE = 0.01
 _TABLES = {socket.AF_INET: "tcp", socket.AF_INET6: "tcp6"}
 
 
@@ -46,19 +49,47 @@ def may_enter(client: socket.socket, vms: Collection[int]) -> bool:
 
 
 def _holds(pid: int, inode: int) -> bool:
-    """Tell whether a process has a socket open; also when it does not let us look."""
+    """Tell whether a process has a socket open; also when it does not let us look.
+
+    One that is ending is waited for: it gives up its memory, and with that its user's right to look at its
+    descriptors, before it closes them.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _has(pid, inode)
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            return False
+        except OSError:
+            state, exiting = _status(pid)
+        if state == "Z":  # its parent has not heard of its end yet
+            return False
+        if not exiting or time.monotonic() > deadline:
+            return True
+        time.sleep(_PAUSE)
+
+
+def _has(pid: int, inode: int) -> bool:
+    """Look for a socket among a process's descriptors. Raises: OSError."""
     wanted = f"socket:[{inode}]"
     folder = f"/proc/{pid}/fd"
-    try:
-        for name in os.listdir(folder):  # noqa: PTH208 - some dozens of names, for each connection
-            try:
-                if os.readlink(f"{folder}/{name}") == wanted:  # noqa: PTH115
-                    return True
-            except FileNotFoundError:  # closed meanwhile
-                continue
-    except OSError as error:
-        return error.errno not in {errno.ENOENT, errno.ESRCH}  # it has ended
+    for name in os.listdir(folder):  # noqa: PTH208 - some dozens of names, for each connection
+        try:
+            if os.readlink(f"{folder}/{name}") == wanted:  # noqa: PTH115
+                return True
+        except FileNotFoundError:  # closed meanwhile
+            continue
     return False
+
+
+def _status(pid: int) -> tuple[str, bool]:
+    """Return a process's state, "Z" only when all of its threads have ended, and whether it is ending."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return "Z", True
+    state, flags, threads = fields[0], int(fields[6]), int(fields[17])
+    return ("R" if threads > 1 else state), bool(flags & _EXITING)
 
 
 def _peer_inode(client: socket.socket) -> int:

@@ -21,13 +21,13 @@ pytestmark = [
 
 VM = """
 import socket, sys
-held = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20)
-held.sendall(b"from a guest")
-print("connected", flush=True)
-sys.stdin.read(1)
 try:
+    held = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20)
+    held.sendall(b"from a guest")
+    print("connected", flush=True)
+    sys.stdin.read(1)
     print(len(held.recv(100)), flush=True)
-except OSError as error:
+except OSError as error:  # as early as when it connects: the answer can be there before it has run on
     print(type(error).__name__, flush=True)
 """
 
@@ -45,9 +45,8 @@ class Vm:
         assert self.process.stdout.readline() == b"connected\n"
 
     def outcome(self):
-        self.process.stdin.write(b"x")
-        self.process.stdin.close()
-        return self.process.stdout.readline().decode().strip()
+        output, _ = self.process.communicate(b"x")
+        return output.decode().split()[-1]
 
     def close(self):
         self.process.kill()
@@ -134,6 +133,30 @@ def test_a_process_that_cannot_be_looked_at_is_taken_for_the_client_and_one_that
         assert may_enter(client, [ended.pid])
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look at every process")
+def test_a_process_whose_end_its_parent_has_not_heard_of_is_not_the_client(listener):
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(PermissionError):
+            os.scandir(f"/proc/{ended.pid}/fd")
+        with socket.create_connection(listener.getsockname()[:2]), accepted(listener) as client:
+            assert may_enter(client, [ended.pid])
+
+
+@pytest.mark.parametrize(("then", "held"), [("Z", False), ("R", True)])
+def test_a_process_that_is_ending_is_waited_for_but_not_for_ever(listener, monkeypatch, then, held):
+    states = iter([("R", True), ("R", True)])
+
+    def closed(_pid, _inode):
+        raise PermissionError
+
+    monkeypatch.setattr(neighbours, "_PATIENCE", 0.1)
+    monkeypatch.setattr(neighbours, "_has", closed)
+    monkeypatch.setattr(neighbours, "_status", lambda _pid: next(states, (then, True)))
+    with socket.create_connection(listener.getsockname()[:2]), accepted(listener) as client:
+        assert may_enter(client, [os.getpid()]) is not held
+
+
 async def test_another_sessions_guest_is_reset_at_a_published_port_and_the_host_is_served(start, monkeypatch):
     served = []
 
@@ -159,7 +182,6 @@ async def test_another_sessions_guest_is_reset_at_a_published_port_and_the_host_
         ports.connect(object())
         vm = start("127.0.0.1", port)
         ports.keep_out(lambda: [vm.pid])
-        await anyio.to_thread.run_sync(vm.connected)
         assert await anyio.to_thread.run_sync(vm.outcome) == "ConnectionResetError"
         async with await anyio.connect_tcp("127.0.0.1", port) as ours:
             await ours.send(b"host")
