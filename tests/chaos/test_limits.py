@@ -167,13 +167,13 @@ WITHOUT_ROOM = {
 """The last ones delete what the others show."""
 
 
-def check_without_room(run, code, *, deletes=True):
+def check_without_room(run, code, *, deletes=True, ways=((),)):
     """Run all commands where nothing can be written; each works or is refused with the reason's code.
 
-    Without `deletes` what is there can't be deleted either.
+    `ways` are the flags before them. Without `deletes` what is there can't be deleted either.
     """
     for words, expected in WITHOUT_ROOM.items():
-        for flags in ((), ("--no-daemon",)):
+        for flags in ways:
             if flags and words[0] == "daemon":
                 continue
             done = run(*flags, *words)
@@ -202,7 +202,7 @@ def test_without_room_and_without_a_daemon_each_command_works_or_is_refused(smal
     small.stop_daemon()
     small.fill()
     assert json.loads(small.run("list", "--json").stdout) == listed
-    check_without_room(small.run, "disk-full")
+    check_without_room(small.run, "disk-full", ways=((), ("--no-daemon",)))
     small.resize("2g")
     assert small.json("list") == []
     assert small.run("setup", "--no-agent").returncode == 0
