@@ -114,6 +114,13 @@ def test_a_project_is_remembered_without_a_daemon_and_for_all_of_them(ready, inn
         assert (done.returncode, "[project-grew]" in lines(done)[0]) == (125, True)
 
 
+def test_a_project_is_remembered_as_soon_as_a_ready_vm_has_it(ready, inner):
+    assert ready.run("pool", "fill", "1", "--no-wait", cwd=inner).returncode == 0
+    shutil.rmtree(inner / ".git")
+    done = ready.run("shell", "true", cwd=inner)
+    assert (done.returncode, "[project-grew]" in lines(done)[0]) == (125, True)
+
+
 def test_links_of_a_guest_redirect_neither_mounts_nor_files_of_the_next_command(ready):
     other = ready.home / "other"
     other.mkdir()
