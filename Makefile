@@ -25,11 +25,8 @@ else
 	@$(BIN)/claude-vm --auto-setup shell $(DEMO)
 endif
 
-# WORKERS=3: side by side, one of them has all real VMs (see tests/conftest.py). Tests that measure need a quiet
-# machine, so that is no default yet.
-WORKERS ?= 0
 test: system system-test dev
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python tests/lanes.py $(PYTEST_ARGS)
 
 # Twice where the real one is on the PATH: the summaries say which limactl it was. The second command runs the
 # end-to-end suite, that of the driver qemu, with the driver lima.

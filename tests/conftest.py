@@ -1,13 +1,10 @@
 """What all tests share: CI must not pass by skipping, nor depend on how it was started."""
 
-import atexit
 import contextlib
 import functools
 import importlib.util
 import os
-import shutil
 import signal
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -36,13 +33,6 @@ for _number in range(3, 256):
         os.set_inheritable(_number, False)
 
 
-# Workers side by side have folders for temporary files of their own: what one makes is no leak of another.
-if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    tempfile.tempdir = tempfile.mkdtemp(prefix=f"{_worker}-", dir="/tmp")
-    os.environ["TMPDIR"] = tempfile.tempdir
-    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
-
-
 _spec = importlib.util.spec_from_file_location(
     "claude_vm_tests_choice", Path(__file__).parent / "standins" / "choice.py"
 )
@@ -56,13 +46,6 @@ ON_PATH = pytest.StashKey()
 def pytest_configure(config):
     config.stash[TALLY] = choice.Tally()
     config.stash[ON_PATH] = functools.cache(choice.on_path)
-
-
-def pytest_collection_modifyitems(items):
-    """Keep all real VMs to one worker of a parallel run: two of them at once would share one processor."""
-    for item in items:
-        if item.get_closest_marker("vm") is not None:
-            item.add_marker(pytest.mark.xdist_group("vm"))
 
 
 def pytest_generate_tests(metafunc):

@@ -76,6 +76,7 @@ def test_claims_through_the_supervisor_and_bare_ones_take_turns(lab):
 SLEEP = {"calls": {"put_files": [{"delay_s": 0.1}]}, "repeat": ["put_files"]}
 
 
+@pytest.mark.timed
 def test_a_sleep_of_100_ms_in_the_claim_path_breaks_our_gate_and_without_it_the_gate_is_kept(lab):
     gate = read_gate(GATE)
     bounds = Gate(gate.run, tuple(b for b in gate.bound if b.figure == "S1.p50"))
@@ -88,6 +89,7 @@ def test_a_sleep_of_100_ms_in_the_claim_path_breaks_our_gate_and_without_it_the_
     assert not judge(bounds, lines)[0].kept, lines
 
 
+@pytest.mark.timed
 def test_a_crowd_is_held_at_once_and_all_are_served(lab):
     site = lab.simulated("crowd")
     site.do("ps")

@@ -151,6 +151,7 @@ def events_per_second(life, core, key, *, first):
     return taken / (time.process_time() - begun)
 
 
+@pytest.mark.timed
 @pytest.mark.skipif(sys.gettrace() is not None, reason="tracing makes everything slow")
 @pytest.mark.parametrize("life", [cold_life, warm_life])
 @pytest.mark.parametrize("crowd", [0, 1000])

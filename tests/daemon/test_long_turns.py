@@ -23,7 +23,7 @@ from claude_vm.supervisor.wire.messages import (
 from claude_vm.supervisor.wire.paths import socket_path
 from claude_vm.supervisor.wire.version import VERSION
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timed, pytest.mark.timeout(180)]
 
 LONGEST_S = 0.05
 WORD = "y" * 130_000
