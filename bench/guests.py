@@ -20,7 +20,7 @@ from claude_vm.bench.ssh import Login, open_login
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Access, Driver, InstanceSpec, Mount, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError
-from claude_vm.supervisor.daemon import identity
+from claude_vm.supervisor.daemon.state import identity
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from claude_vm.context.errors import ProjectError
 from claude_vm.context.project import find_project, project_folders
 from claude_vm.drivers.programs import guarding, search
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.places import Places
+from claude_vm.supervisor.daemon.state.places import Places
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.version import VERSION
 

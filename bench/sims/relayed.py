@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from claude_vm.bench.sims.access import read_access
 from claude_vm.bench.sims.holder import open_holder
 from claude_vm.drivers.api import Access
-from claude_vm.supervisor.daemon.relay import relay
+from claude_vm.supervisor.daemon.sessions.relay import relay
 from claude_vm.supervisor.ssh.launch import Mode, launch_file
 from claude_vm.supervisor.ssh.link import Link, open_link
 from claude_vm.supervisor.ssh.process import Pty

@@ -144,7 +144,7 @@ def _run_here(argv: list[str]) -> int:
         closed = write_lines(answer.lines, to_stderr=answer.to_stderr)
         return answer.status or closed
     if isinstance(answer, requests.Daemon) and answer.action == "run":
-        from claude_vm.supervisor.daemon.main import main as run_daemon  # noqa: PLC0415 - likewise
+        from claude_vm.supervisor.daemon.process.main import main as run_daemon  # noqa: PLC0415 - likewise
 
         return run_daemon(foreground=True)
     if isinstance(answer, requests.Bench):

@@ -186,7 +186,7 @@ def run_in_process(argv: list[str], short: "NotWritableError | None" = None) -> 
         WireError: The supervisor does not come up.
         EndedBySignalError: A signal ends this process.
     """
-    from claude_vm.supervisor.daemon.inprocess import serve_one  # noqa: PLC0415 - takes long to load
+    from claude_vm.supervisor.daemon.process.in_client import serve_one  # noqa: PLC0415 - takes long to load
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     wait = serve_one(theirs, short)

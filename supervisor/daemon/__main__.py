@@ -5,7 +5,7 @@ import sys
 
 # What libraries make while they load stays: to look through it for garbage takes an eighth of the start.
 gc.disable()
-from claude_vm.supervisor.daemon.main import main  # noqa: E402
+from claude_vm.supervisor.daemon.process.main import main  # noqa: E402
 
 gc.freeze()
 gc.enable()

@@ -20,14 +20,14 @@ from claude_vm.drivers.api import Access, InstanceRecord, InstanceStatus, Owner
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.programs import system
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.daemon import identity
-from claude_vm.supervisor.daemon.detached import found_session
-from claude_vm.supervisor.daemon.dispatch import Dispatcher
+from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
-from claude_vm.supervisor.daemon.journal import RESUME, RUN, WARM, Journal
-from claude_vm.supervisor.daemon.looking import Looker
-from claude_vm.supervisor.daemon.records import JournaledSession, LeftInstance
-from claude_vm.supervisor.daemon.session import Session
+from claude_vm.supervisor.daemon.sessions.detached import found_session
+from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.session import Session
+from claude_vm.supervisor.daemon.state import identity
+from claude_vm.supervisor.daemon.state.journal import RESUME, RUN, WARM, Journal
+from claude_vm.supervisor.daemon.state.records import JournaledSession, LeftInstance
 
 log = structlog.get_logger()
 

@@ -18,16 +18,16 @@ from claude_vm.drivers.api import Owner
 from claude_vm.drivers.process import boot_id
 from claude_vm.drivers.programs import system
 from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.daemon import identity
 from claude_vm.supervisor.daemon.adopt import adopt
-from claude_vm.supervisor.daemon.dispatch import Dispatcher
+from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.host import NO_POOL, Host
-from claude_vm.supervisor.daemon.journal import Journal
-from claude_vm.supervisor.daemon.looking import Looker
-from claude_vm.supervisor.daemon.places import Places
-from claude_vm.supervisor.daemon.reports import Reports
+from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.state import identity
+from claude_vm.supervisor.daemon.state.journal import Journal
+from claude_vm.supervisor.daemon.state.places import Places
+from claude_vm.supervisor.daemon.state.reports import Reports
+from claude_vm.supervisor.daemon.supervisor import NO_POOL, Supervisor
 from claude_vm.supervisor.grammar import requests
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.shortage import NotWritableError
@@ -47,7 +47,9 @@ _READ = (
 
 
 @asynccontextmanager
-async def open_readonly_host(home: Path, supervisor_id: str, short: NotWritableError) -> AsyncIterator[Host]:
+async def open_readonly_supervisor(
+    home: Path, supervisor_id: str, short: NotWritableError
+) -> AsyncIterator[Supervisor]:
     """Open a supervisor that writes nothing, because of `short`. Leaving it ends nothing.
 
     Raises:
@@ -79,7 +81,7 @@ async def open_readonly_host(home: Path, supervisor_id: str, short: NotWritableE
             left = f"; {count} VM(s) without a session are left to the next daemon" if count else ""
             return f"{short.consequence}{left}"
 
-        yield Host(
+        yield Supervisor(
             home=home,
             supervisor_id=supervisor_id,
             version=VERSION,

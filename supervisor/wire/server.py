@@ -1,4 +1,4 @@
-"""The daemon's side of the protocol: accepts clients, and calls a handler for each.
+"""The daemon's side of the protocol: accepts clients, and has each answered.
 
 Whatever a client sends, the answer is an error and never a traceback, and what is kept for it is bounded: a
 frame, a window for each stream, one size, one of each signal.
@@ -15,6 +15,7 @@ import msgspec
 from anyio.abc import ByteStream, Listener, SocketAttribute, UNIXSocketStream
 
 from claude_vm.supervisor.wire.complaint import complaint
+from claude_vm.supervisor.wire.connected_client import Client, Level, Signal, Size
 from claude_vm.supervisor.wire.errors import (
     AgentRefusedError,
     ClientGoneError,
@@ -36,14 +37,13 @@ from claude_vm.supervisor.wire.records import (
     decode_invocation,
     judge,
 )
-from claude_vm.supervisor.wire.server_client import Client, Level, Signal, Size
 from claude_vm.supervisor.wire.version import VERSION
 
 __all__ = [
     "AgentRefusedError",
+    "Answer",
     "Client",
     "ClientGoneError",
-    "Handler",
     "Invocation",
     "Level",
     "OutputClosedError",
@@ -58,7 +58,7 @@ __all__ = [
     "serve_socket",
 ]
 
-Handler = Callable[[Client], Awaitable[int]]
+Answer = Callable[[Client], Awaitable[int]]
 """Carries out a client's command and returns its exit status. May be cancelled, when the server closes."""
 
 Admit = Callable[[Hello, tuple[str, ...]], Refusal | None]
@@ -105,21 +105,21 @@ def stream_uid(stream: ByteStream) -> int | None:
 
 async def serve(
     listener: Listener[ByteStream],
-    handler: Handler,
+    answer: Answer,
     *,
     admit: Admit = _same_version,
     on_error: OnError = _ignore,
     uid_of: Callable[[ByteStream], int | None] = stream_uid,
 ) -> None:
-    """Accept clients and call `handler` for each, until cancelled. Closes the listener.
+    """Accept clients and call `answer` for each, until cancelled. Closes the listener.
 
     Only processes of our own user id are served; `uid_of` tells whose a connection is. `on_error` is told
-    what a handler raised (the client gets the message only) and what went wrong with a connection.
+    what an answer raised (the client gets the message only) and what went wrong with a connection.
     """
     async with listener, anyio.create_task_group() as tasks:
 
         async def serve_one(stream: ByteStream) -> None:
-            await serve_connection(stream, handler, admit=admit, on_error=on_error, uid_of=uid_of)
+            await serve_connection(stream, answer, admit=admit, on_error=on_error, uid_of=uid_of)
 
         while True:
             try:
@@ -134,19 +134,19 @@ async def serve(
 
 async def serve_socket(
     connection: socket.socket,
-    handler: Handler,
+    answer: Answer,
     *,
     admit: Admit = _same_version,
     on_error: OnError = _ignore,
 ) -> None:
     """Serve the client at the other end of a connected unix socket, to its end. Takes the socket over."""
     stream = await UNIXSocketStream.from_socket(connection)
-    await serve_connection(stream, handler, admit=admit, on_error=on_error)
+    await serve_connection(stream, answer, admit=admit, on_error=on_error)
 
 
 async def serve_connection(
     stream: ByteStream,
-    handler: Handler,
+    answer: Answer,
     *,
     admit: Admit = _same_version,
     on_error: OnError = _ignore,
@@ -163,7 +163,7 @@ async def serve_connection(
         with anyio.fail_after(handshake_s):
             welcome = await _shake_hands(stream, reader, admit)
         if welcome is not None:
-            await _Attendance(stream, reader, welcome, on_error).run(handler)
+            await _Attendance(stream, reader, welcome, on_error).run(answer)
     except (ProtocolError, TimeoutError) as error:
         on_error(error)
         message = str(error) or "nothing came in time"
@@ -199,7 +199,7 @@ async def _shake_hands(stream: ByteStream, reader: FrameReader, admit: Admit) ->
 
 
 class _Attendance:
-    """One served client: its reader and its writer beside the handler."""
+    """One served client: its reader and its writer beside its answer."""
 
     def __init__(
         self, stream: ByteStream, reader: FrameReader, invocation: Invocation, on_error: OnError
@@ -212,13 +212,13 @@ class _Attendance:
         # Not cancelled from outside: that could cut a frame in two, and last words are to be said.
         self._writing = anyio.CancelScope(shield=True)
 
-    async def run(self, handler: Handler) -> None:
+    async def run(self, answer: Answer) -> None:
         """Serve it to its end."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._write)
             tasks.start_soon(self._read)
             try:
-                self._client.exit_nowait(await self._handle(handler))
+                self._client.exit_nowait(await self._status(answer))
                 await self._say_last_words()
             except anyio.get_cancelled_exc_class():
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LAST_WORDS_S):
@@ -248,9 +248,9 @@ class _Attendance:
         with self._writing:
             await self._outbox.run()
 
-    async def _handle(self, handler: Handler) -> int:
+    async def _status(self, answer: Answer) -> int:
         try:
-            return await handler(self._client)
+            return await answer(self._client)
         except OutputClosedError:
             return OUTPUT_CLOSED_STATUS
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets its message
@@ -297,7 +297,7 @@ def _refuse(refusal: Refusal) -> bytes:
 
 
 def _farewell(client: Client) -> tuple[str, tuple[str, ...]]:
-    """Return what a client is told whose handler is cancelled: what becomes of its session is not known."""
+    """Return what a client is told whose answer is cancelled: what becomes of its session is not known."""
     if not client.has_started:
         return "claude-vm: the daemon closes", ()
     return (
@@ -307,7 +307,7 @@ def _farewell(client: Client) -> tuple[str, tuple[str, ...]]:
 
 
 def _words_for(error: BaseException) -> tuple[str, tuple[str, ...]]:
-    """Return what a client is told about a handler's failure: its message, never where it happened."""
+    """Return what a client is told about an answer's failure: its message, never where it happened."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if not isinstance(getattr(error, "code", None), str):

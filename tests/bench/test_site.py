@@ -10,7 +10,7 @@ from claude_vm.bench.errors import BenchError
 from claude_vm.bench.site import Site
 from claude_vm.context.known import Folder
 from claude_vm.drivers.lima import home
-from claude_vm.supervisor.daemon.places import Places
+from claude_vm.supervisor.daemon.state.places import Places
 
 
 @pytest.fixture

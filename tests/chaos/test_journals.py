@@ -9,8 +9,8 @@ import sqlite3
 import pytest
 
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.daemon.journal import RUN, WARM, Journal
-from claude_vm.supervisor.daemon.records import JournaledSession
+from claude_vm.supervisor.daemon.state.journal import RUN, WARM, Journal
+from claude_vm.supervisor.daemon.state.records import JournaledSession
 
 pytestmark = pytest.mark.timeout(180)
 

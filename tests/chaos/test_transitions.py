@@ -1,6 +1,6 @@
 """The supervisor is killed at each transition of a VM, with a pool; simulated VMs, which die with it.
 
-`tests/daemon/test_faults.py` has the transitions of a session that has to wait for its VM.
+`tests/daemon/dispatch/test_faults.py` has the transitions of a session that has to wait for its VM.
 """
 
 import os

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anyio
 
-from claude_vm.supervisor.daemon.main import run_daemon
+from claude_vm.supervisor.daemon.process.main import run_daemon
 from claude_vm.supervisor.wire import paths
 
 BACKWARDS = Path(sys.argv[1]).read_bytes()[::-1]

@@ -20,12 +20,14 @@ from claude_vm.supervisor.core.events import FillRequested
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
-from claude_vm.supervisor.daemon import adopt, detached, execution
-from claude_vm.supervisor.daemon.dispatch import Dispatcher
-from claude_vm.supervisor.daemon.journal import Journal
-from claude_vm.supervisor.daemon.looking import Looker
-from claude_vm.supervisor.daemon.reports import Reports
-from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
+from claude_vm.supervisor.daemon import adopt
+from claude_vm.supervisor.daemon.dispatch import execution
+from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
+from claude_vm.supervisor.daemon.sessions import detached
+from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.session import Launch, Session, SessionPlan
+from claude_vm.supervisor.daemon.state.journal import Journal
+from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.ssh.errors import ConnectError, SessionUnknownError
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.remaining import Remaining

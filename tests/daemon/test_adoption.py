@@ -16,12 +16,13 @@ from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
 from claude_vm.supervisor.core.keys import MountKey
 from claude_vm.supervisor.core.policy import PoolPolicy
-from claude_vm.supervisor.daemon import adopt, detached, readonly
+from claude_vm.supervisor.daemon import adopt, readonly
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.journal import Journal
-from claude_vm.supervisor.daemon.looking import Looker
-from claude_vm.supervisor.daemon.records import JournaledSession, LeftInstance
-from claude_vm.supervisor.daemon.reports import Reports
+from claude_vm.supervisor.daemon.sessions import detached
+from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.state.journal import Journal
+from claude_vm.supervisor.daemon.state.records import JournaledSession, LeftInstance
+from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.grammar import requests
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, ShellError, StatusLostError
 from claude_vm.supervisor.ssh.process import Pty
@@ -410,7 +411,7 @@ def stand_in(world, tmp_path, monkeypatch):
     monkeypatch.setattr(readonly, "DriverSet", lambda *_: MemoryDrivers(world.cloud))
     monkeypatch.setattr(readonly, "boot_id", lambda: world.boot)
     short = NotWritableError(errno.ENOSPC, "/j")
-    return lambda: readonly.open_readonly_host(supervisors.parent, "daemon", short)
+    return lambda: readonly.open_readonly_supervisor(supervisors.parent, "daemon", short)
 
 
 async def leave_a_session_and_a_ready_vm(world):
@@ -427,12 +428,12 @@ async def leave_a_session_and_a_ready_vm(world):
 def test_who_stands_in_takes_over_sessions_and_leaves_all_as_it_was(world, stand_in, request_):
     async def main():
         await leave_a_session_and_a_ready_vm(world)
-        async with stand_in() as host:
-            remark = await host.prepare(request_)
+        async with stand_in() as supervisor:
+            remark = await supervisor.prepare(request_)
             await settled()
-            assert list(host.dispatcher.sessions) == ["s1"]
+            assert list(supervisor.dispatcher.sessions) == ["s1"]
             assert "1 VM(s) without a session are left" in remark
-            assert [str(i.state) for i in host.dispatcher.core.instances()] == ["running"]
+            assert [str(i.state) for i in supervisor.dispatcher.core.instances()] == ["running"]
         assert [vm.running for vm in world.cloud.vms.values()] == [True, True]
         assert "delete" not in {name for name, _ in world.cloud.calls}
         async with world.supervisor(POOL) as third:
@@ -445,9 +446,9 @@ def test_who_stands_in_takes_over_sessions_and_leaves_all_as_it_was(world, stand
 def test_what_was_ready_gives_way_to_who_makes_room_and_the_session_goes_on(world, stand_in):
     async def main():
         await leave_a_session_and_a_ready_vm(world)
-        async with stand_in() as host:
-            await host.prepare(requests.Pool(action="drain", all=True))
-            assert host.dispatcher.instance_count == len(host.dispatcher.sessions) == 1
+        async with stand_in() as supervisor:
+            await supervisor.prepare(requests.Pool(action="drain", all=True))
+            assert supervisor.dispatcher.instance_count == len(supervisor.dispatcher.sessions) == 1
         (vm,) = world.cloud.vms.values()
         assert vm.running
         assert vm.sessions == {"s1": None}
@@ -458,10 +459,10 @@ def test_what_was_ready_gives_way_to_who_makes_room_and_the_session_goes_on(worl
 def test_for_a_session_that_was_stopped_without_room_the_next_daemon_does_what_is_owed(world, stand_in):
     async def main():
         await leave_a_session_and_a_ready_vm(world)
-        async with stand_in() as host:
-            await host.prepare(requests.Stop(all=True))
+        async with stand_in() as supervisor:
+            await supervisor.prepare(requests.Stop(all=True))
             await settled()
-            host.dispatcher.stop("s1", "stopped", 143)
+            supervisor.dispatcher.stop("s1", "stopped", 143)
             await settled()
             assert len(world.cloud.vms) == 1
         async with world.supervisor(POOL) as third:
@@ -475,9 +476,9 @@ def test_for_a_session_that_was_stopped_without_room_the_next_daemon_does_what_i
 @pytest.mark.parametrize("request_", [requests.Shell(), requests.Setup(), requests.Pool(action="fill")])
 def test_who_stands_in_refuses_what_needs_room(world, stand_in, request_):
     async def main():
-        async with stand_in() as host:
+        async with stand_in() as supervisor:
             with pytest.raises(CommandError) as caught:
-                await host.prepare(request_)
+                await supervisor.prepare(request_)
             assert caught.value.code == "disk-full"
 
     in_virtual_time(main)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import anyio
 
-from claude_vm.supervisor.daemon import logfile
-from claude_vm.supervisor.daemon.main import run_daemon
+from claude_vm.supervisor.daemon.process import logfile
+from claude_vm.supervisor.daemon.process.main import run_daemon
 from claude_vm.supervisor.wire import paths
 
 NOTED_S = 0.005

@@ -26,7 +26,7 @@ from claude_vm.context.claude_command import (
 from claude_vm.context.claude_home import home_files, session_environment
 from claude_vm.drivers.errors import DownloadError
 from claude_vm.drivers.images.claude_code import ensure_claude_code
-from claude_vm.supervisor.daemon.farewell import farewell
+from claude_vm.supervisor.daemon.sessions.farewell import farewell
 from claude_vm.supervisor.ssh.remaining import Remaining
 
 pytestmark = [

@@ -11,7 +11,7 @@ import asyncssh
 import pytest
 
 from claude_vm.drivers.api import Access
-from claude_vm.supervisor.daemon import loopback
+from claude_vm.supervisor.daemon.ports import loopback
 from claude_vm.supervisor.ssh import forward as module
 from claude_vm.supervisor.ssh.forward import carry
 from claude_vm.supervisor.ssh.link import open_link

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from claude_vm_tests_reading import until, whole
 
-from claude_vm.supervisor.daemon.detached import outcome
+from claude_vm.supervisor.daemon.sessions.detached import outcome
 from claude_vm.supervisor.ssh.errors import InputClosedError, LinkLostError, ShellError, SshError
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty

@@ -37,7 +37,7 @@ WRITERS = {
     "supervisor/cli/main.py",
     "supervisor/cli/relay.py",
     "supervisor/cli/tty.py",
-    "supervisor/daemon/main.py",
+    "supervisor/daemon/process/main.py",
 }
 """The only modules that write to a process's own output. Not one of the guest's: there it is no terminal."""
 

@@ -7,8 +7,8 @@ import anyio
 import msgspec
 
 from claude_vm.supervisor.core.events import ShutdownRequested
-from claude_vm.supervisor.daemon.commands.command import Command
-from claude_vm.supervisor.daemon.commands.table import ago
+from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.clients.table import ago
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.grammar.requests import Daemon
 
@@ -30,18 +30,18 @@ class DaemonStatus(msgspec.Struct, frozen=True):
 
 async def daemon(command: Command, request: Daemon) -> int:
     """Tell the daemon's state, or end it."""
-    host = command.host
-    running = len(host.dispatcher.sessions)
+    supervisor = command.supervisor
+    running = len(supervisor.dispatcher.sessions)
     match request.action:
         case "status":
             status = DaemonStatus(
                 pid=os.getpid(),
-                version=host.version,
-                home=str(host.home),
-                started_at=host.started_at,
+                version=supervisor.version,
+                home=str(supervisor.home),
+                started_at=supervisor.started_at,
                 sessions=running,
-                instances=host.dispatcher.instance_count,
-                warm=host.dispatcher.warm_count,
+                instances=supervisor.dispatcher.instance_count,
+                warm=supervisor.dispatcher.warm_count,
             )
             if request.json:
                 await command.out_json(status)
@@ -58,8 +58,8 @@ async def daemon(command: Command, request: Daemon) -> int:
                     f"{running} session(s) run",
                     hint="end them with: claude-vm stop --all, or pass --force",
                 )
-            host.dispatcher.post(ShutdownRequested(at=anyio.current_time()))
-            await host.dispatcher.stopped.wait()
+            supervisor.dispatcher.post(ShutdownRequested(at=anyio.current_time()))
+            await supervisor.dispatcher.stopped.wait()
         case _:
             raise CommandError("already-running", f"a daemon runs already, with pid {os.getpid()}")
     return 0

@@ -10,8 +10,8 @@ from claude_vm.drivers.api import Problem
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.prerequisites import lima
 from claude_vm.drivers.prerequisites.programs import hypervisor, template_tools, this_host
-from claude_vm.supervisor.daemon.commands.command import Command
-from claude_vm.supervisor.daemon.policy import MIB_PER_GB, budget_problem, host_memory_mib, pool_policy
+from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB, budget_problem, host_memory_mib, pool_policy
 from claude_vm.supervisor.grammar.requests import Doctor
 
 ORDER = ("lima", "qemu", "sim")
@@ -116,7 +116,7 @@ async def _driver_report(
 ) -> DriverReport:
     """Return what the driver itself says, beside what was found."""
     try:
-        driver = await command.host.drivers.get(name, command.programs())
+        driver = await command.supervisor.drivers.get(name, command.programs())
         said = await driver.diagnose()
         told = {problem.what for problem in said}
         problems = [*said, *(problem for problem in found if problem.what not in told)]

@@ -11,13 +11,13 @@ from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.ports import plan_ports
 from claude_vm.context.project import Project, template_name
 from claude_vm.drivers.api import Mount, TemplateRecord
-from claude_vm.supervisor.daemon.commands.choice import choose_driver, current_template, templates_elsewhere
-from claude_vm.supervisor.daemon.commands.command import Command
-from claude_vm.supervisor.daemon.commands.key import session_key
-from claude_vm.supervisor.daemon.commands.room import pool_of
-from claude_vm.supervisor.daemon.commands.table import ago, size_text
+from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.clients.table import ago, size_text
 from claude_vm.supervisor.daemon.commands.telling import tell_reports
-from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
+from claude_vm.supervisor.daemon.place.driver import choose_driver, current_template, templates_elsewhere
+from claude_vm.supervisor.daemon.place.key import session_key
+from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
+from claude_vm.supervisor.daemon.pool.room import pool_of
 from claude_vm.supervisor.grammar.requests import Info
 from claude_vm.supervisor.wire.escape import escape_cell
 
@@ -65,7 +65,7 @@ async def info(command: Command, request: Info) -> int:
     facts = await driver.capabilities()
     name = template_name(project.template_root)
     sessions = [
-        s.session_id for s in command.host.dispatcher.sessions.values() if s.plan.key.template == name
+        s.session_id for s in command.supervisor.dispatcher.sessions.values() if s.plan.key.template == name
     ]
     mounts: tuple[Mount, ...] = ()
     if not problem:
@@ -80,8 +80,8 @@ async def info(command: Command, request: Info) -> int:
     key = ready = None
     if template is not None and not problem:
         key = await session_key(command, driver, settings, project, template)
-        ready = pool_of(key, command.host.dispatcher.core.pools())
-    reports = command.host.looker.reports.of(str(project.root))
+        ready = pool_of(key, command.supervisor.dispatcher.core.pools())
+    reports = command.supervisor.looker.reports.of(str(project.root))
     shown = ProjectInfo(
         project=str(project.root),
         template=name,
@@ -121,7 +121,7 @@ def _project(command: Command) -> tuple[Project, str]:
         project, grown = command.found_project()
     except (BrokenRepositoryError, LinkError) as error:
         cwd = Path(command.client.invocation.cwd)
-        was = command.host.places.known().nearest(cwd)
+        was = command.supervisor.places.known().nearest(cwd)
         if was is None:
             return Project(root=cwd, cwd=cwd, template_root=cwd), error.message
         return Project(root=was.path, cwd=cwd, template_root=was.template_root), error.message

@@ -9,13 +9,13 @@ from claude_vm.supervisor.core.events import DrainRequested, FillRequested
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.views import PoolView
-from claude_vm.supervisor.daemon.commands.choice import choose_driver
-from claude_vm.supervisor.daemon.commands.command import Command, unless_interrupted
-from claude_vm.supervisor.daemon.commands.key import session_key
+from claude_vm.supervisor.daemon.clients.command import Command, unless_interrupted
 from claude_vm.supervisor.daemon.commands.pool_status import pool_status
-from claude_vm.supervisor.daemon.commands.room import Room, is_unclaimed, pool_of, room
-from claude_vm.supervisor.daemon.commands.template import usable_template
 from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.place.driver import choose_driver
+from claude_vm.supervisor.daemon.place.key import session_key
+from claude_vm.supervisor.daemon.pool.room import Room, is_unclaimed, pool_of, room
+from claude_vm.supervisor.daemon.templates.current import usable_template
 from claude_vm.supervisor.grammar.requests import Pool
 from claude_vm.supervisor.wire.server import Level
 
@@ -39,8 +39,8 @@ async def pool(command: Command, request: Pool) -> int:
 
 async def _fill(command: Command, request: Pool) -> None:
     """Have VMs made ready for the key that a session here would ask for; wait until they are."""
-    host = command.host
-    if host.in_process:
+    supervisor = command.supervisor
+    if supervisor.in_process:
         raise CommandError("no-daemon", "only a daemon keeps VMs ready", hint="leave --no-daemon out")
     settings = await command.settings()
     project = await command.mountable_project()
@@ -48,15 +48,15 @@ async def _fill(command: Command, request: Pool) -> None:
     template = await usable_template(command, driver, settings, project)
     key = await session_key(command, driver, settings, project, template)
     command.apply_pool_settings(settings)
-    count = host.dispatcher.core.policy.size if request.count is None else request.count
+    count = supervisor.dispatcher.core.policy.size if request.count is None else request.count
     if not count:
         raise CommandError(
             "pool-off", "[pool] size is 0", hint="say how many VMs shall be ready: claude-vm pool fill N"
         )
-    _check_bounds(host.dispatcher.core, key, count)
+    _check_bounds(supervisor.dispatcher.core, key, count)
     command.remember(project, key)
     await driver.touch_template(template.name)
-    host.dispatcher.post(FillRequested(at=anyio.current_time(), key=key, size=request.count))
+    supervisor.dispatcher.post(FillRequested(at=anyio.current_time(), key=key, size=request.count))
     if not command.flags.no_wait:
         begun = time.monotonic()
         await unless_interrupted(command.client, lambda: _until_ready(command, key, count))
@@ -89,7 +89,7 @@ async def _until_ready(command: Command, key: PoolKey, count: int) -> None:
     Raises:
         CommandError: That does not come: given up meanwhile, several failures, or no room.
     """
-    dispatcher = command.host.dispatcher
+    dispatcher = command.supervisor.dispatcher
     client = command.client
     show = command.flags.verbose or (client.invocation.terminal.stderr_tty and not command.flags.quiet)
     level: Level = "verbose" if command.flags.verbose else "progress"
@@ -135,7 +135,7 @@ def _check_progress(view: PoolView, count: int, taken: Room) -> None:
 
 async def _drain(command: Command, request: Pool) -> None:
     """Have ready VMs given up, also those that are being made; wait until nothing of them is left."""
-    dispatcher = command.host.dispatcher
+    dispatcher = command.supervisor.dispatcher
     if request.all:
         keys = [pool.key for pool in dispatcher.core.pools()]
         drained: list[PoolKey | None] = [None]
@@ -156,7 +156,7 @@ async def _until_gone(command: Command, given_up: set[str]) -> None:
     Raises:
         CommandError: One can't be deleted.
     """
-    dispatcher = command.host.dispatcher
+    dispatcher = command.supervisor.dispatcher
     while True:
         left = [i for i in dispatcher.core.instances() if i.instance_id in given_up and not i.session_id]
         if not left:
@@ -166,6 +166,6 @@ async def _until_gone(command: Command, given_up: set[str]) -> None:
             raise CommandError(
                 "not-deleted",
                 f"can't be deleted so far: {', '.join(stuck)}",
-                hint=f"the daemon goes on trying; see {command.host.home / 'logs' / 'daemon.log'}",
+                hint=f"the daemon goes on trying; see {command.supervisor.home / 'logs' / 'daemon.log'}",
             )
         await dispatcher.change()

@@ -8,11 +8,11 @@ import msgspec
 
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.views import PoolView
-from claude_vm.supervisor.daemon.commands.command import Command
-from claude_vm.supervisor.daemon.commands.pool_labels import labels, names
-from claude_vm.supervisor.daemon.commands.room import Room, room, unclaimed
-from claude_vm.supervisor.daemon.commands.table import ago, table
-from claude_vm.supervisor.daemon.commands.template import MIB_PER_GB
+from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.clients.table import ago, table
+from claude_vm.supervisor.daemon.pool.labels import labels, names
+from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
+from claude_vm.supervisor.daemon.pool.room import Room, room, unclaimed
 from claude_vm.supervisor.grammar.requests import Pool
 
 
@@ -72,7 +72,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 async def pool_status(command: Command, request: Pool) -> None:
     """Print what the pool has."""
-    core = command.host.dispatcher.core
+    core = command.supervisor.dispatcher.core
     projects = await _projects(command, {pool.key.driver for pool in core.pools()})
     pools = core.pools()
     taken = room(core.policy, core.memory, core.instances())
@@ -101,7 +101,7 @@ async def _projects(command: Command, drivers: set[str]) -> dict[tuple[str, str]
     found: dict[tuple[str, str], str] = {}
     for name in drivers:
         try:
-            driver = await command.host.drivers.get(name)
+            driver = await command.supervisor.drivers.get(name)
             found |= {(name, record.name): record.project for record in await driver.templates()}
         except DriverError as error:
             await command.say_verbose(f"driver {name}: {error}")

@@ -7,11 +7,11 @@ from types import MappingProxyType
 import msgspec
 
 from claude_vm.supervisor.core.views import SessionView
-from claude_vm.supervisor.daemon.commands.command import Command
-from claude_vm.supervisor.daemon.commands.table import ago, table
-from claude_vm.supervisor.daemon.ports import PublishedPort
-from claude_vm.supervisor.daemon.session import EndedSession, Session
-from claude_vm.supervisor.daemon.turns import in_turns
+from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.clients.table import ago, table
+from claude_vm.supervisor.daemon.clients.turns import in_turns
+from claude_vm.supervisor.daemon.ports.published import PublishedPort
+from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session
 from claude_vm.supervisor.grammar.requests import Ps
 
 
@@ -56,9 +56,9 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 async def ps(command: Command, request: Ps) -> int:
     """List sessions, oldest first."""
-    dispatcher = command.host.dispatcher
+    dispatcher = command.supervisor.dispatcher
     views = {view.session_id: view for view in dispatcher.core.sessions()}
-    reports = {r.session: r.lines for r in command.host.looker.reports.all()} if request.all else {}
+    reports = {r.session: r.lines for r in command.supervisor.looker.reports.all()} if request.all else {}
     running = list(dispatcher.sessions.values())
     rows: dict[str, SessionRow] = {}
     if request.all:

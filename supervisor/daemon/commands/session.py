@@ -20,21 +20,21 @@ from claude_vm.context.project import Project
 from claude_vm.context.terminal import guest_terminal
 from claude_vm.drivers.api import Driver, TemplateRecord
 from claude_vm.supervisor.core.views import PoolView
-from claude_vm.supervisor.daemon import client_agent
+from claude_vm.supervisor.daemon.clients.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.background import refuse_background
-from claude_vm.supervisor.daemon.commands.choice import choose_driver
-from claude_vm.supervisor.daemon.commands.command import FAILED, SIGNAL_STATUS, Command
-from claude_vm.supervisor.daemon.commands.key import session_key
-from claude_vm.supervisor.daemon.commands.next_steps import next_step
-from claude_vm.supervisor.daemon.commands.queued import waits_for
-from claude_vm.supervisor.daemon.commands.source import how_it_came
 from claude_vm.supervisor.daemon.commands.telling import tell_reports, tell_sharing
-from claude_vm.supervisor.daemon.commands.template import HOST_ADDRESS, usable_template
-from claude_vm.supervisor.daemon.dispatch import fresh_session_id
+from claude_vm.supervisor.daemon.dispatch.dispatcher import fresh_session_id
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.farewell import farewell
-from claude_vm.supervisor.daemon.session import Launch, Session, SessionPlan
-from claude_vm.supervisor.daemon.sharing import writes
+from claude_vm.supervisor.daemon.place.driver import choose_driver
+from claude_vm.supervisor.daemon.place.key import session_key
+from claude_vm.supervisor.daemon.sessions import client_agent
+from claude_vm.supervisor.daemon.sessions.farewell import farewell
+from claude_vm.supervisor.daemon.sessions.next_steps import next_step
+from claude_vm.supervisor.daemon.sessions.queued import waits_for
+from claude_vm.supervisor.daemon.sessions.session import Launch, Session, SessionPlan
+from claude_vm.supervisor.daemon.sessions.sharing import writes
+from claude_vm.supervisor.daemon.sessions.source import how_it_came
+from claude_vm.supervisor.daemon.templates.current import HOST_ADDRESS, usable_template
 from claude_vm.supervisor.grammar.requests import Agent, Shell
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
@@ -105,10 +105,12 @@ async def _session(
         session.ports.close()
         if any(name == "start" for name, _ in session.marks):
             plan = session.plan
-            command.host.looker.owe(session.session_id, plan.project, session.created_at, plan.key.mounts)
+            command.supervisor.looker.owe(
+                session.session_id, plan.project, session.created_at, plan.key.mounts
+            )
         with anyio.CancelScope(shield=True):
             await _unlock_worktrees(command, session, project)
-            command.host.dispatcher.forget(session)
+            command.supervisor.dispatcher.forget(session)
     for line in farewell(session.remaining, session.last_words):
         await command.say(line)
     return status
@@ -210,7 +212,7 @@ def _reserve_ports(command: Command, session: Session) -> None:
     problems = session.ports.reserve()
     if not problems:
         return
-    sessions = command.host.dispatcher.sessions.values()
+    sessions = command.supervisor.dispatcher.sessions.values()
     lines: list[str] = []
     for port, problem in problems:
         owner = next((s.session_id for s in sessions if s.ports.has(port)), "")
@@ -228,7 +230,7 @@ def _reserve_ports(command: Command, session: Session) -> None:
 
 async def _attend(command: Command, session: Session) -> int:
     """Stay with a session until nothing of it is left; return its exit status."""
-    dispatcher = command.host.dispatcher
+    dispatcher = command.supervisor.dispatcher
     client = command.client
 
     async def stop_when_gone() -> None:
@@ -254,7 +256,7 @@ async def _attend(command: Command, session: Session) -> int:
     if outcome is None:  # pragma: no cover - `ended` is set with it
         return FAILED
     if outcome.code:
-        step = next_step(outcome.code, command.host.home)
+        step = next_step(outcome.code, command.supervisor.home)
         beneath = (*outcome.detail, *((step,) if step else ()))
         await client.note(f"claude-vm: {outcome.message} [{outcome.code}]", "error", beneath)
     return outcome.status
@@ -279,7 +281,7 @@ async def _tell_phases(command: Command, session: Session, before: Sequence[Pool
     while True:
         phase = await session.next_phase()
         if phase == "queued":
-            core = command.host.dispatcher.core
+            core = command.supervisor.dispatcher.core
             most = core.policy.max_instances
             phase = waits_for(session.session_id, core.instances(), core.sessions(), most)
         if verbose and session.source and not source_told:
@@ -295,11 +297,13 @@ async def _lock_worktrees(command: Command, session: Session, project: Project) 
     if common is None:
         return
     try:
-        command.host.journal.lock_worktrees(str(common), session.session_id)
+        command.supervisor.journal.lock_worktrees(str(common), session.session_id)
     except sqlite3.Error as error:
         raise CommandError("journal-failed", f"the journal can't be written: {error}") from error
     mounted = [Path(m.host) for m in session.plan.key.mounts]
-    await anyio.to_thread.run_sync(worktree_locks.lock_siblings, common, mounted, command.host.supervisor_id)
+    await anyio.to_thread.run_sync(
+        worktree_locks.lock_siblings, common, mounted, command.supervisor.supervisor_id
+    )
 
 
 async def _unlock_worktrees(command: Command, session: Session, project: Project) -> None:
@@ -307,12 +311,12 @@ async def _unlock_worktrees(command: Command, session: Session, project: Project
     if common is None:
         return
     try:
-        is_last = command.host.journal.unlock_worktrees(str(common), session.session_id)
+        is_last = command.supervisor.journal.unlock_worktrees(str(common), session.session_id)
     except sqlite3.Error as error:
         log.warning("worktrees-not-unlocked", repository=str(common), error=str(error))
         return
     if is_last:
-        await anyio.to_thread.run_sync(worktree_locks.release_stale, common, command.host.supervisor_id)
+        await anyio.to_thread.run_sync(worktree_locks.release_stale, common, command.supervisor.supervisor_id)
 
 
 def _first(words: Sequence[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """`claude-vm setup`: build the project's template beside the old one and swap at the end."""
 
-from claude_vm.supervisor.daemon.commands.choice import choose_driver
-from claude_vm.supervisor.daemon.commands.command import Command
-from claude_vm.supervisor.daemon.commands.template import build_template
+from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.place.driver import choose_driver
+from claude_vm.supervisor.daemon.templates.current import build_template
 from claude_vm.supervisor.grammar.requests import Setup
 
 

@@ -4,9 +4,9 @@ from bisect import bisect_left
 
 import anyio
 
-from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.session import Session
+from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.grammar.requests import Stop
 from claude_vm.supervisor.wire.server import OutputClosedError
 
@@ -16,7 +16,7 @@ STOPPED = 143
 
 async def stop(command: Command, request: Stop) -> int:
     """End the named sessions (unambiguous beginnings of ids are enough), or all; wait until they are gone."""
-    running = command.host.dispatcher.sessions
+    running = command.supervisor.dispatcher.sessions
     known = sorted(running)
     chosen = list(running.values()) if request.all else [running[_find(known, n)] for n in request.sessions]
     await stop_sessions(command, chosen)
@@ -32,7 +32,7 @@ async def stop_sessions(command: Command, sessions: list[Session]) -> None:
     unread: list[OutputClosedError] = []
 
     async def end(session: Session) -> None:
-        command.host.dispatcher.stop(session.session_id, "stopped by `claude-vm stop`", STOPPED)
+        command.supervisor.dispatcher.stop(session.session_id, "stopped by `claude-vm stop`", STOPPED)
         await session.ended.wait()
         try:
             await command.out(session.session_id)

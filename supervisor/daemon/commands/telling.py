@@ -6,16 +6,16 @@ import structlog
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.project import Project
 from claude_vm.drivers.process import boot_id
-from claude_vm.supervisor.daemon.commands.command import Command
-from claude_vm.supervisor.daemon.session import SessionPlan
-from claude_vm.supervisor.daemon.sharing import shared, warning, writers, writers_elsewhere
+from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.sessions.session import SessionPlan
+from claude_vm.supervisor.daemon.sessions.sharing import shared, warning, writers, writers_elsewhere
 
 log = structlog.get_logger()
 
 
 async def tell_reports(command: Command, project: Project) -> None:
     """Tell the client what nobody has been told yet, also a quiet one: it is about what it may run next."""
-    reports = command.host.looker.reports
+    reports = command.supervisor.looker.reports
     for report in reports.of(str(project.root)):
         if report.told or not report.lines:
             continue
@@ -31,10 +31,10 @@ async def tell_sharing(command: Command, settings: Settings, plan: SessionPlan) 
     """Say it when another running session can write where this one will."""
     if command.flags.quiet or not settings.session.note_second_writer:
         return
-    host = command.host
+    supervisor = command.supervisor
     others = (
-        *writers(host.dispatcher.sessions.values()),
-        *writers_elsewhere(host.home, host.supervisor_id, boot_id()),
+        *writers(supervisor.dispatcher.sessions.values()),
+        *writers_elsewhere(supervisor.home, supervisor.supervisor_id, boot_id()),
     )
     if found := tuple(shared(plan.writes, others)):
         await command.say(f"claude-vm: {warning(found)}")

@@ -11,9 +11,9 @@ from claude_vm.drivers import registry
 from claude_vm.drivers.api import Driver, TemplateRecord
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.claude_code import remove_downloads
-from claude_vm.supervisor.daemon.commands.command import Command
+from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.clients.table import ago, size_text, table
 from claude_vm.supervisor.daemon.commands.stop import stop_sessions
-from claude_vm.supervisor.daemon.commands.table import ago, size_text, table
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.grammar.requests import Clean, CleanAll, ListTemplates
 
@@ -71,9 +71,9 @@ async def clean_all(command: Command, request: CleanAll) -> int:
         raise _unconfirmed()
     await _delete(command, found, force=request.force)
     for name in registry.ALL:
-        for removed in await (await command.host.drivers.get(name)).collect_garbage(images=True):
+        for removed in await (await command.supervisor.drivers.get(name)).collect_garbage(images=True):
             await command.say_verbose(f"removed {removed}")
-    for removed in await remove_downloads(command.host.home / "cache"):
+    for removed in await remove_downloads(command.supervisor.home / "cache"):
         await command.say_verbose(f"removed {removed}")
     return 0
 
@@ -97,7 +97,7 @@ async def _templates(command: Command) -> list[tuple[Driver, TemplateRecord]]:
     found: list[tuple[Driver, TemplateRecord]] = []
     for name in registry.ALL if named == "auto" else (named,):
         try:
-            driver = await command.host.drivers.get(name)
+            driver = await command.supervisor.drivers.get(name)
         except DriverError as error:
             await command.say_verbose(f"driver {name}: {error}")
             continue
@@ -109,7 +109,7 @@ async def _delete(command: Command, found: list[tuple[Driver, TemplateRecord]], 
     names = {(d.name, t.name) for d, t in found}
     using = [
         s
-        for s in command.host.dispatcher.sessions.values()
+        for s in command.supervisor.dispatcher.sessions.values()
         if (s.plan.key.driver, s.plan.key.template) in names
     ]
     if using and not force:
@@ -121,7 +121,7 @@ async def _delete(command: Command, found: list[tuple[Driver, TemplateRecord]], 
         )
     with anyio.CancelScope(shield=True):
         await stop_sessions(command, using)
-    dispatcher = command.host.dispatcher
+    dispatcher = command.supervisor.dispatcher
     for driver, record in found:
         dispatcher.template_changed(driver.name, record.name, None)
         try:
@@ -140,4 +140,4 @@ async def _keep(command: Command, driver: Driver, name: str) -> None:
     with suppress(DriverError):
         for record in await driver.templates():
             if record.name == name:
-                command.host.dispatcher.template_changed(driver.name, name, record)
+                command.supervisor.dispatcher.template_changed(driver.name, name, record)

@@ -1,0 +1,1 @@
+"""What a client's command is given, and how it answers."""

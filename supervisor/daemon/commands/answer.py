@@ -1,0 +1,83 @@
+"""Answers one client: from its words to its exit status."""
+
+import errno
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from claude_vm.context.errors import ContextError
+from claude_vm.drivers.errors import DriverError, words_of
+from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.commands import (
+    daemon,
+    doctor,
+    info,
+    pool,
+    ps,
+    session,
+    setup,
+    stop,
+    templates,
+    version,
+)
+from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.supervisor import Supervisor
+from claude_vm.supervisor.grammar import requests
+from claude_vm.supervisor.grammar.parse import Output, parse
+from claude_vm.supervisor.ssh.errors import LaunchError
+from claude_vm.supervisor.wire.complaint import complaint
+from claude_vm.supervisor.wire.escape import printed
+from claude_vm.supervisor.wire.server import Client, OutputClosedError
+
+log = structlog.get_logger()
+
+# Each function takes the request of its key's type; a table can't say that.
+COMMANDS: dict[type[requests.Request], Callable[..., Awaitable[int]]] = {
+    requests.Agent: session.agent,
+    requests.Shell: session.shell,
+    requests.Setup: setup.setup,
+    requests.Ps: ps.ps,
+    requests.Stop: stop.stop,
+    requests.Pool: pool.pool,
+    requests.ListTemplates: templates.list_templates,
+    requests.Clean: templates.clean,
+    requests.CleanAll: templates.clean_all,
+    requests.Info: info.info,
+    requests.Doctor: doctor.doctor,
+    requests.Daemon: daemon.daemon,
+    requests.Version: version.version,
+}
+
+SESSION_FAILED = 125
+COMMAND_FAILED = 1
+SIGPIPE_STATUS = 141
+
+
+async def answer(supervisor: Supervisor, client: Client) -> int:
+    """Carry out the command of a client and return its exit status. Raises nothing that a user can cause."""
+    parsed = parse(client.invocation.argv, columns=client.invocation.terminal.columns or 80, completing="")
+    if isinstance(parsed, Output):
+        data = printed(parsed.lines).encode()
+        await (client.send_stderr(data) if parsed.to_stderr else client.send_stdout(data))
+        return parsed.status
+    is_session = isinstance(parsed, requests.Agent | requests.Shell)
+    command = Command(supervisor, client, parsed.flags)
+    supervisor.sweep()
+    log.info("command", name=type(parsed).__name__.lower())
+    try:
+        if remark := await supervisor.prepare(parsed):
+            await command.say(f"claude-vm: {remark}")
+        return await COMMANDS[type(parsed)](command, parsed)
+    except OutputClosedError:
+        return SIGPIPE_STATUS
+    except (CommandError, DriverError, ContextError, LaunchError) as error:
+        text, beneath = complaint(error)
+        await client.note(text, "error", beneath)
+        status = error.status if isinstance(error, CommandError) else None
+        return status or (SESSION_FAILED if is_session else COMMAND_FAILED)
+    except OSError as error:
+        hints = (f"make room in {supervisor.home}",) if error.errno in {errno.ENOSPC, errno.EDQUOT} else ()
+        await client.note(f"claude-vm: {words_of(error)} [system-error]", "error", hints)
+        return SESSION_FAILED if is_session else COMMAND_FAILED
+    finally:
+        client.forget_environment()

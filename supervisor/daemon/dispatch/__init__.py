@@ -1,0 +1,1 @@
+"""Carries out what the core decides: effects become tasks, and their ends become events."""

@@ -1,0 +1,1 @@
+"""Where a command runs: its driver, and the kind of VM that it would get."""

@@ -1,0 +1,1 @@
+"""What the pool may take of this host, and what it takes."""

@@ -1,0 +1,1 @@
+"""The published ports of a session: listening on this host, leading into its guest."""

@@ -1,0 +1,140 @@
+"""Looks at what sessions changed under other names, once they have ended: in the background, one at a time.
+
+The look is a program of its own with the lowest priority. So it delays no session, not even in a project
+with a million files, and a supervisor that ends ends it too; what was not looked at then stays owed.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+import anyio
+import msgspec
+import structlog
+
+from claude_vm.context import outside_names
+from claude_vm.context.outside_names import Findings, Root
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.process import BARE, run_tool
+from claude_vm.supervisor.core.keys import MountKey
+from claude_vm.supervisor.daemon.state.reports import Report, Reports
+
+log = structlog.get_logger()
+
+SECONDS: Final = 600.0
+"""How long one look may take. It may have to wait for a processor."""
+
+Look = Callable[[Sequence[Root], float], Awaitable[Findings]]
+
+
+async def look(roots: Sequence[Root], since: float) -> Findings:
+    """Look with the program; what goes wrong with it is a finding, too."""
+    order = {"roots": roots, "since": since, "seconds": outside_names.SECONDS}
+    argv = [sys.executable, "-I", "-S", outside_names.__file__]
+    try:
+        done = await run_tool(argv, timeout_s=SECONDS, input=json.dumps(order).encode(), env=BARE)
+        return msgspec.convert(json.loads(done.stdout), Findings)
+    except (DriverError, ValueError) as error:
+        log.warning("look-failed", error=str(error))
+        missed = [(root["path"], "the search failed, or took too long") for root in roots]
+        return {"files": [], "files_count": 0, "unseen": missed, "unseen_count": len(missed)}
+
+
+class Looker:
+    """Carries out the looks that are owed in a home, as long as `serve` runs."""
+
+    def __init__(self, reports: Reports, by: Look = look) -> None:
+        self.reports = reports
+        self._look = by
+        self._wake = anyio.Event()
+
+    def owe(self, session_id: str, project: str, since: float, mounts: Iterable[MountKey]) -> None:
+        """Write down that a look is owed (see `Reports.owe`), and look when there is time."""
+        if self.reports.owe(session_id, project, since, mounts):
+            self.soon()
+
+    def soon(self) -> None:
+        """Look when there is time: somebody owes one."""
+        self._wake.set()
+
+    async def serve(self) -> None:
+        """Look at what is owed, now and whenever more is. Never returns."""
+        while True:
+            self._wake = anyio.Event()
+            try:
+                await self._look_at_all()
+            except OSError as error:
+                log.warning("looks-not-kept", error=str(error))
+            await self._wake.wait()
+
+    async def _look_at_all(self) -> None:
+        if not self.reports.folder.is_dir():
+            return
+        with self._alone() as alone:
+            if not alone:  # the other supervisor goes on until nothing is owed
+                return
+            self.reports.prune()
+            while owed := [report for report in self.reports.all() if report.findings is None]:
+                roots = owed[0].roots
+                together = [report for report in owed if report.roots == roots]
+                found = await self._look(roots, min(report.since for report in together))
+                told = [report for report in self.reports.all() if report.findings]
+                for report in together:
+                    before = [other.findings for other in told if other.project == report.project]
+                    mine = _news(_of(report, found), [findings for findings in before if findings])
+                    self._keep(msgspec.structs.replace(report, findings=mine))
+
+    def _keep(self, report: Report) -> None:
+        if not report.lines:
+            self.reports.drop(report)
+            return
+        self.reports.write(report)
+        for line in report.lines:
+            log.warning("told-after-session", session=report.session, project=report.project, what=line)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Hold the lock of those who look in this home; yields False if somebody else has it."""
+        descriptor = os.open(self.reports.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = True
+            except BlockingIOError:
+                alone = False
+            yield alone
+        finally:
+            os.close(descriptor)
+
+
+def _of(report: Report, found: Findings) -> Findings:
+    """Return what of a look for several sessions is about this one: what changed since it began.
+
+    Where not all files are named, the others may be any session's, so each is told of all.
+    """
+    if found["files_count"] > len(found["files"]):
+        return found
+    files = [file for file in found["files"] if file["at"] >= report.since - outside_names.CLOCK_S]
+    return {**found, "files": files, "files_count": len(files)}
+
+
+def _news(found: Findings, earlier: Sequence[Findings]) -> Findings:
+    """Return what was not found before: a folder that can't be searched may stay so for ever.
+
+    And the same change of a file may lie within the margin of the next session's beginning. Where not all of
+    them are named, any may be new.
+    """
+    news = found
+    if found["files_count"] == len(found["files"]):
+        told = {(file["path"], file["at"]) for findings in earlier for file in findings["files"]}
+        files = [file for file in found["files"] if (file["path"], file["at"]) not in told]
+        news = {**news, "files": files, "files_count": len(files)}
+    if found["unseen_count"] == len(found["unseen"]):
+        known = {tuple(item) for findings in earlier for item in findings["unseen"]}
+        unseen = [item for item in found["unseen"] if tuple(item) not in known]
+        news = {**news, "unseen": unseen, "unseen_count": len(unseen)}
+    return news

@@ -1,0 +1,391 @@
+"""The journal: what the supervisor was about to do, written down before it does it.
+
+A killed supervisor leaves rows without an end; the next one reads them and asks the drivers what is left.
+Rows of another boot of this host are void: no process of theirs can live. They still name folders.
+
+What is needed to go on with a VM (its key, how to reach it) and with a session (whose it is) is written
+beside them. An instance is called warm only once it is connected, and no longer from before the first byte
+of a session goes into it: what may have run anything is never taken for fresh.
+
+SQLite in WAL mode with ``synchronous=NORMAL``: a commit is a write without a sync (tens of microseconds), so
+it happens on the event loop, before the effect starts. It survives the death of the process, which is what
+the journal is for; a power failure may take the last rows, and the processes with them. Checkpoints sync,
+so they run in a thread, on a connection of their own.
+"""
+
+import contextlib
+import functools
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from claude_vm.drivers.api import Access
+from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.daemon.state.database import copy, is_of_host, raise_reason
+from claude_vm.supervisor.daemon.state.records import (
+    JournaledSession,
+    LeftInstance,
+    from_text,
+    storable,
+    to_text,
+)
+
+SCHEMA_VERSION = 3
+
+WARM = "warm"
+"""The state of an instance that is connected and has not run anything. Else its state is its last effect."""
+
+RUN = "run"
+"""The state of an instance that a session was given. From here on it is never taken for fresh."""
+
+RESUME = "resume"
+"""The state of an instance whose session was taken over from a former supervisor."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS effects (
+    seq INTEGER PRIMARY KEY,
+    boot_id TEXT NOT NULL,
+    at REAL NOT NULL,
+    instance_id TEXT NOT NULL,
+    driver TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    session_id TEXT NOT NULL DEFAULT '',
+    outcome TEXT
+);
+CREATE INDEX IF NOT EXISTS open_effects ON effects (instance_id) WHERE outcome IS NULL;
+CREATE TABLE IF NOT EXISTS instances (
+    instance_id TEXT PRIMARY KEY,
+    boot_id TEXT NOT NULL,
+    driver TEXT NOT NULL,
+    state TEXT NOT NULL,
+    made_at REAL NOT NULL,
+    key TEXT,
+    access TEXT
+);
+CREATE TABLE IF NOT EXISTS sessions (
+    session_id TEXT PRIMARY KEY,
+    instance_id TEXT NOT NULL,
+    project TEXT NOT NULL,
+    label TEXT NOT NULL,
+    pty INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    publish TEXT NOT NULL DEFAULT '',
+    started INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS sessions_of ON sessions (instance_id);
+CREATE TABLE IF NOT EXISTS memory (
+    kind TEXT PRIMARY KEY,
+    mib INTEGER NOT NULL,
+    at REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS worktree_locks (
+    repository TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    PRIMARY KEY (repository, session_id)
+);
+"""
+
+KEPT_ROWS = 10_000
+"""Ended effects that are kept, for whoever asks what happened."""
+
+
+KEPT_KINDS = 128
+"""Kinds of VMs of which it is remembered what memory they take."""
+
+
+_SessionRow = tuple[str, str, str, str, int, float, str]
+_InstanceRow = tuple[str, str, str, str, float, str | None, str | None]
+
+
+class Journal:
+    """One supervisor's journal. Not thread-safe but for `checkpoint`; belongs to who holds the lock."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, boot_id: str) -> None:
+        self._connection = connection
+        self._path = path
+        self._boot_id = boot_id
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, boot_id: str) -> Iterator[tuple[Self, str]]:
+        """Open or create the journal; yields it with a remark for people ("" when all is well).
+
+        A file that is damaged, or whose tables are not ours, is moved aside, not repaired: the drivers' own
+        lists are enough to sweep.
+
+        Raises:
+            OSError: It can't be written.
+            sqlite3.Error: The host does not let SQLite work for another reason.
+        """
+        remark = ""
+        try:
+            connection = _connect(path)
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if is_of_host(error):
+                raise_reason(path, error)
+                raise  # nothing is wrong with what is in it
+            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+            remark = f"the journal was damaged; it is kept as {aside.name}"
+            connection = _connect(path)
+        try:
+            _prune(connection)
+            yield cls(connection, path, boot_id), remark
+        finally:
+            connection.close()
+
+    @classmethod
+    @contextlib.contextmanager
+    def copied(cls, path: Path, boot_id: str) -> Iterator[tuple[Self, bool]]:
+        """Copy a dead supervisor's journal into memory; what is written to the copy is gone with it.
+
+        Yields it, and whether it is whole: one that can't be read has an empty copy. Nothing needs room, or a
+        right to write.
+        """
+        with contextlib.ExitStack() as stack:
+            connection = _in_memory(stack)
+            is_whole = True
+            try:
+                if path.exists():
+                    copy(path, connection)
+                    _check(connection)
+                connection.executescript(_SCHEMA)
+                _check_shape(connection)
+            except (sqlite3.Error, OSError, UnicodeDecodeError):
+                is_whole = False
+                connection = _in_memory(stack)
+                connection.executescript(_SCHEMA)
+            yield cls(connection, path, boot_id), is_whole
+
+    def begin(
+        self,
+        *,
+        instance_id: str,
+        driver: str,
+        kind: str,
+        key: PoolKey | None = None,
+        session: JournaledSession | None = None,
+    ) -> int:
+        """Write that an effect starts, before it does; return the row's number for `end`.
+
+        `key` is given with an instance's first effect; `session` when one is about to run in it.
+        """
+        now = time.time()
+        with self._transaction():
+            cursor = self._connection.execute(
+                "INSERT INTO effects (boot_id, at, instance_id, driver, kind, session_id)"
+                " VALUES (?,?,?,?,?,?)",
+                (self._boot_id, now, instance_id, driver, kind, session.session_id if session else ""),
+            )
+            self._connection.execute(
+                "INSERT INTO instances (instance_id, boot_id, driver, state, made_at, key)"
+                " VALUES (?,?,?,?,?,?)"
+                " ON CONFLICT (instance_id) DO UPDATE SET boot_id=excluded.boot_id, state=excluded.state",
+                (instance_id, self._boot_id, driver, kind, now, to_text(key)),
+            )
+            if session is not None:
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO sessions"  # it may have had another instance before
+                    " (session_id, instance_id, project, label, pty, created_at, publish)"
+                    " VALUES (?,?,?,?,?,?,?)",
+                    (
+                        session.session_id,
+                        instance_id,
+                        storable(session.project),
+                        storable(session.label),
+                        session.pty,
+                        session.created_at,
+                        " ".join(session.publish),
+                    ),
+                )
+        return cursor.lastrowid or 0
+
+    def end(self, row: int, outcome: str) -> None:
+        """Write how the effect ended."""
+        self._connection.execute("UPDATE effects SET outcome=? WHERE seq=?", (outcome, row))
+
+    def note_access(self, instance_id: str, access: Access) -> None:
+        """Write how an instance is reached."""
+        self._connection.execute(
+            "UPDATE instances SET access=? WHERE instance_id=?", (to_text(access), instance_id)
+        )
+
+    def note_warm(self, instance_id: str) -> None:
+        """Write that an instance is connected and has run nothing."""
+        self._connection.execute("UPDATE instances SET state=? WHERE instance_id=?", (WARM, instance_id))
+
+    def note_started(self, session_id: str) -> None:
+        """Write that a session's main command runs."""
+        self._connection.execute("UPDATE sessions SET started=1 WHERE session_id=?", (session_id,))
+
+    def forget(self, instance_id: str) -> None:
+        """The instance is gone: nothing of it must be looked for."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM instances WHERE instance_id=?", (instance_id,))
+            self._connection.execute("DELETE FROM sessions WHERE instance_id=?", (instance_id,))
+            self._connection.execute(
+                "UPDATE effects SET outcome='void' WHERE instance_id=? AND outcome IS NULL", (instance_id,)
+            )
+
+    def note_memory(self, kind: PoolKey, mib: int) -> None:
+        """Write what a ready VM of a kind takes. Only the kinds that were noted last are kept."""
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO memory VALUES (?,?,?)", (to_text(kind), mib, time.time())
+            )
+            self._connection.execute(
+                "DELETE FROM memory WHERE kind NOT IN (SELECT kind FROM memory ORDER BY at DESC LIMIT ?)",
+                (KEPT_KINDS,),
+            )
+
+    def memory(self) -> list[tuple[PoolKey, int]]:
+        """Return what ready VMs took so far, in MiB by kind, the kinds that were noted last at the end."""
+        rows = self._connection.execute("SELECT kind, mib FROM memory ORDER BY at").fetchall()
+        found = [(from_text(kind, PoolKey), mib) for kind, mib in rows if isinstance(kind, str)]
+        return [(kind, mib) for kind, mib in found if kind is not None and isinstance(mib, int) and mib > 0]
+
+    def left_instances(self) -> list[LeftInstance]:
+        """Return the instances of a former supervisor that were not deleted."""
+        sessions: dict[str, JournaledSession] = {}
+        for row in self._connection.execute(
+            "SELECT instance_id, session_id, project, label, pty, created_at, publish"
+            " FROM sessions WHERE started"
+        ):
+            with contextlib.suppress(msgspec.ValidationError):
+                instance_id, name, project, label, pty, at, publish = msgspec.convert(row, _SessionRow)
+                sessions[instance_id] = JournaledSession(
+                    name, project, label, bool(pty), at, tuple(publish.split())
+                )
+        found: list[LeftInstance] = []
+        for row in self._connection.execute(
+            "SELECT instance_id, driver, state, boot_id, made_at, key, access FROM instances"
+        ):
+            # An instance whose row is damaged is one that the journal does not know.
+            with contextlib.suppress(msgspec.ValidationError):
+                instance_id, driver, state, boot_id, made_at, key, access = msgspec.convert(row, _InstanceRow)
+                found.append(
+                    LeftInstance(
+                        instance_id=instance_id,
+                        driver=driver,
+                        state=state,
+                        same_boot=boot_id == self._boot_id,
+                        made_at=made_at,
+                        key=from_text(key, PoolKey),
+                        access=from_text(access, Access),
+                        session=sessions.get(instance_id),
+                    )
+                )
+        return found
+
+    def lock_worktrees(self, repository: str, session_id: str) -> None:
+        """Write that a session is about to lock a repository's worktrees."""
+        self._connection.execute(
+            "INSERT OR IGNORE INTO worktree_locks VALUES (?,?)", (repository, session_id)
+        )
+
+    def unlock_worktrees(self, repository: str, session_id: str) -> bool:
+        """Forget a session's lock; return whether no session locks this repository any more."""
+        with self._transaction():
+            self._connection.execute(
+                "DELETE FROM worktree_locks WHERE repository=? AND session_id=?", (repository, session_id)
+            )
+            left = self._connection.execute(
+                "SELECT count(*) FROM worktree_locks WHERE repository=?", (repository,)
+            ).fetchone()
+        return bool(left[0] == 0)
+
+    def locked_repositories(self) -> list[tuple[str, str]]:
+        """Return (repository, session) of the locks that nobody has given back."""
+        return self._connection.execute("SELECT repository, session_id FROM worktree_locks").fetchall()
+
+    def checkpoint(self) -> None:
+        """Drop old rows, move the log into the database and sync it.
+
+        Runs in a thread, on a connection of its own.
+        """
+        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=1)) as connection:
+            _prune(connection)
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+
+def _in_memory(stack: contextlib.ExitStack) -> sqlite3.Connection:
+    connection = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)))
+    connection.text_factory = _text
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+    connection.text_factory = _text
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA cache_size=-256")  # KiB; nothing old is read, so more would only fill up
+        _check(connection)
+        connection.executescript(_SCHEMA)
+        _check_shape(connection)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prune(connection: sqlite3.Connection) -> None:
+    """Drop all but the last ended effects; where that is done often, it holds nobody up."""
+    connection.execute(
+        "DELETE FROM effects WHERE outcome IS NOT NULL AND seq <= (SELECT max(seq) FROM effects) - ?",
+        (KEPT_ROWS,),
+    )
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Raises DatabaseError if the file is damaged, or another version's."""
+    if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+        raise sqlite3.DatabaseError("quick_check failed")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version not in {0, SCHEMA_VERSION}:
+        raise sqlite3.DatabaseError(f"schema version {version}")
+
+
+def _check_shape(connection: sqlite3.Connection) -> None:
+    """Raises DatabaseError if there are other tables than ours, or with other columns."""
+    if _shape(connection) != _intended_shape():
+        raise sqlite3.DatabaseError("its tables are not ours")
+
+
+def _shape(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """Return (kind, name, column) of all tables and views."""
+    return connection.execute(
+        "SELECT m.type, m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c"
+        " WHERE m.type IN ('table', 'view') ORDER BY m.name, c.cid"
+    ).fetchall()
+
+
+@functools.cache
+def _intended_shape() -> list[tuple[str, str, str]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+        empty.executescript(_SCHEMA)
+        return _shape(empty)
+
+
+def _text(data: bytes) -> str:
+    """What is no text is no value that we wrote; it must not keep the rest from being read."""
+    return data.decode(errors="replace")

@@ -1,0 +1,201 @@
+"""A supervisor from its opening to its end: lock, journal, sweep, core and drivers.
+
+The daemon has one (`process.main`), and so has a client that runs its command alone (`process.in_client`).
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from claude_vm.drivers import registry
+from claude_vm.drivers.api import Owner
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.process import boot_id
+from claude_vm.drivers.programs import system
+from claude_vm.supervisor.core.events import ShutdownRequested
+from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.core.pool import PoolPolicy
+from claude_vm.supervisor.daemon import adopt
+from claude_vm.supervisor.daemon.dispatch.clock import follow_drift, watch_host_clock
+from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
+from claude_vm.supervisor.daemon.dispatch.execution import Admit, admit_all
+from claude_vm.supervisor.daemon.dispatch.faults import read_faults
+from claude_vm.supervisor.daemon.drivers import DriverSet
+from claude_vm.supervisor.daemon.pool.memory import Available, unknown
+from claude_vm.supervisor.daemon.sessions import detached
+from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.state import identity
+from claude_vm.supervisor.daemon.state.journal import Journal
+from claude_vm.supervisor.daemon.state.places import Places
+from claude_vm.supervisor.daemon.state.reports import Reports
+from claude_vm.supervisor.grammar.requests import Request
+from claude_vm.supervisor.wire import paths
+from claude_vm.supervisor.wire.version import VERSION
+
+log = structlog.get_logger()
+
+CHECKPOINT_INTERVAL_S = 60.0
+
+NO_POOL = PoolPolicy()
+"""Nothing is kept warm: for a supervisor that serves one command, and where nobody has said anything else."""
+
+
+async def _nothing_to_prepare(request: Request) -> str:  # noqa: ARG001 - what others are told
+    return ""
+
+
+class Supervisor(msgspec.Struct, frozen=True):
+    """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background.
+
+    `places` is what is remembered of folders, such as which of them guests could ever write. `prepare` is
+    called before each command, and returns a remark for its client, or "".
+    """
+
+    home: Path
+    supervisor_id: str
+    version: str
+    started_at: float
+    dispatcher: Dispatcher
+    drivers: DriverSet
+    journal: Journal
+    places: Places
+    looker: Looker
+    sweep: Callable[[], None]
+    in_process: bool = False
+    prepare: Callable[[Request], Awaitable[str]] = _nothing_to_prepare
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where our own data is: the data folder, and what lies elsewhere for want of a short path there."""
+        runtime = Path(paths.runtime_directory(str(self.home)))
+        return self.home, runtime, *registry.folders(self.home)
+
+
+@asynccontextmanager
+async def open_supervisor(
+    home: Path,
+    supervisor_id: str,
+    *,
+    in_process: bool,
+    policy: PoolPolicy = NO_POOL,
+    admit: Admit = admit_all,
+    available: Available = unknown,
+) -> AsyncIterator[Supervisor]:
+    """Open a supervisor: its journal, core, dispatcher and drivers; take over and sweep what dead ones left.
+
+    `policy` are the pool's first settings, `admit` refuses clones that this host has no room for, `available`
+    tells what memory it has left.
+
+    Leaving the context by the normal way ends all sessions and instances first, without haste limits of its
+    own; a cancelled context leaves them to the next supervisor's sweep.
+
+    Raises:
+        AlreadyRunningError: Another process has this supervisor's lock.
+        ValueError: The environment asks for a fault that does not exist.
+    """
+    faults = read_faults(os.environ)
+    runtime = Path(paths.runtime_directory(str(home)))
+    paths.make_private(str(runtime))
+    boot = boot_id()
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(identity.locked(home, supervisor_id))
+        journal, remark = stack.enter_context(Journal.open(folder / "journal.db", boot))
+        if remark:
+            log.error("journal-damaged", remark=remark)
+        places = Places(home)
+        stack.callback(places.close)
+        looker = Looker(Reports(home))
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        owner = Owner(home=home, supervisor_id=supervisor_id, runtime=runtime)
+        drivers = DriverSet(owner, tasks, system())
+        dispatcher = Dispatcher(
+            Core(policy), journal, drivers, tasks, admit=admit, available=available, faults=faults
+        )
+        adopted = await adopt.adopt(dispatcher, drivers, journal)
+        adopt.release_worktrees(journal, supervisor_id, {s.session_id for s in adopted.sessions})
+        for session in adopted.sessions:
+            tasks.start_soon(detached.attend, session, journal, supervisor_id, looker)
+        adopt.owe_looks(adopted.lost, looker)
+        tasks.start_soon(looker.serve)
+        tasks.start_soon(_clean_up, drivers, runtime, boot, looker)
+        tasks.start_soon(_checkpoint, journal)
+        tasks.start_soon(watch_host_clock, lambda seconds: _clock_jumped(dispatcher, seconds))
+        tasks.start_soon(follow_drift, dispatcher.set_clocks)
+        yield Supervisor(
+            home=home,
+            supervisor_id=supervisor_id,
+            version=VERSION,
+            started_at=time.time(),
+            dispatcher=dispatcher,
+            drivers=drivers,
+            journal=journal,
+            places=places,
+            looker=looker,
+            sweep=lambda: _sweep_soon(tasks, drivers, runtime, boot, looker),
+            in_process=in_process,
+        )
+        if not dispatcher.stopped.is_set():
+            dispatcher.post(ShutdownRequested(at=anyio.current_time()))
+            await dispatcher.stopped.wait()
+        tasks.cancel_scope.cancel()
+        stack.callback(_remove_short, runtime, home)
+    if in_process:
+        identity.remove(home, supervisor_id)
+
+
+def _remove_short(runtime: Path, home: Path) -> None:
+    """A folder with a long path has its sockets elsewhere, where an empty folder would stay for ever."""
+    if not runtime.is_relative_to(home):
+        with suppress(OSError):  # a VM that goes on has sockets there
+            runtime.rmdir()
+
+
+def _clock_jumped(dispatcher: Dispatcher, seconds: float) -> None:
+    log.info("host-clock-jumped", seconds=round(seconds, 3))
+    dispatcher.set_clocks()
+
+
+async def _clean_up(drivers: DriverSet, runtime: Path, boot: str, looker: Looker) -> None:
+    """What other supervisors and dead builders left. Beside the first commands, which need none of it."""
+    owner = drivers.owner
+    await _sweep_others(owner, runtime, boot, looker)
+    for name in registry.ALL:
+        try:
+            for removed in await (await drivers.get(name)).collect_garbage():
+                log.info("garbage-removed", what=removed)
+        except (DriverError, OSError) as error:
+            log.warning("clean-up-failed", driver=name, error=str(error))
+
+
+def _sweep_soon(
+    tasks: anyio.abc.TaskGroup, drivers: DriverSet, runtime: Path, boot: str, looker: Looker
+) -> None:
+    """Sweep if there is any other supervisor's folder; whether it is dead, its lock tells.
+
+    One that has ended well may owe a look.
+    """
+    looker.soon()
+    if identity.dead_supervisors(drivers.owner.home, drivers.owner.supervisor_id):
+        tasks.start_soon(_sweep_others, drivers.owner, runtime, boot, looker)
+
+
+async def _sweep_others(owner: Owner, runtime: Path, boot: str, looker: Looker) -> None:
+    try:
+        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot, looker)
+    except (DriverError, OSError, sqlite3.Error) as error:
+        log.warning("sweep-failed", error=str(error))
+
+
+async def _checkpoint(journal: Journal) -> None:
+    while True:
+        await anyio.sleep(CHECKPOINT_INTERVAL_S)
+        with suppress(sqlite3.Error):
+            await anyio.to_thread.run_sync(journal.checkpoint)

@@ -1,0 +1,1 @@
+"""A project's template: the current one, and its builds."""

@@ -1,0 +1,191 @@
+"""The project's template: which one is current, and building a new one. Used by several commands."""
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import anyio
+
+from claude_vm.context.config.layers import Settings
+from claude_vm.context.loopback import guest_proxies
+from claude_vm.context.opening import read_file, real_path
+from claude_vm.context.project import Project, template_name
+from claude_vm.drivers import registry
+from claude_vm.drivers.api import Driver, Progress, TemplateRecord, TemplateSpec
+from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.images.certificates import MAX_BUNDLE_BYTES, host_certificates
+from claude_vm.drivers.images.claude_code import ensure_claude_code
+from claude_vm.drivers.programs import Surroundings
+from claude_vm.supervisor.daemon.clients.command import Command, project_owner, unless_interrupted
+from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.place.driver import current_template, templates_elsewhere
+from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
+from claude_vm.supervisor.daemon.templates.builds import announced
+from claude_vm.supervisor.daemon.templates.progress import open_progress
+from claude_vm.supervisor.daemon.templates.waiting import wait_for_build
+
+HOST_ADDRESS = {"qemu": "10.0.2.2", "lima": "192.168.5.2", "sim": "127.0.0.1"}
+"""What guests call the host's loopback, by driver, before one of them runs and says so itself."""
+
+
+async def build_template(
+    command: Command, driver: Driver, settings: Settings, project: Project, *, agent: bool
+) -> TemplateRecord:
+    """Build a new generation of the project's template, with progress on the client's stderr.
+
+    Raises:
+        DriverError: It fails; the former generation is still the current one.
+        CommandError: The client interrupted it; likewise.
+    """
+    begun = time.monotonic()
+    flags = command.flags
+    name, pid = template_name(project.template_root), command.client.invocation.pid
+    async with open_progress(command.client, quiet=flags.quiet, verbose=flags.verbose) as told:
+        with announced(command.supervisor.home, driver.name, name, pid, told) as progress:
+            record = await unless_interrupted(
+                command.client,
+                lambda: _build(command, driver, settings, project, agent=agent, progress=progress),
+            )
+    command.supervisor.dispatcher.template_changed(driver.name, record.name, record)
+    claude_text = f", Claude Code {record.claude_version}" if record.claude_version else ""
+    await command.say(
+        f"template {record.name} is ready: {record.disk_gib} GB disk, {record.memory_mib // MIB_PER_GB} GB"
+        f" memory, {record.cpus} CPUs{claude_text} ({time.monotonic() - begun:.0f} s)"
+    )
+    return record
+
+
+async def usable_template(
+    command: Command, driver: Driver, settings: Settings, project: Project
+) -> TemplateRecord:
+    """Return the current template; without one that can be used, build it if the client agrees.
+
+    If somebody builds it at this moment, wait for that; only if nothing comes of it, ask.
+
+    Raises:
+        CommandError: There is none, and it shall not be built or waited for; or the client interrupted that.
+        DriverError: The build fails.
+    """
+    template = await _waited_for(command, driver, project)
+    if template is not None and not template.stale:
+        return template
+    other = ""
+    if template is None:
+        code, lacking, agent = "template-missing", "has no template yet", True
+        if elsewhere := await templates_elsewhere(command, driver, project):
+            lacking = f"has no template for the driver {driver.name}; there is one for {_names(elsewhere)}"
+            other = await _way_to(command, next(iter(elsewhere)))
+    else:
+        code, lacking = "template-stale", "has a template of another version of claude-vm"
+        agent = template.claude_version is not None
+    await _check(driver)
+    if not command.flags.auto_setup and not await command.confirm(
+        f"This project {lacking}. Build it now (some minutes, once)?"
+    ):
+        raise CommandError(
+            code,
+            f"{project.template_root} {lacking}",
+            hint=f"{other}build it with: claude-vm{_as_asked(command)} setup   (or pass --auto-setup)",
+        )
+    template = await _waited_for(command, driver, project)  # somebody may have begun in the meantime
+    if template is not None and not template.stale:
+        return template
+    return await build_template(command, driver, settings, project, agent=agent)
+
+
+async def _waited_for(command: Command, driver: Driver, project: Project) -> TemplateRecord | None:
+    """Return the current template; without a usable one, after the build that is under way, if one is."""
+    template = await current_template(driver, project)
+    if template is not None and not template.stale:
+        return template
+    await wait_for_build(command, driver.name, template_name(project.template_root))
+    return await current_template(driver, project)
+
+
+def _names(templates: Mapping[str, TemplateRecord]) -> str:
+    return " and ".join(f"{name}{' (stale)' if found.stale else ''}" for name, found in templates.items())
+
+
+async def _way_to(command: Command, name: str) -> str:
+    """Return the beginning of a hint: how another driver is used, or what keeps this client from it."""
+    lacking = [each for each in registry.programs_of(name) if command.programs().find(each) is None]
+    if lacking:
+        return f"for {name}, {command.programs().absence(*lacking)}; or "
+    return f"use it with: --driver {name}; or "
+
+
+async def _check(driver: Driver) -> None:
+    """Raise DriverError where the driver can't be used on this host: building would come to that too late."""
+    for problem in await driver.diagnose():
+        if problem.fatal:
+            raise DriverError(problem.what, hint=problem.fix)
+
+
+def _as_asked(command: Command) -> str:
+    """Return the flag by which another command means the same driver."""
+    return f" --driver {command.flags.driver}" if command.flags.driver else ""
+
+
+async def _build(
+    command: Command,
+    driver: Driver,
+    settings: Settings,
+    project: Project,
+    *,
+    agent: bool,
+    progress: Progress,
+) -> TemplateRecord:
+    await _check(driver)
+    claude = None
+    if agent:
+        claude = await ensure_claude_code(
+            command.supervisor.home / "cache", progress, environ=command.environ, programs=command.programs()
+        )
+    uid, gid = project_owner(project)
+    return await driver.build_template(
+        TemplateSpec(
+            name=template_name(project.template_root),
+            project=str(project.template_root),
+            cpus=settings.vm.cpus,
+            memory_mib=settings.vm.memory * MIB_PER_GB,
+            disk_gib=settings.vm.disk,
+            image=_image(command, settings),
+            uid=uid,
+            gid=gid,
+            claude_binary=claude.binary if claude else None,
+            claude_version=claude.version if claude else None,
+            ca_certificates=await _certificates(command, settings),
+            proxies=tuple(guest_proxies(command.environ, HOST_ADDRESS[driver.name]).items()),
+            environ=tuple(Surroundings(command.programs(), command.environ).environ.items()),
+        ),
+        progress,
+    )
+
+
+def _image(command: Command, settings: Settings) -> str:
+    """Return the image to start from, a file's path without links.
+
+    Raises:
+        LinkError: It leads out of where guests can write.
+        CommandError: It is gone.
+    """
+    image = settings.vm.image
+    if not isinstance(image, Path):
+        return image or ""
+    try:
+        return str(real_path(image, command.guard()))
+    except OSError as error:
+        raise CommandError("bad-image", f"the image {image} can't be used: {error.strerror}") from error
+
+
+async def _certificates(command: Command, settings: Settings) -> tuple[str, ...]:
+    if settings.network.ca != "host":
+        return ()
+    guard = command.guard()
+
+    def read(path: Path) -> bytes:
+        found = read_file(Path(command.client.invocation.cwd) / path, MAX_BUNDLE_BYTES, guard)
+        return b"" if found is None else found[1]
+
+    return await anyio.to_thread.run_sync(partial(host_certificates, command.environ, read_named=read))
