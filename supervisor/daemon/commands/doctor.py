@@ -42,7 +42,7 @@ class DriverReport(msgspec.Struct, frozen=True):
 async def doctor(command: Command, request: Doctor) -> int:
     """Report on every driver; 0 when `auto` finds one that can run sessions in isolation."""
     reports = await _chosen(command, [await _report(command, name) for name in ORDER])
-    await command.say_remarks()
+    await command.site.say_remarks()
     pool = await _pool_problems(command)
     reports = [
         msgspec.structs.replace(r, problems=[*r.problems, *(pool if r.isolates else [])]) for r in reports
@@ -64,7 +64,7 @@ async def doctor(command: Command, request: Doctor) -> int:
 async def _chosen(command: Command, reports: Sequence[DriverReport]) -> list[DriverReport]:
     """Mark the one that `auto` takes where no project has a template, with the reason."""
     try:
-        taken = (await registry.usable(command.programs()))[0]
+        taken = (await registry.usable(command.site.programs()))[0]
     except DriverError:
         return list(reports)
     before: list[str] = []
@@ -83,7 +83,7 @@ async def _chosen(command: Command, reports: Sequence[DriverReport]) -> list[Dri
 async def _pool_problems(command: Command) -> list[tuple[str, str]]:
     """Return what keeps a VM of the configured size from being kept ready: what is wrong, what fixes it."""
     try:
-        settings = await command.settings()
+        settings = await command.site.settings()
     except ConfigError as error:
         return [(str(error), error.hint)]
     policy = pool_policy(settings, host_memory_mib())
@@ -93,7 +93,7 @@ async def _pool_problems(command: Command) -> list[tuple[str, str]]:
 
 async def _report(command: Command, name: str) -> DriverReport:
     """Return what is known of a driver, whatever is wrong with it."""
-    host = this_host(command.programs())
+    host = this_host(command.site.programs())
     found: list[Problem] = []
     version = ""
     installed = True
@@ -116,7 +116,7 @@ async def _driver_report(
 ) -> DriverReport:
     """Return what the driver itself says, beside what was found."""
     try:
-        driver = await command.supervisor.drivers.get(name, command.programs())
+        driver = await command.supervisor.drivers.get(name, command.site.programs())
         said = await driver.diagnose()
         told = {problem.what for problem in said}
         problems = [*said, *(problem for problem in found if problem.what not in told)]

@@ -2,22 +2,22 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
 from claude_vm.context.errors import BrokenRepositoryError, LinkError
-from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.ports import plan_ports
 from claude_vm.context.project import Project, template_name
 from claude_vm.drivers.api import Mount, TemplateRecord
 from claude_vm.supervisor.daemon.clients.command import Command
+from claude_vm.supervisor.daemon.clients.site import Site
 from claude_vm.supervisor.daemon.clients.table import ago, size_text
 from claude_vm.supervisor.daemon.commands.telling import tell_reports
-from claude_vm.supervisor.daemon.place.driver import choose_driver, current_template, templates_elsewhere
-from claude_vm.supervisor.daemon.place.key import session_key
+from claude_vm.supervisor.daemon.place.driver import choose_driver
+from claude_vm.supervisor.daemon.place.key import session_key, session_mounts
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 from claude_vm.supervisor.daemon.pool.room import pool_of
+from claude_vm.supervisor.daemon.templates.current import current_template, templates_elsewhere
 from claude_vm.supervisor.grammar.requests import Info
 from claude_vm.supervisor.wire.escape import escape_cell
 
@@ -58,9 +58,10 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 async def info(command: Command, request: Info) -> int:
     """Describe the project; a missing template is a fact, not a failure."""
-    settings = await command.settings()
-    project, problem = _project(command)
-    driver = await choose_driver(command, settings, project)
+    site = command.site
+    project, problem = _project(site)
+    settings = await site.settings()
+    driver = await choose_driver(site, settings, project)
     template = await current_template(driver, project)
     facts = await driver.capabilities()
     name = template_name(project.template_root)
@@ -68,18 +69,12 @@ async def info(command: Command, request: Info) -> int:
         s.session_id for s in command.supervisor.dispatcher.sessions.values() if s.plan.key.template == name
     ]
     mounts: tuple[Mount, ...] = ()
-    if not problem:
-        mounts = plan_mounts(
-            project,
-            (*settings.mount_specs, *command.flags.mounts),
-            guest_home=template.home if template else "/home/claude",
-            home=command.user_home,
-            max_mounts=facts.max_mounts,
-            guard=command.guard(),
-        )
     key = ready = None
+    if not problem:
+        home = template.home if template else "/home/claude"
+        mounts = await session_mounts(site, driver, settings, project, home)
     if template is not None and not problem:
-        key = await session_key(command, driver, settings, project, template)
+        key = session_key(driver, settings, template, mounts)
         ready = pool_of(key, command.supervisor.dispatcher.core.pools())
     reports = command.supervisor.looker.reports.of(str(project.root))
     shown = ProjectInfo(
@@ -110,18 +105,18 @@ async def info(command: Command, request: Info) -> int:
     if request.json:
         await command.out_json(shown)
     else:
-        others = {} if template else await templates_elsewhere(command, driver, project)
+        others = {} if template else await templates_elsewhere(site, driver, project)
         await command.out(*_text(shown, tuple(others)))
     return 0
 
 
-def _project(command: Command) -> tuple[Project, str]:
+def _project(site: Site) -> tuple[Project, str]:
     """Return the project, and why it can't be mounted as it is."""
     try:
-        project, grown = command.found_project()
+        project, grown = site.found_project()
     except (BrokenRepositoryError, LinkError) as error:
-        cwd = Path(command.client.invocation.cwd)
-        was = command.supervisor.places.known().nearest(cwd)
+        cwd = site.caller.cwd
+        was = site.supervisor.places.known().nearest(cwd)
         if was is None:
             return Project(root=cwd, cwd=cwd, template_root=cwd), error.message
         return Project(root=was.path, cwd=cwd, template_root=was.template_root), error.message

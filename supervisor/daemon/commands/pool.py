@@ -9,13 +9,11 @@ from claude_vm.supervisor.core.events import DrainRequested, FillRequested
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.views import PoolView
-from claude_vm.supervisor.daemon.clients.command import Command, unless_interrupted
+from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.commands.pool_status import pool_status
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.place.driver import choose_driver
-from claude_vm.supervisor.daemon.place.key import session_key
+from claude_vm.supervisor.daemon.place.resolve import note_use, resolve
 from claude_vm.supervisor.daemon.pool.room import Room, is_unclaimed, pool_of, room
-from claude_vm.supervisor.daemon.templates.current import usable_template
 from claude_vm.supervisor.grammar.requests import Pool
 from claude_vm.supervisor.wire.server import Level
 
@@ -42,25 +40,20 @@ async def _fill(command: Command, request: Pool) -> None:
     supervisor = command.supervisor
     if supervisor.in_process:
         raise CommandError("no-daemon", "only a daemon keeps VMs ready", hint="leave --no-daemon out")
-    settings = await command.settings()
-    project = await command.mountable_project()
-    driver = await choose_driver(command, settings, project)
-    template = await usable_template(command, driver, settings, project)
-    key = await session_key(command, driver, settings, project, template)
-    command.apply_pool_settings(settings)
+    place = await resolve(command.site)
+    key = place.key
     count = supervisor.dispatcher.core.policy.size if request.count is None else request.count
     if not count:
         raise CommandError(
             "pool-off", "[pool] size is 0", hint="say how many VMs shall be ready: claude-vm pool fill N"
         )
     _check_bounds(supervisor.dispatcher.core, key, count)
-    command.remember(project, key)
-    await driver.touch_template(template.name)
+    await note_use(command.site, place)
     supervisor.dispatcher.post(FillRequested(at=anyio.current_time(), key=key, size=request.count))
     if not command.flags.no_wait:
         begun = time.monotonic()
-        await unless_interrupted(command.client, lambda: _until_ready(command, key, count))
-        await command.say(f"{count} VM(s) ready for {project.root} ({time.monotonic() - begun:.1f} s)")
+        await command.unless_interrupted(lambda: _until_ready(command, key, count))
+        await command.say(f"{count} VM(s) ready for {place.project.root} ({time.monotonic() - begun:.1f} s)")
 
 
 def _check_bounds(core: Core, key: PoolKey, count: int) -> None:
@@ -140,13 +133,13 @@ async def _drain(command: Command, request: Pool) -> None:
         keys = [pool.key for pool in dispatcher.core.pools()]
         drained: list[PoolKey | None] = [None]
     else:
-        name = template_name((await command.project()).template_root)
+        name = template_name((await command.site.project()).template_root)
         keys = [pool.key for pool in dispatcher.core.pools() if pool.key.template == name]
         drained = [*keys]
     given_up = {i.instance_id for i in dispatcher.core.instances() if is_unclaimed(i) and i.key in keys}
     for key in drained:
         dispatcher.post(DrainRequested(at=anyio.current_time(), key=key))
-    await unless_interrupted(command.client, lambda: _until_gone(command, given_up))
+    await command.unless_interrupted(lambda: _until_gone(command, given_up))
     await command.say(f"gave up {len(given_up)} VM(s)")
 
 

@@ -3,42 +3,33 @@
 import shlex
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
 import structlog
+from msgspec.structs import replace
 
 from claude_vm.context import worktree_locks
 from claude_vm.context.claude_command import claude_argv
-from claude_vm.context.claude_home import home_files, session_environment
-from claude_vm.context.config.layers import Settings
-from claude_vm.context.environment import resolve_environment
-from claude_vm.context.ports import HIGHEST, plan_ports
+from claude_vm.context.ports import HIGHEST
 from claude_vm.context.project import Project
-from claude_vm.context.terminal import guest_terminal
-from claude_vm.drivers.api import Driver, TemplateRecord
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.clients.command import FAILED, SIGNAL_STATUS, Command
 from claude_vm.supervisor.daemon.commands.background import refuse_background
 from claude_vm.supervisor.daemon.commands.telling import tell_reports, tell_sharing
 from claude_vm.supervisor.daemon.dispatch.dispatcher import fresh_session_id
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.place.driver import choose_driver
-from claude_vm.supervisor.daemon.place.key import session_key
+from claude_vm.supervisor.daemon.place.plan import LABEL_LIMIT, plan_session
+from claude_vm.supervisor.daemon.place.resolve import Place, resolve
 from claude_vm.supervisor.daemon.sessions import client_agent
 from claude_vm.supervisor.daemon.sessions.farewell import farewell
 from claude_vm.supervisor.daemon.sessions.next_steps import next_step
 from claude_vm.supervisor.daemon.sessions.queued import waits_for
-from claude_vm.supervisor.daemon.sessions.session import Launch, Session, SessionPlan
-from claude_vm.supervisor.daemon.sessions.sharing import writes
+from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.sessions.source import how_it_came
-from claude_vm.supervisor.daemon.templates.current import HOST_ADDRESS, usable_template
 from claude_vm.supervisor.grammar.requests import Agent, Shell
 from claude_vm.supervisor.ssh.launch import Mode
-from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.wire.escape import escape_cell
 from claude_vm.supervisor.wire.server import Level
 
 log = structlog.get_logger()
@@ -46,59 +37,43 @@ log = structlog.get_logger()
 CLIENT_GONE = 129
 """What a session's story says of it when its client vanished. Nobody is there to see it."""
 
-LABEL_LIMIT = 60
-
 
 async def agent(command: Command, request: Agent) -> int:
     """Run Claude."""
-
-    def launch(settings: Settings) -> tuple[Mode, tuple[str, ...]]:
-        refuse_background(request.args, settings.defaults.claude_args or ())
-        arguments = claude_argv(list(request.args), settings.defaults.claude_args)
-        return Mode.EXEC, ("claude", *arguments)
-
-    return await _session(command, launch, " ".join(_first(("claude", *request.args))), is_agent=True)
+    place = await resolve(
+        command.site, lambda found: refuse_background(request.args, found.defaults.claude_args or ())
+    )
+    if place.template.claude_version is None:
+        raise CommandError(
+            "no-agent", "this project's template was built without Claude Code", hint="run: claude-vm setup"
+        )
+    argv = ("claude", *claude_argv(list(request.args), place.settings.defaults.claude_args))
+    return await _session(command, place, Mode.EXEC, argv, " ".join(_first(("claude", *request.args))))
 
 
 async def shell(command: Command, request: Shell) -> int:
     """Run a command, or a login shell."""
-
-    def launch(_: Settings) -> tuple[Mode, tuple[str, ...]]:
-        if not request.words:
-            return Mode.SHELL, ()
-        return (Mode.EVAL if len(request.words) == 1 else Mode.EXEC), request.words
-
-    return await _session(command, launch, shlex.join(_first(request.words)) or "shell", is_agent=False)
+    words = request.words
+    mode = (Mode.EVAL if len(words) == 1 else Mode.EXEC) if words else Mode.SHELL
+    place = await resolve(command.site)
+    return await _session(command, place, mode, words, shlex.join(_first(words)) or "shell")
 
 
-async def _session(
-    command: Command,
-    launch: Callable[[Settings], tuple[Mode, tuple[str, ...]]],
-    label: str,
-    *,
-    is_agent: bool,
-) -> int:
-    settings = await command.settings()
-    mode, argv = launch(settings)
-    command.apply_pool_settings(settings)
-    project = await command.mountable_project()
-    driver = await choose_driver(command, settings, project)
-    template = await usable_template(command, driver, settings, project)
-    if is_agent and template.claude_version is None:
-        raise CommandError(
-            "no-agent", "this project's template was built without Claude Code", hint="run: claude-vm setup"
-        )
+async def _session(command: Command, place: Place, mode: Mode, argv: tuple[str, ...], label: str) -> int:
+    project = place.project
     await tell_reports(command, project)
     # The plan has keys and tokens: nobody but the session keeps it, which gives them up when it has started.
     session = Session(
         fresh_session_id(),
-        await _plan(command, driver, settings, project, template, mode=mode, argv=argv, label=label),
+        replace(
+            await plan_session(command.site, place, mode=mode, argv=argv, label=label),
+            forward_agent=await _has_agent(command),
+        ),
         command.client,
     )
-    await tell_sharing(command, settings, session.plan)
+    await tell_sharing(command, place.settings, session.plan)
     try:
         _reserve_ports(command, session)
-        await driver.touch_template(template.name)
         await _lock_worktrees(command, session, project)
         status = await _attend(command, session)
     finally:
@@ -116,70 +91,11 @@ async def _session(
     return status
 
 
-async def _plan(
-    command: Command,
-    driver: Driver,
-    settings: Settings,
-    project: Project,
-    template: TemplateRecord,
-    *,
-    mode: Mode,
-    argv: tuple[str, ...],
-    label: str,
-) -> SessionPlan:
-    invocation = command.client.invocation
-    terminal = invocation.terminal
-    capabilities = await driver.capabilities()
-    if not capabilities.isolates:
-        await command.client.note(f"claude-vm: {capabilities.accelerator_reason}", "error")
-    shown = guest_terminal(
-        {**command.environ, "TERM": terminal.term},
-        known_terms=template.terminfo,
-        known_locales=template.locales,
-        terminfo=invocation.terminfo,
-    )
-    environment = session_environment(command.environ, HOST_ADDRESS[driver.name], user=template.user)
-    files = home_files(
-        trusted=(str(project.root), str(project.cwd)),
-        environment=environment,
-        version=template.claude_version,
-    )
-    environment |= shown.environment
-    pty = None
-    if terminal.stdin_tty and terminal.stdout_tty:
-        files += shown.files
-        pty = Pty(
-            term=shown.term,
-            rows=terminal.rows,
-            columns=terminal.columns,
-            width=terminal.width,
-            height=terminal.height,
-        )
-    else:
-        environment.pop("TERM", None)
-    environment |= await _given_environment(command)
-    key = await session_key(command, driver, settings, project, template)
-    launch = Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd))
-    launch.check()
-    command.remember(project, key)
-    return SessionPlan(
-        key=key,
-        project=str(project.root),
-        label=_shortened(escape_cell(label)),
-        launch=launch,
-        files=files,
-        pty=pty,
-        forward_agent=await _has_agent(command),
-        publish=plan_ports(settings.published),
-        writes=writes(key, project),
-    )
-
-
 async def _has_agent(command: Command) -> bool:
     """Tell whether an agent shall be forwarded. One that is not there is told now."""
     if not command.flags.forward_ssh_agent:
         return False
-    path = command.environ.get("SSH_AUTH_SOCK")
+    path = command.site.caller.environ.get("SSH_AUTH_SOCK")
     if not path:
         await command.say("claude-vm: no SSH agent runs here (SSH_AUTH_SOCK is not set), so -A forwards none")
         return False
@@ -187,20 +103,6 @@ async def _has_agent(command: Command) -> bool:
         await command.say(f"claude-vm: no SSH agent answers at {path} (SSH_AUTH_SOCK), so -A forwards none")
         return False
     return True
-
-
-async def _given_environment(command: Command) -> dict[str, str]:
-    resolve = partial(
-        resolve_environment,
-        env=command.flags.env,
-        env_files=command.flags.env_files,
-        inherit=command.flags.inherit_env,
-        environ=command.environ,
-        cwd=Path(command.client.invocation.cwd),
-        guard=command.guard(),
-    )
-    # Files may be large, or on a disk that is slow.
-    return await anyio.to_thread.run_sync(resolve) if command.flags.env_files else resolve()
 
 
 def _reserve_ports(command: Command, session: Session) -> None:
@@ -322,7 +224,3 @@ async def _unlock_worktrees(command: Command, session: Session, project: Project
 def _first(words: Sequence[str]) -> list[str]:
     """Return as much of the words as a label can show."""
     return [word[: LABEL_LIMIT + 1] for word in words[: LABEL_LIMIT + 1]]
-
-
-def _shortened(label: str) -> str:
-    return label if len(label) <= LABEL_LIMIT else label[: LABEL_LIMIT - 1] + "…"

@@ -8,8 +8,9 @@ from claude_vm.supervisor.grammar.requests import Setup
 
 async def setup(command: Command, request: Setup) -> int:
     """Build the template; 0 when it is the current one."""
-    settings = await command.settings()
-    project = await command.mountable_project()
-    driver = await choose_driver(command, settings, project)
-    await build_template(command, driver, settings, project, agent=request.agent)
+    site = command.site
+    project = await site.mountable_project()
+    settings = await site.settings()
+    driver = await choose_driver(site, settings, project)
+    await build_template(site, driver, settings, project, agent=request.agent)
     return 0

@@ -20,7 +20,7 @@ async def tell_reports(command: Command, project: Project) -> None:
         if report.told or not report.lines:
             continue
         for line in report.lines:
-            await command.client.note(f"claude-vm: {line}", "error")
+            await command.warn(f"claude-vm: {line}")
         try:
             reports.write(msgspec.structs.replace(report, told=True))
         except OSError as error:  # then it is told once more

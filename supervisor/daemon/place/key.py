@@ -3,6 +3,7 @@
 One function, because a VM that is kept ready is worth something only if a session asks for exactly that one.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from claude_vm.context.config.layers import Settings
@@ -10,14 +11,14 @@ from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.project import Project, check_apart
 from claude_vm.drivers.api import Driver, Mount, TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.daemon.clients.command import Command, check_text
+from claude_vm.supervisor.daemon.clients.site import Site, check_text
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 
 
-async def session_key(
-    command: Command, driver: Driver, settings: Settings, project: Project, template: TemplateRecord
-) -> PoolKey:
-    """Return the key of the VM: driver, generation, sizes and mounts.
+async def session_mounts(
+    site: Site, driver: Driver, settings: Settings, project: Project, guest_home: str
+) -> tuple[Mount, ...]:
+    """Return what a session here would have mounted, in a guest whose user's home is `guest_home`.
 
     Raises:
         MountError: A mount is not possible.
@@ -28,15 +29,22 @@ async def session_key(
     capabilities = await driver.capabilities()
     mounts = plan_mounts(
         project,
-        (*settings.mount_specs, *command.flags.mounts),
-        guest_home=template.home,
-        home=command.user_home,
+        (*settings.mount_specs, *site.caller.flags.mounts),
+        guest_home=guest_home,
+        home=site.caller.home,
         max_mounts=capabilities.max_mounts,
-        guard=command.guard(),
+        guard=site.guard(),
     )
     for mount in mounts:
         check_text(mount.host, "mount")
-    check_apart([Path(mount.host) for mount in mounts if mount.writable], command.supervisor.folders)
+    check_apart([Path(mount.host) for mount in mounts if mount.writable], site.supervisor.folders)
+    return mounts
+
+
+def session_key(
+    driver: Driver, settings: Settings, template: TemplateRecord, mounts: Iterable[Mount]
+) -> PoolKey:
+    """Return the key of the VM: driver, generation, sizes and mounts."""
     return PoolKey(
         driver=driver.name,
         template=template.name,

@@ -1,5 +1,6 @@
 """The project's template: which one is current, and building a new one. Used by several commands."""
 
+import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -9,7 +10,7 @@ import anyio
 
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.loopback import guest_proxies
-from claude_vm.context.opening import read_file, real_path
+from claude_vm.context.opening import opened, read_file, real_path
 from claude_vm.context.project import Project, template_name
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Driver, Progress, TemplateRecord, TemplateSpec
@@ -17,89 +18,100 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.certificates import MAX_BUNDLE_BYTES, host_certificates
 from claude_vm.drivers.images.claude_code import ensure_claude_code
 from claude_vm.drivers.programs import Surroundings
-from claude_vm.supervisor.daemon.clients.command import Command, project_owner, unless_interrupted
+from claude_vm.supervisor.daemon.clients.site import Site
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.place.driver import current_template, templates_elsewhere
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 from claude_vm.supervisor.daemon.templates.builds import announced
-from claude_vm.supervisor.daemon.templates.progress import open_progress
 from claude_vm.supervisor.daemon.templates.waiting import wait_for_build
 
 HOST_ADDRESS = {"qemu": "10.0.2.2", "lima": "192.168.5.2", "sim": "127.0.0.1"}
 """What guests call the host's loopback, by driver, before one of them runs and says so itself."""
 
 
+async def current_template(driver: Driver, project: Project) -> TemplateRecord | None:
+    """Return the current generation of the project's template, or None when there is none."""
+    name = template_name(project.template_root)
+    return next((t for t in await driver.templates() if t.name == name), None)
+
+
+async def templates_elsewhere(site: Site, driver: Driver, project: Project) -> Mapping[str, TemplateRecord]:
+    """Return the project's templates of other drivers that isolate, by driver."""
+    found: dict[str, TemplateRecord] = {}
+    for name in registry.ISOLATING:
+        if name != driver.name:
+            template = await current_template(await site.supervisor.drivers.get(name), project)
+            if template is not None:
+                found[name] = template
+    return found
+
+
 async def build_template(
-    command: Command, driver: Driver, settings: Settings, project: Project, *, agent: bool
+    site: Site, driver: Driver, settings: Settings, project: Project, *, agent: bool
 ) -> TemplateRecord:
-    """Build a new generation of the project's template, with progress on the client's stderr.
+    """Build a new generation of the project's template, telling how far it is.
 
     Raises:
         DriverError: It fails; the former generation is still the current one.
-        CommandError: The client interrupted it; likewise.
+        CommandError: The caller interrupted it; likewise.
     """
     begun = time.monotonic()
-    flags = command.flags
-    name, pid = template_name(project.template_root), command.client.invocation.pid
-    async with open_progress(command.client, quiet=flags.quiet, verbose=flags.verbose) as told:
-        with announced(command.supervisor.home, driver.name, name, pid, told) as progress:
-            record = await unless_interrupted(
-                command.client,
-                lambda: _build(command, driver, settings, project, agent=agent, progress=progress),
+    name, pid = template_name(project.template_root), site.caller.pid
+    async with site.voice.progress() as told:
+        with announced(site.supervisor.home, driver.name, name, pid, told) as progress:
+            record = await site.voice.unless_interrupted(
+                lambda: _build(site, driver, settings, project, agent=agent, progress=progress)
             )
-    command.supervisor.dispatcher.template_changed(driver.name, record.name, record)
+    site.supervisor.dispatcher.template_changed(driver.name, record.name, record)
     claude_text = f", Claude Code {record.claude_version}" if record.claude_version else ""
-    await command.say(
+    await site.voice.say(
         f"template {record.name} is ready: {record.disk_gib} GB disk, {record.memory_mib // MIB_PER_GB} GB"
         f" memory, {record.cpus} CPUs{claude_text} ({time.monotonic() - begun:.0f} s)"
     )
     return record
 
 
-async def usable_template(
-    command: Command, driver: Driver, settings: Settings, project: Project
-) -> TemplateRecord:
-    """Return the current template; without one that can be used, build it if the client agrees.
+async def usable_template(site: Site, driver: Driver, settings: Settings, project: Project) -> TemplateRecord:
+    """Return the current template; without one that can be used, build it if the caller agrees.
 
     If somebody builds it at this moment, wait for that; only if nothing comes of it, ask.
 
     Raises:
-        CommandError: There is none, and it shall not be built or waited for; or the client interrupted that.
+        CommandError: There is none, and it shall not be built or waited for; or the caller interrupted that.
         DriverError: The build fails.
     """
-    template = await _waited_for(command, driver, project)
+    template = await _waited_for(site, driver, project)
     if template is not None and not template.stale:
         return template
     other = ""
     if template is None:
         code, lacking, agent = "template-missing", "has no template yet", True
-        if elsewhere := await templates_elsewhere(command, driver, project):
+        if elsewhere := await templates_elsewhere(site, driver, project):
             lacking = f"has no template for the driver {driver.name}; there is one for {_names(elsewhere)}"
-            other = await _way_to(command, next(iter(elsewhere)))
+            other = await _way_to(site, next(iter(elsewhere)))
     else:
         code, lacking = "template-stale", "has a template of another version of claude-vm"
         agent = template.claude_version is not None
     await _check(driver)
-    if not command.flags.auto_setup and not await command.confirm(
+    if not site.caller.flags.auto_setup and not await site.voice.confirm(
         f"This project {lacking}. Build it now (some minutes, once)?"
     ):
         raise CommandError(
             code,
             f"{project.template_root} {lacking}",
-            hint=f"{other}build it with: claude-vm{_as_asked(command)} setup   (or pass --auto-setup)",
+            hint=f"{other}build it with: claude-vm{_as_asked(site)} setup   (or pass --auto-setup)",
         )
-    template = await _waited_for(command, driver, project)  # somebody may have begun in the meantime
+    template = await _waited_for(site, driver, project)  # somebody may have begun in the meantime
     if template is not None and not template.stale:
         return template
-    return await build_template(command, driver, settings, project, agent=agent)
+    return await build_template(site, driver, settings, project, agent=agent)
 
 
-async def _waited_for(command: Command, driver: Driver, project: Project) -> TemplateRecord | None:
+async def _waited_for(site: Site, driver: Driver, project: Project) -> TemplateRecord | None:
     """Return the current template; without a usable one, after the build that is under way, if one is."""
     template = await current_template(driver, project)
     if template is not None and not template.stale:
         return template
-    await wait_for_build(command, driver.name, template_name(project.template_root))
+    await wait_for_build(site, driver.name, template_name(project.template_root))
     return await current_template(driver, project)
 
 
@@ -107,11 +119,11 @@ def _names(templates: Mapping[str, TemplateRecord]) -> str:
     return " and ".join(f"{name}{' (stale)' if found.stale else ''}" for name, found in templates.items())
 
 
-async def _way_to(command: Command, name: str) -> str:
-    """Return the beginning of a hint: how another driver is used, or what keeps this client from it."""
-    lacking = [each for each in registry.programs_of(name) if command.programs().find(each) is None]
+async def _way_to(site: Site, name: str) -> str:
+    """Return the beginning of a hint: how another driver is used, or what keeps this caller from it."""
+    lacking = [each for each in registry.programs_of(name) if site.programs().find(each) is None]
     if lacking:
-        return f"for {name}, {command.programs().absence(*lacking)}; or "
+        return f"for {name}, {site.programs().absence(*lacking)}; or "
     return f"use it with: --driver {name}; or "
 
 
@@ -122,13 +134,13 @@ async def _check(driver: Driver) -> None:
             raise DriverError(problem.what, hint=problem.fix)
 
 
-def _as_asked(command: Command) -> str:
+def _as_asked(site: Site) -> str:
     """Return the flag by which another command means the same driver."""
-    return f" --driver {command.flags.driver}" if command.flags.driver else ""
+    return f" --driver {site.caller.flags.driver}" if site.caller.flags.driver else ""
 
 
 async def _build(
-    command: Command,
+    site: Site,
     driver: Driver,
     settings: Settings,
     project: Project,
@@ -140,9 +152,9 @@ async def _build(
     claude = None
     if agent:
         claude = await ensure_claude_code(
-            command.supervisor.home / "cache", progress, environ=command.environ, programs=command.programs()
+            site.supervisor.home / "cache", progress, environ=site.caller.environ, programs=site.programs()
         )
-    uid, gid = project_owner(project)
+    uid, gid = _owner(project)
     return await driver.build_template(
         TemplateSpec(
             name=template_name(project.template_root),
@@ -150,20 +162,20 @@ async def _build(
             cpus=settings.vm.cpus,
             memory_mib=settings.vm.memory * MIB_PER_GB,
             disk_gib=settings.vm.disk,
-            image=_image(command, settings),
+            image=_image(site, settings),
             uid=uid,
             gid=gid,
             claude_binary=claude.binary if claude else None,
             claude_version=claude.version if claude else None,
-            ca_certificates=await _certificates(command, settings),
-            proxies=tuple(guest_proxies(command.environ, HOST_ADDRESS[driver.name]).items()),
-            environ=tuple(Surroundings(command.programs(), command.environ).environ.items()),
+            ca_certificates=await _certificates(site, settings),
+            proxies=tuple(guest_proxies(site.caller.environ, HOST_ADDRESS[driver.name]).items()),
+            environ=tuple(Surroundings(site.programs(), site.caller.environ).environ.items()),
         ),
         progress,
     )
 
 
-def _image(command: Command, settings: Settings) -> str:
+def _image(site: Site, settings: Settings) -> str:
     """Return the image to start from, a file's path without links.
 
     Raises:
@@ -174,18 +186,38 @@ def _image(command: Command, settings: Settings) -> str:
     if not isinstance(image, Path):
         return image or ""
     try:
-        return str(real_path(image, command.guard()))
+        return str(real_path(image, site.guard()))
     except OSError as error:
         raise CommandError("bad-image", f"the image {image} can't be used: {error.strerror}") from error
 
 
-async def _certificates(command: Command, settings: Settings) -> tuple[str, ...]:
+async def _certificates(site: Site, settings: Settings) -> tuple[str, ...]:
     if settings.network.ca != "host":
         return ()
-    guard = command.guard()
+    guard = site.guard()
 
     def read(path: Path) -> bytes:
-        found = read_file(Path(command.client.invocation.cwd) / path, MAX_BUNDLE_BYTES, guard)
+        found = read_file(site.caller.cwd / path, MAX_BUNDLE_BYTES, guard)
         return b"" if found is None else found[1]
 
-    return await anyio.to_thread.run_sync(partial(host_certificates, command.environ, read_named=read))
+    return await anyio.to_thread.run_sync(partial(host_certificates, site.caller.environ, read_named=read))
+
+
+def _owner(project: Project) -> tuple[int, int]:
+    """Return uid and gid under which a project's files must be written.
+
+    QEMU started by root runs as the project's owner; a user's QEMU can be nobody else.
+
+    Raises:
+        CommandError: The project is gone, or was replaced by a link.
+    """
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    try:
+        with opened(project.root) as found:
+            owner = found.status
+    except OSError as error:
+        raise CommandError("bad-project", f"{project.root} is gone: {error.strerror}") from error
+    if found.path != project.root:
+        raise CommandError("bad-project", f"{project.root} was replaced by a link to {found.path}")
+    return owner.st_uid, owner.st_gid

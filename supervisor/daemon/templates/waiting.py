@@ -5,35 +5,34 @@ from pathlib import Path
 
 import anyio
 
-from claude_vm.supervisor.daemon.clients.command import Command, unless_interrupted
+from claude_vm.drivers.api import Progress
+from claude_vm.supervisor.daemon.clients.site import Site
 from claude_vm.supervisor.daemon.clients.table import ago
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.templates.builds import Build, under_way
-from claude_vm.supervisor.daemon.templates.progress import Progress, open_progress
 
 LOOK_S = 0.25
 """Pause between two looks at a build, in seconds: it may be another process's, which tells nobody."""
 
 
-async def wait_for_build(command: Command, driver: str, template: str) -> None:
+async def wait_for_build(site: Site, driver: str, template: str) -> None:
     """Return when nobody builds a template; at once if nobody does. Its phases are told meanwhile.
 
     An interrupted wait does nothing to the build.
 
     Raises:
-        CommandError: Somebody does, and the client shall not wait, or does not want to any longer.
+        CommandError: Somebody does, and the caller shall not wait, or does not want to any longer.
     """
-    home = command.supervisor.home
+    home = site.supervisor.home
     build = under_way(home, driver, template)
     if build is None:
         return
     what = f"a template is being built for this project ({_whose(build)})"
-    if command.flags.no_wait:
+    if site.caller.flags.no_wait:
         raise CommandError("template-building", what, hint="repeat the command later, or without --no-wait")
-    await command.say(f"claude-vm: {what}; waiting for it")
-    flags = command.flags
-    async with open_progress(command.client, quiet=flags.quiet, verbose=flags.verbose) as progress:
-        await unless_interrupted(command.client, lambda: _until_over(home, driver, template, progress))
+    await site.voice.say(f"claude-vm: {what}; waiting for it")
+    async with site.voice.progress() as progress:
+        await site.voice.unless_interrupted(lambda: _until_over(home, driver, template, progress))
 
 
 async def _until_over(home: Path, driver: str, template: str, progress: Progress) -> None:

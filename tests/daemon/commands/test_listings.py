@@ -27,6 +27,7 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions.ended import EndedSessions
 from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session, SessionPlan
 from claude_vm.supervisor.grammar.requests import Flags, Pool, Ps
+from claude_vm.supervisor.wire.records import Invocation
 
 pytestmark = pytest.mark.anyio
 
@@ -334,6 +335,7 @@ class Client:
 
     def __init__(self):
         self.data = bytearray()
+        self.invocation = Invocation(argv=(), cwd="/", env={})
 
     async def send_stdout(self, data):
         self.data += data

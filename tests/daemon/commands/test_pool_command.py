@@ -99,7 +99,9 @@ class FakeDriver:
 class FakeClient:
     def __init__(self, home, cwd, *, tty):
         terminal = SimpleNamespace(stderr_tty=tty)
-        self.invocation = SimpleNamespace(env={"HOME": str(home)}, cwd=str(cwd), terminal=terminal)
+        self.invocation = SimpleNamespace(
+            env={"HOME": str(home)}, cwd=str(cwd), terminal=terminal, terminfo=None, pid=1
+        )
         self.gone = anyio.Event()
         self.notes = []
         self.signals = deque()
@@ -121,7 +123,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(module, "template_name", lambda root: f"t-{root.name}")
     monkeypatch.setattr(
-        "claude_vm.supervisor.daemon.place.driver.template_name", lambda root: f"t-{root.name}"
+        "claude_vm.supervisor.daemon.templates.current.template_name", lambda root: f"t-{root.name}"
     )
     return SimpleNamespace(home=tmp_path, data=tmp_path / "data", project=project)
 

@@ -1,0 +1,99 @@
+"""What is decided of a session before it has a VM, from its caller and its place. Needs no client."""
+
+from functools import partial
+
+import anyio
+
+from claude_vm.context.claude_home import home_files, session_environment
+from claude_vm.context.environment import resolve_environment
+from claude_vm.context.ports import plan_ports
+from claude_vm.context.terminal import guest_terminal
+from claude_vm.supervisor.daemon.clients.site import Site
+from claude_vm.supervisor.daemon.place.resolve import Place, note_use
+from claude_vm.supervisor.daemon.sessions.session import Launch, SessionPlan
+from claude_vm.supervisor.daemon.sessions.sharing import writes
+from claude_vm.supervisor.daemon.templates.current import HOST_ADDRESS
+from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.wire.escape import escape_cell
+
+LABEL_LIMIT = 60
+"""Characters of a session's label."""
+
+
+async def plan_session(
+    site: Site, place: Place, *, mode: Mode, argv: tuple[str, ...], label: str
+) -> SessionPlan:
+    """Return the plan of a session that runs `argv` here. It has keys and tokens: whoever gets it keeps them.
+
+    Its label is `label`, on one line. An SSH agent is for who has a client to say that there is one.
+
+    Raises:
+        ContextError: A variable, an environment file or a port is wrong.
+        LaunchError: No guest could run that.
+        CommandError: What its guest could write can't be written down.
+        DriverError: The template is gone.
+    """
+    caller, project, template = site.caller, place.project, place.template
+    capabilities = await place.driver.capabilities()
+    if not capabilities.isolates:
+        await site.voice.warn(f"claude-vm: {capabilities.accelerator_reason}")
+    terminal = caller.terminal
+    shown = guest_terminal(
+        {**caller.environ, "TERM": terminal.term},
+        known_terms=template.terminfo,
+        known_locales=template.locales,
+        terminfo=caller.terminfo,
+    )
+    environment = session_environment(caller.environ, HOST_ADDRESS[place.driver.name], user=template.user)
+    files = home_files(
+        trusted=(str(project.root), str(project.cwd)),
+        environment=environment,
+        version=template.claude_version,
+    )
+    environment |= shown.environment
+    pty = None
+    if terminal.stdin_tty and terminal.stdout_tty:
+        files += shown.files
+        pty = Pty(
+            term=shown.term,
+            rows=terminal.rows,
+            columns=terminal.columns,
+            width=terminal.width,
+            height=terminal.height,
+        )
+    else:
+        environment.pop("TERM", None)
+    environment |= await _given_environment(site)
+    launch = Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd))
+    launch.check()
+    await note_use(site, place)
+    return SessionPlan(
+        key=place.key,
+        project=str(project.root),
+        label=_shortened(escape_cell(label)),
+        launch=launch,
+        files=files,
+        pty=pty,
+        publish=plan_ports(place.settings.published),
+        writes=writes(place.key, project),
+    )
+
+
+async def _given_environment(site: Site) -> dict[str, str]:
+    flags = site.caller.flags
+    resolve = partial(
+        resolve_environment,
+        env=flags.env,
+        env_files=flags.env_files,
+        inherit=flags.inherit_env,
+        environ=site.caller.environ,
+        cwd=site.caller.cwd,
+        guard=site.guard(),
+    )
+    # Files may be large, or on a disk that is slow.
+    return await anyio.to_thread.run_sync(resolve) if flags.env_files else resolve()
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= LABEL_LIMIT else label[: LABEL_LIMIT - 1] + "…"
