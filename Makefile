@@ -81,7 +81,7 @@ $(VENV)/bin/python:
 	@echo "creating the environment $(VENV) with $(PYTHON)"
 	@"$(PYTHON)" -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml hatch_build.py
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml hatch_build.py supervisor/cli/launcher/claude-vm
 	@echo "installing claude-vm and its libraries into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
