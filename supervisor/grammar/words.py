@@ -7,7 +7,7 @@ Rules (features A1 and A2):
   dropped.
 * After a sub-command our flags are accepted too. For `agent` and `shell` until their own words begin,
   because ``agent --version`` is Claude's and the flags of ``shell ls -A`` are ls's. For the others anywhere.
-* ``--help`` and ``--version`` are ours before the first word.
+* ``--help`` and ``--version`` are ours before the first word; ``help`` and ``help COMMAND`` say the same.
 * What a later version will understand is refused now: going silently to Claude, it would change its
   meaning with an update.
 * What was probably meant for us and mistyped is refused, too (see `near_misses`): as Claude's word it would
@@ -124,6 +124,8 @@ def split(argv: Sequence[str]) -> Split:
         return Split(taken, "agent", rest[1:], explicit=False, ended=True)
     if first in QUESTIONS:
         return Split(taken, "", (), explicit=False, asks=QUESTIONS[first])
+    if first == "help" and len(rest) <= len(("help", "COMMAND")) and COMMANDS.issuperset(rest[1:]):
+        return Split(taken, "".join(rest[1:]), (), explicit=bool(rest[1:]), asks="help")
     if first in LATER_COMMANDS:
         raise WordsError(f"'{first}' is not available yet {_if_for_claude(first)}")
     if first not in COMMANDS:
