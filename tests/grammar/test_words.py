@@ -234,7 +234,9 @@ def test_help_is_what_everybody_tries_and_no_prompt(words):
     assert (found.asks, found.command, found.operands) == ("help", command, ())
 
 
-@pytest.mark.parametrize("words", [("help", "me"), ("help", "fix", "it"), ("--", "help"), ("help", "ps", "x")])
+@pytest.mark.parametrize(
+    "words", [("help", "me"), ("help", "fix", "it"), ("--", "help"), ("help", "ps", "x")]
+)
 def test_help_with_more_words_is_a_prompt(words):
     assert parts(*words) == ((), "agent", words[words[0] == "--" :])
 
