@@ -122,10 +122,9 @@ def split(argv: Sequence[str]) -> Split:
     first = rest[0]
     if first == "--":
         return Split(taken, "agent", rest[1:], explicit=False, ended=True)
-    if first in QUESTIONS:
-        return Split(taken, "", (), explicit=False, asks=QUESTIONS[first])
-    if first == "help" and len(rest) <= len(("help", "COMMAND")) and COMMANDS.issuperset(rest[1:]):
-        return Split(taken, "".join(rest[1:]), (), explicit=bool(rest[1:]), asks="help")
+    about = rest[1:] if first == "help" else ()
+    if first in QUESTIONS or (first == "help" and len(about) <= 1 and COMMANDS.issuperset(about)):
+        return Split(taken, "".join(about), (), explicit=bool(about), asks=QUESTIONS.get(first, "help"))
     if first in LATER_COMMANDS:
         raise WordsError(f"'{first}' is not available yet {_if_for_claude(first)}")
     if first not in COMMANDS:
