@@ -25,6 +25,7 @@ else
 	@$(BIN)/claude-vm --auto-setup shell $(DEMO)
 endif
 
+# Side by side, see tests/lanes.py. One lane, or some tests: .venv/bin/python -m pytest.
 test: system system-test dev
 	@$(BIN)/python tests/lanes.py $(PYTEST_ARGS)
 

@@ -95,8 +95,24 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(line)
 
 
+def lane(item):
+    """Return which of the lanes of tests/lanes.py a test belongs to."""
+    if item.get_closest_marker("vm") is not None:
+        return "e2e" if "tests/e2e" in item.nodeid else "vm"
+    return "timed" if item.get_closest_marker("timed") is not None else "rest"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests of other lanes."""
+    if wanted := config.getoption("--lane"):
+        config.hook.pytest_deselected(items=[item for item in items if lane(item) != wanted])
+        items[:] = [item for item in items if lane(item) == wanted]
+
+
 def pytest_addoption(parser):
     """``--no-skips``: a skipped test is a failure, for machines where all of them can run."""
+    lanes = ("e2e", "vm", "rest", "timed")
+    parser.addoption("--lane", choices=lanes, help="run the tests of one lane only, see tests/lanes.py")
     kinds = ("all", "stand-in", "real")
     parser.addoption("--driver", default="qemu", choices=("qemu", "lima"), help="what tests/e2e run on")
     parser.addoption("--limactl", default="all", choices=kinds, help="which limactl tests run with")

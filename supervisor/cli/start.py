@@ -29,8 +29,7 @@ def main() -> int:
     The launcher's words come before the user's: whether it has blocked SIGINT, and its own path.
     """
     if len(sys.argv) < 3 or sys.argv[1] not in {"blocked", "as-is"}:
-        sys.stderr.write("claude-vm-start is what claude-vm starts: run claude-vm\n")
-        return programs.USAGE
+        return programs.refuse_start()
     sys.argv[:] = sys.argv[2:]
     if given := os.environ.pop(GIVEN, ""):
         _restore(given)

@@ -158,7 +158,10 @@ def test_who_blocks_or_ignores_ctrl_c_goes_on_doing_so(folder):
 def test_what_the_launcher_starts_says_who_starts_it():
     program = Path(sys.executable).with_name("claude-vm-start")
     done = subprocess.run([program, "status"], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr) == (2, "claude-vm-start is what claude-vm starts: run claude-vm\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "claude-vm: this is what the program starts by itself: run claude-vm [usage]\n",
+    )
 
 
 @needs_env
