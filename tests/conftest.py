@@ -103,10 +103,17 @@ def lane(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests of other lanes."""
-    if wanted := config.getoption("--lane"):
-        config.hook.pytest_deselected(items=[item for item in items if lane(item) != wanted])
-        items[:] = [item for item in items if lane(item) == wanted]
+    """Leave out the tests of other lanes, and what says nothing of the stand-in for limactl."""
+    wanted = config.getoption("--lane")
+    stood_in = config.stash[ON_PATH]() == choice.STAND_IN
+    left_out = [
+        item
+        for item in items
+        if (wanted and lane(item) != wanted) or (stood_in and item.get_closest_marker("real_limactl"))
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    others = set(left_out)
+    items[:] = [item for item in items if item not in others]
 
 
 def pytest_addoption(parser):
