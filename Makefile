@@ -25,6 +25,7 @@ else
 	@$(BIN)/claude-vm --auto-setup shell $(DEMO)
 endif
 
+# Side by side, see tests/lanes.py. One lane, or some tests: .venv/bin/python -m pytest.
 test: system system-test dev
 	@$(BIN)/python tests/lanes.py $(PYTEST_ARGS)
 
@@ -81,7 +82,7 @@ $(VENV)/bin/python:
 	@echo "creating the environment $(VENV) with $(PYTHON)"
 	@"$(PYTHON)" -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml hatch_build.py
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml hatch_build.py supervisor/cli/launcher/claude-vm
 	@echo "installing claude-vm and its libraries into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@

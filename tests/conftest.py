@@ -95,8 +95,31 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(line)
 
 
+def lane(item):
+    """Return which of the lanes of tests/lanes.py a test belongs to."""
+    if item.get_closest_marker("vm") is not None:
+        return "e2e" if "tests/e2e" in item.nodeid else "vm"
+    return "timed" if item.get_closest_marker("timed") is not None else "rest"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests of other lanes, and what says nothing of the stand-in for limactl."""
+    wanted = config.getoption("--lane")
+    stood_in = config.stash[ON_PATH]() == choice.STAND_IN
+    left_out = [
+        item
+        for item in items
+        if (wanted and lane(item) != wanted) or (stood_in and item.get_closest_marker("real_limactl"))
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    others = set(left_out)
+    items[:] = [item for item in items if item not in others]
+
+
 def pytest_addoption(parser):
     """``--no-skips``: a skipped test is a failure, for machines where all of them can run."""
+    lanes = ("e2e", "vm", "rest", "timed")
+    parser.addoption("--lane", choices=lanes, help="run the tests of one lane only, see tests/lanes.py")
     kinds = ("all", "stand-in", "real")
     parser.addoption("--driver", default="qemu", choices=("qemu", "lima"), help="what tests/e2e run on")
     parser.addoption("--limactl", default="all", choices=kinds, help="which limactl tests run with")

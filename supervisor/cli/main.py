@@ -31,6 +31,14 @@ def main_shell() -> int:
     return _leave(_guarded(["shell", *sys.argv[1:]]))
 
 
+def refuse_start() -> int:
+    """Tell somebody who has run the launcher's other half by hand what to run; return the exit status."""
+    write_lines(
+        ("claude-vm: this is what the program starts by itself: run claude-vm [usage]",), to_stderr=True
+    )
+    return USAGE
+
+
 def _leave(status: int) -> int:
     """End the process at once when only the thin client was loaded; else return the status.
 

@@ -7,7 +7,7 @@ Rules (features A1 and A2):
   dropped.
 * After a sub-command our flags are accepted too. For `agent` and `shell` until their own words begin,
   because ``agent --version`` is Claude's and the flags of ``shell ls -A`` are ls's. For the others anywhere.
-* ``--help`` and ``--version`` are ours before the first word.
+* ``--help`` and ``--version`` are ours before the first word; ``help`` and ``help COMMAND`` say the same.
 * What a later version will understand is refused now: going silently to Claude, it would change its
   meaning with an update.
 * What was probably meant for us and mistyped is refused, too (see `near_misses`): as Claude's word it would
@@ -122,8 +122,9 @@ def split(argv: Sequence[str]) -> Split:
     first = rest[0]
     if first == "--":
         return Split(taken, "agent", rest[1:], explicit=False, ended=True)
-    if first in QUESTIONS:
-        return Split(taken, "", (), explicit=False, asks=QUESTIONS[first])
+    about = rest[1:] if first == "help" else ()
+    if first in QUESTIONS or (first == "help" and len(about) <= 1 and COMMANDS.issuperset(about)):
+        return Split(taken, "".join(about), (), explicit=bool(about), asks=QUESTIONS.get(first, "help"))
     if first in LATER_COMMANDS:
         raise WordsError(f"'{first}' is not available yet {_if_for_claude(first)}")
     if first not in COMMANDS:

@@ -69,7 +69,7 @@ def test_the_rare_parts_are_loaded_only_when_needed(scripted):
 
 
 def test_ctrl_c_while_the_program_loads_ends_it_without_a_word():
-    """From the first of our modules on; what the interpreter does before that is not ours."""
+    """From the first of our modules on; for what the interpreter does before, see `test_launcher.py`."""
     program = (
         "import os, signal, sys\n"
         "class Interrupting:\n"
@@ -80,7 +80,7 @@ def test_ctrl_c_while_the_program_loads_ends_it_without_a_word():
         "from {module} import {name}\n"
     )
     scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
-    assert len(scripts) == 3
+    assert scripts
     for place in scripts.values():
         module, _, name = place.partition(":")
         code = program.replace("{module}", module).replace("{name}", name)

@@ -227,10 +227,24 @@ def test_a_mistyped_command_is_refused_with_what_was_meant_and_the_way_out(word,
     assert parts("agent", word, "x") == ((), "agent", (word, "x"))
 
 
+@pytest.mark.parametrize("words", [("-v", "help"), ("help", "pool"), ("help", "shell")])
+def test_help_is_what_everybody_tries_and_no_prompt(words):
+    found = split(words)
+    command = words[1] if words[0] == "help" else ""
+    assert (found.asks, found.command, found.operands) == ("help", command, ())
+
+
+@pytest.mark.parametrize(
+    "words", [("help", "me"), ("help", "fix", "it"), ("--", "help"), ("help", "ps", "x")]
+)
+def test_help_with_more_words_is_a_prompt(words):
+    assert parts(*words) == ((), "agent", words[words[0] == "--" :])
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
-        *("fix", "help", "test", "hello", "explain", "review", "refactor", "debug", "continue", "go"),
+        *("fix", "help me", "test", "hello", "explain", "review", "refactor", "debug", "continue", "go"),
         *("hi", "ok", "yes", "build", "deploy", "document", "format", "lint", "patch", "clear", "watch"),
         *(
             "match",

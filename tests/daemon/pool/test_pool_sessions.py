@@ -100,6 +100,24 @@ def test_a_changed_size_takes_effect_with_the_next_session(ready):
     assert ready.daemon_pid() == pid
 
 
+def test_a_new_template_replaces_what_is_ready_of_the_old_one_and_nothing_else(ready):
+    other = ready.project.parent / "other"
+    other.mkdir()
+    assert ready.run("setup", "--no-agent", cwd=other).returncode == 0
+    for project in ready.project, other:
+        assert ready.run("pool", "fill", "1", cwd=project).returncode == 0
+    before = {row["project"]: row["generation"] for row in pools(ready)}
+    old = set(folders(ready))
+    assert ready.run("setup", "--no-agent", cwd=other).returncode == 0
+    wait_until(lambda: len(old & set(folders(ready))) == 1)
+    assert ready.run("pool", "fill", "1", cwd=other).returncode == 0
+    after = {row["project"]: row["generation"] for row in pools(ready) if row["warm"]}
+    assert after[str(ready.project)] == before[str(ready.project)]
+    assert after[str(other)] != before[str(other)]
+    assert ready.run("shell", "true", cwd=other).returncode == 0
+    assert ready.json("ps", "--all")[-1]["source"] == "warm"
+
+
 def test_the_pool_obeys_the_file_of_the_daemons_user_and_not_a_clients(ready):
     visitor = ready.project.parent / "visitor"
     visitor.mkdir()

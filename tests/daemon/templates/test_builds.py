@@ -42,7 +42,7 @@ def test_without_waiting_the_session_ends_at_once_and_says_why(user):
     done = user.run("--no-wait", "shell", "true")
     assert done.returncode == 125
     assert re.search(
-        rb"being built for this project .by process [0-9]+, for 0 s.* .template-building.", done.stderr
+        rb"being built for this project .by process [0-9]+, for [0-9]+ s.* .template-building.", done.stderr
     )
     assert builder.poll() is None
     expect_done(builder)
