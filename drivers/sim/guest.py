@@ -15,7 +15,7 @@ import msgspec
 import psutil
 
 from claude_vm.drivers.api import Access, GuestFile
-from claude_vm.drivers.guest.holder import Holder
+from claude_vm.drivers.guest.holder import Connections, Holder
 from claude_vm.drivers.guest.holder.listening import TABLES
 from claude_vm.drivers.process import ProcessIdentity, kill_group
 from claude_vm.drivers.sim.holding import HolderThread
@@ -49,6 +49,8 @@ class Guest:
         self.authorized = ""
         self._holders = holders
         self._holder = self._make_holder()
+        # This host's own sockets are nobody's business: what the guest listens at stands in files of its own.
+        self._held = Connections(self._holder, [str(self.path(table)) for table in TABLES])
 
     async def start(self) -> Access:
         """Make keys, listen, and return how to get in."""
@@ -103,7 +105,7 @@ class Guest:
             connection.abort()
         for process in self._processes:
             kill_group(process.pid)
-        self._holders.call(self._holder.close)
+        self._holders.call(self._let_go)
 
     async def stop(self, reason: str) -> None:
         """End the VM and return when its processes have ended (those that stayed in their session)."""
@@ -116,7 +118,7 @@ class Guest:
                     await connection.wait_closed()
                 if self._listener is not None:
                     await self._listener.wait_closed()
-        await self._holders.call_and_wait(self._holder.close)
+        await self._holders.call_and_wait(self._let_go)
         kill_marked(self.folder)
 
     def path(self, guest_path: str) -> Path:
@@ -158,23 +160,23 @@ class Guest:
         }
 
     def _make_holder(self) -> Holder:
-        """What holds the sessions of a real guest, with the paths of this one.
-
-        This host's own sockets are nobody's business: what the guest listens at stands in files of its own.
-        """
+        """What holds the sessions of a real guest, with the paths of this one."""
         at_home = ("/usr/bin/env", "-C", str(self.home), "/bin/bash")
         return Holder(
             self._holders.loop,
             terminal_argv=(*at_home, "--rcfile", str(_LAUNCHER), "-i"),
             pipes_argv=(*at_home, str(_LAUNCHER)),
             environment=self.environment(),
-            tables=[str(self.path(table)) for table in TABLES],
         )
+
+    def _let_go(self) -> None:
+        self._holder.close()
+        self._held.close()
 
     async def hold(self, reader: "asyncssh.SSHReader[bytes]", writer: "asyncssh.SSHWriter[bytes]") -> None:
         """Connect a stream of the supervisor to the holder, which runs in a thread of its own."""
         ours, theirs = socket.socketpair()
-        self._holders.call(lambda: self._holder.accept(theirs))
+        self._holders.call(lambda: self._held.accept(theirs))
         held_reader, held_writer = await asyncio.open_connection(sock=ours)
 
         async def to_holder() -> None:

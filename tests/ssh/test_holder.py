@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claude_vm.drivers.guest.holder import Holder, Loop, holding, loop, remaining
+from claude_vm.drivers.guest.holder import Connections, Holder, Loop, holding, loop, remaining
 from claude_vm.drivers.guest.holder.connection import MOST_QUEUED
 from claude_vm.drivers.guest.holder.frames import encode
 from claude_vm.drivers.guest.holder.holding import MAX_SHELLS
@@ -35,7 +35,7 @@ class Client:
         self.stream = ours
         self.data = b""
         self.ended = False
-        held.holder.accept(theirs)
+        held.connections.accept(theirs)
 
     def say(self, letter, payload=b""):
         if not isinstance(payload, bytes):
@@ -106,6 +106,7 @@ class Held:
             environment={"PATH": os.environ["PATH"]},
             adopts=adopts,
         )
+        self.connections = Connections(self.holder)
         self.clients = []
 
     def client(self):
@@ -126,6 +127,7 @@ class Held:
 
     def close(self):
         self.holder.close()
+        self.connections.close()
         self.loop.close()
         for client in self.clients:
             client.stream.close()
@@ -308,7 +310,7 @@ def test_a_reader_that_is_slow_holds_up_only_its_own_session(held):
 
 def test_who_asks_and_reads_no_answer_costs_little(held):
     client = held.client().session("s1")
-    (connection,) = held.holder.connections
+    (connection,) = held.connections._open
     sent = 0
     for _ in range(300):
         try:
@@ -378,7 +380,7 @@ def adopting():
     held = Held(adopts=True)
     yield held
     held.holder.close()
-    while left := held.holder.adopted():  # one that is killed may leave its children to us
+    while left := held.holder.orphans.listed():  # one that is killed may leave its children to us
         for process in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -454,7 +456,7 @@ def test_a_long_command_line_is_told_in_part(adopting):
 def test_adopted_processes_leave_no_dead_behind_while_a_session_runs(adopting):
     client = adopting.client().session("s1", "for i in 1 2 3; do setsid -f true; done; echo done; cat")
     adopting.until(lambda: client.read() or client.output() == b"done\n")
-    assert adopting.holder.adopted()  # dead or dying, and nobody has waited for them
-    adopting.until(lambda: adopting.holder.collect() or not adopting.holder.adopted())
+    assert adopting.holder.orphans.listed()  # dead or dying, and nobody has waited for them
+    adopting.until(lambda: adopting.holder.orphans.collect() or not adopting.holder.orphans.listed())
     client.say(b"E")
     assert client.until(b"X") == bytes(4)

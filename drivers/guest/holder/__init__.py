@@ -43,7 +43,9 @@ Standard library only, because it is part of the guest's image; there ``__main__
 it. The simulated driver runs the same code.
 """
 
-from .holding import Holder, main
+from .connection import Connections
+from .holding import Holder
 from .loop import Loop
+from .serving import main
 
-__all__ = ["Holder", "Loop", "main"]
+__all__ = ["Connections", "Holder", "Loop", "main"]

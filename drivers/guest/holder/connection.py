@@ -5,15 +5,16 @@ import os
 import selectors
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import frames
 from .frames import RefusedError, encode
-from .listening import EVERY_S, listening_ports
+from .holding import Holder
+from .listening import EVERY_S, TABLES, listening_ports
+from .shell import Shell
 
-if TYPE_CHECKING:
-    from .holding import Holder
-    from .shell import Shell
+MAX_CONNECTIONS = 128
 
 OUT_QUEUE = 1 << 18
 """Bytes that wait for a connection before it is given more output."""
@@ -22,11 +23,41 @@ MOST_QUEUED = 1 << 19
 _CHUNK = 1 << 16
 
 
-class Connection:
-    """One connection of the supervisor: frames in, frames out, at most one shell."""
+class Connections:
+    """All connections to one holder. `tables` are the files in which the system lists its TCP sockets."""
 
-    def __init__(self, holder: "Holder", stream: socket.socket) -> None:
-        self.holder = holder
+    def __init__(self, holder: Holder, tables: Sequence[str] = TABLES) -> None:
+        self._holder = holder
+        self._tables = tables
+        self._open: set[Connection] = set()
+
+    def accept(self, stream: socket.socket) -> None:
+        """Serve a connection."""
+        if len(self._open) >= MAX_CONNECTIONS:
+            stream.close()
+            return
+        self._open.add(Connection(self._holder, stream, self._tables, self._open.discard))
+
+    def close(self) -> None:
+        """End them all."""
+        for connection in list(self._open):
+            connection.close()
+
+
+class Connection:
+    """One connection of the supervisor: frames in, frames out, at most one shell. `ended` is told its end."""
+
+    def __init__(
+        self,
+        holder: Holder,
+        stream: socket.socket,
+        tables: Sequence[str],
+        ended: Callable[["Connection"], None],
+    ) -> None:
+        self._holder = holder
+        self._loop = holder.loop
+        self._tables = tables
+        self._ended = ended
         self.shell: Shell | None = None
         self._stream = stream
         self._received = bytearray()
@@ -52,10 +83,10 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self.holder.loop.watch(self._stream.fileno(), 0, self._serve)
-        self.holder.loop.repeat(self, 0, None)
+        self._loop.watch(self._stream.fileno(), 0, self._serve)
+        self._loop.repeat(self, 0, None)
         self._stream.close()
-        self.holder.connections.discard(self)
+        self._ended(self)
         shell, self.shell = self.shell, None
         if shell is not None and shell.connection is self:
             shell.detach()
@@ -65,7 +96,7 @@ class Connection:
             events = selectors.EVENT_WRITE if self._waiting else 0
             if len(self._waiting) < MOST_QUEUED:
                 events |= selectors.EVENT_READ
-            self.holder.loop.watch(self._stream.fileno(), events, self._serve)
+            self._loop.watch(self._stream.fileno(), events, self._serve)
 
     def _serve(self, ready: int) -> None:
         if ready & selectors.EVENT_WRITE:
@@ -116,11 +147,11 @@ class Connection:
 
     def _take(self, letter: bytes, payload: bytes) -> None:
         if letter == b"L":
-            self.send(encode(b"L", json.dumps(self.holder.listing()).encode()))
+            self.send(encode(b"L", json.dumps(self._holder.listing()).encode()))
         elif letter == b"N":
-            if not any(os.path.exists(table) for table in self.holder.tables):
+            if not any(os.path.exists(table) for table in self._tables):
                 raise RefusedError("it is not known what is listened at")
-            self.holder.loop.repeat(self, EVERY_S, self._tell_ports)
+            self._loop.repeat(self, EVERY_S, self._tell_ports)
         elif letter in b"PT" and self.shell is None:
             self._connect(letter, json.loads(payload))
         elif self.shell is None:
@@ -130,17 +161,17 @@ class Connection:
 
     def _tell_ports(self) -> None:
         """Tell what is listened at, if it is not what was told before, and the stream takes it."""
-        ports = listening_ports(self.holder.tables)
+        ports = listening_ports(self._tables)
         if ports != self._ports and self.takes:
             self._ports = ports
             self.send(encode(b"N", json.dumps(ports).encode()))
 
     def _connect(self, letter: bytes, request: dict[str, Any]) -> None:
         if letter == b"P":
-            shell = self.holder.primed(request["kind"], request["term"])
+            shell = self._holder.primed(request["kind"], request["term"])
             offsets: list[int | None] = [None, None]
         else:
-            shell = self.holder.session(request["session"])
+            shell = self._holder.session(request["session"])
             offsets = [frames.offset(request.get(name)) for name in ("out", "err")]
         self.shell = shell
         shell.attach(self, offsets)
@@ -149,7 +180,8 @@ class Connection:
         match letter:
             case b"S":
                 request = json.loads(payload)
-                shell.become(frames.session_id(request["session"]), frames.size(request["size"]))
+                name, size = frames.session_id(request["session"]), frames.size(request["size"])
+                self._holder.begin(shell, name, size)
             case b"I":
                 shell.feed(payload)
             case b"E":

@@ -3,12 +3,10 @@
 import os
 import selectors
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from .frames import encode
-
-if TYPE_CHECKING:
-    from .shell import Shell
+from .loop import Loop
 
 CHUNK = 1 << 16
 KEPT = 1 << 20
@@ -36,10 +34,16 @@ class Kept:
 
 
 class Output:
-    """One output of a shell, read from a descriptor as long as there is room."""
+    """One output of a shell, read from a descriptor as long as there is room.
 
-    def __init__(self, shell: "Shell", descriptor: int, letter: bytes) -> None:
-        self.shell = shell
+    `news` is called when there is something to send. With `overwrites` the oldest output goes when there is
+    no room.
+    """
+
+    def __init__(self, loop: Loop, descriptor: int, letter: bytes, news: Callable[[], None]) -> None:
+        self.overwrites = False
+        self._loop = loop
+        self._news = news
         self.descriptor = descriptor
         self.letter = letter
         self.kept = Kept()
@@ -54,12 +58,7 @@ class Output:
             return
         room = len(self.kept.data) < KEPT or self.overwrites
         events = selectors.EVENT_READ if room else 0
-        self.shell.watch(self.descriptor, events, self._read)
-
-    @property
-    def overwrites(self) -> bool:
-        """Whether the oldest output goes when there is no room: on a terminal that nobody comes back to."""
-        return self.shell.alone and self.shell.kind == "pty"
+        self._loop.watch(self.descriptor, events, self._read)
 
     def _read(self, _: int) -> None:
         # A terminal gives a few KiB at a time: more of them in a frame, and all on the way have less to do.
@@ -81,7 +80,7 @@ class Output:
             self.end()
         else:
             self.listen()
-            self.shell.flush()
+            self._news()
 
     def acknowledge(self, offset: int) -> None:
         """What comes before an offset has arrived."""
@@ -91,9 +90,9 @@ class Output:
     def end(self) -> None:
         """Nothing more comes."""
         if not self.kept.ended:
-            self.shell.watch(self.descriptor, 0, self._read)
+            self._loop.watch(self.descriptor, 0, self._read)
             self.kept.ended = True
-            self.shell.flush()
+            self._news()
 
     def go_back(self, offset: int | None) -> None:
         """Send from an offset on, or from the first byte that is kept."""

@@ -7,6 +7,7 @@ was asked to run is systemd's.
 
 import ctypes
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypedDict
@@ -32,6 +33,41 @@ class Remaining(TypedDict):
 def adopt_orphans(adopt: bool = True) -> None:
     """Let orphans among this process's descendants become its children instead of init's, or no more."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
+
+
+class Orphans:
+    """The children of this process that it has not started itself, if it adopts any.
+
+    `own` are those that it has started and not waited for yet: it has no others.
+    """
+
+    def __init__(self, *, adopts: bool) -> None:
+        self.own: set[int] = set()
+        self._adopts = adopts
+
+    def listed(self) -> list[int]:
+        """Return them, dead ones that nobody has waited for among them."""
+        return (
+            [process for process in children(os.getpid()) if process not in self.own] if self._adopts else []
+        )
+
+    def collect(self) -> None:
+        """Wait for those that have ended; for its own somebody else does, who calls this again."""
+        while self._adopts:
+            try:
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if dead is None or dead.si_pid in self.own:
+                return
+            with suppress(ChildProcessError):
+                os.waitpid(dead.si_pid, os.WNOHANG)
+
+    def kill(self) -> None:
+        """End them."""
+        for process in self.listed():
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
 
 
 def children(process: int) -> list[int]:

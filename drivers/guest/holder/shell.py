@@ -8,18 +8,14 @@ import signal
 import socket
 import struct
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .frames import RefusedError, encode
-from .loop import Handler
+from .loop import Handler, Loop
 from .output import CHUNK, Output
-from .remaining import CHECK_S, CHECKS, remaining
-
-if TYPE_CHECKING:
-    from .connection import Connection
-    from .holding import Holder
+from .remaining import CHECK_S, CHECKS, Orphans, remaining
 
 INPUT_WINDOW = 1 << 18
 INPUT_REPORT = 1 << 15
@@ -33,19 +29,54 @@ _PROFILE_READS = 64
 _SIGNALS = [number for number in range(1, 32) if number not in {signal.SIGKILL, signal.SIGSTOP}]
 
 
-class Shell:
-    """A login shell that waits for its session, then the session itself, then what is left of it."""
+class Peer(Protocol):
+    """Who is connected to a shell."""
 
-    def __init__(self, holder: "Holder", kind: str, term: str) -> None:
-        self.holder = holder
+    @property
+    def takes(self) -> bool:
+        """Whether it can be given more output now."""
+
+    def send(self, frame: bytes) -> None:
+        """Give it a frame."""
+
+    def close(self) -> None:
+        """End the connection."""
+
+
+class Shell:
+    """A login shell that waits for its session, then the session itself, then what is left of it.
+
+    `argv` and `environment` are its command. `freed` is called when it waits, and when it is closed: the next
+    one may be started.
+
+    Raises:
+        OSError: It can't be started.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        orphans: Orphans,
+        kind: str,
+        term: str,
+        *,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        freed: Callable[["Shell"], None],
+    ) -> None:
         self.kind = kind
         self.term = term
         self.session = ""
         self.ready = False
+        self.closed = False
         self.status: int | None = None
-        self.connection: Connection | None = None
+        self.connection: Peer | None = None
         self.consumed = 0
-        self.alone = False
+        self._loop = loop
+        self._orphans = orphans
+        self._argv = argv
+        self._environment = environment
+        self._freed = freed
         self._counted = 0
         self._reported = (0, 0)
         self._input = bytearray()
@@ -67,28 +98,29 @@ class Shell:
             raise
         finally:
             theirs.close()
+        orphans.own.add(self.pid)
         self._pidfd = _open_pidfd(self.pid)
         if self._pidfd is None:
-            holder.loop.poll(self, lambda: self._reap(0))
+            loop.poll(self, lambda: self._reap(0))
         else:
             self._keep(self._pidfd)
-            self.watch(self._pidfd, selectors.EVENT_READ, self._reap)
-        self.watch(self._control, selectors.EVENT_READ, self._hear_ready)
+            self._watch(self._pidfd, selectors.EVENT_READ, self._reap)
+        self._watch(self._control, selectors.EVENT_READ, self._hear_ready)
 
     def _keep(self, descriptor: int) -> int:
         """Note a descriptor that is closed at the end."""
         self._descriptors.add(descriptor)
         return descriptor
 
-    def watch(self, descriptor: int, events: int, handler: Handler) -> None:
+    def _watch(self, descriptor: int, events: int, handler: Handler) -> None:
         """Watch one of this shell's descriptors."""
-        self.holder.loop.watch(descriptor, events, handler)
+        self._loop.watch(descriptor, events, handler)
 
     def _on_terminal(self, control: socket.socket) -> int:
         master, slave = os.openpty()
         try:
             # One descriptor for each way, so that each can be watched by itself.
-            self.outputs = [Output(self, self._keep(master), b"O")]
+            self.outputs = [Output(self._loop, self._keep(master), b"O", self.flush)]
             self._feed = self._keep(fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 0))
             self._terminal = name = os.ttyname(slave)
             # The profile gets no input here either: whoever reads in it is told its end. What nobody took is
@@ -96,9 +128,7 @@ class Shell:
             os.write(self._feed, b"\4" * _PROFILE_READS)
             # The leader of a session gets the first terminal that it opens.
             opens = [(os.POSIX_SPAWN_OPEN, number, name, os.O_RDWR, 0) for number in range(3)]
-            return self._spawn(
-                self.holder.terminal_argv, opens, control, {"TERM": self.term, "SSH_TTY": name}
-            )
+            return self._spawn(opens, control, {"TERM": self.term, "SSH_TTY": name})
         finally:
             os.close(slave)
 
@@ -116,23 +146,24 @@ class Shell:
             err, stderr = os.pipe()
             err, stderr = self._keep(err), passed(stderr)
             os.set_blocking(self._feed, False)
-            self.outputs = [Output(self, out, b"O"), Output(self, err, b"F")]
+            self.outputs = [
+                Output(self._loop, descriptor, letter, self.flush)
+                for descriptor, letter in ((out, b"O"), (err, b"F"))
+            ]
             # The profile gets no input, and writes to stderr; the launcher takes 3 and 4.
             actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
             for target, source in enumerate((stderr, stderr, stdin, stdout), 1):
                 high = passed(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 32))
                 actions.append((os.POSIX_SPAWN_DUP2, high, target))
-            return self._spawn(self.holder.pipes_argv, actions, control, {})
+            return self._spawn(actions, control, {})
 
-    def _spawn(
-        self, argv: Sequence[str], actions: list[Any], control: socket.socket, environment: Mapping[str, str]
-    ) -> int:
+    def _spawn(self, actions: list[Any], control: socket.socket, environment: Mapping[str, str]) -> int:
         high = fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, 32)
         try:
             return os.posix_spawn(
-                argv[0],
-                list(argv),
-                {**self.holder.environment, **environment},
+                self._argv[0],
+                list(self._argv),
+                {**self._environment, **environment},
                 file_actions=[*actions, (os.POSIX_SPAWN_DUP2, high, CONTROL)],
                 setsid=True,
                 setsigmask=[],
@@ -147,12 +178,12 @@ class Shell:
         with suppress(BlockingIOError, ConnectionError):
             if os.read(self._control, 1):
                 self._forget_typed()
-                self._known = frozenset(self.holder.adopted())
+                self._known = frozenset(self._orphans.listed())
                 self.ready = True
                 self.tell(b"R")
-                self.holder.prime_next()
+                self._freed(self)
                 return
-        self.watch(self._control, 0, self._hear_ready)
+        self._watch(self._control, 0, self._hear_ready)
 
     def _forget_typed(self) -> None:
         if self._terminal:
@@ -172,32 +203,33 @@ class Shell:
             self.status = code if code >= 0 else 128 - code
         if self.status is None:
             self.status = 255
+        self._orphans.own.discard(self.pid)
         if self._pidfd is None:
-            self.holder.loop.poll(self, None)
+            self._loop.poll(self, None)
         else:
-            self.watch(self._pidfd, 0, self._reap)
+            self._watch(self._pidfd, 0, self._reap)
         self.flush()
-        self.holder.collect()
+        self._orphans.collect()
         leaves = bool(self.session and self._left())
         if leaves:
             self.tell(b"B")
         self.tell(b"X", struct.pack(">I", self.status))
         if leaves:
-            self.holder.loop.repeat(self, CHECK_S, self._tell_remaining)
+            self._loop.repeat(self, CHECK_S, self._tell_remaining)
         elif not self.session:
             self.close()
 
     def _left(self) -> list[int]:
         """Return the processes that were left behind since this shell was ready."""
-        return [process for process in self.holder.adopted() if process not in self._known]
+        return [process for process in self._orphans.listed() if process not in self._known]
 
     def _tell_remaining(self) -> None:
         """Tell what works yet, when there was time for it to end."""
-        self.holder.collect()
+        self._orphans.collect()
         left = self._left()
         self._checks -= 1
         if not left or not self._checks:
-            self.holder.loop.repeat(self, 0, None)
+            self._loop.repeat(self, 0, None)
             self.tell(b"B", json.dumps(remaining(left)).encode())
 
     # What the connection asks for.
@@ -210,11 +242,9 @@ class Shell:
         """
         if self.session or self.status is not None or not self.ready:
             raise RefusedError("the shell does not wait for a session")
-        if any(shell.session == session for shell in self.holder.shells):
-            raise RefusedError("there is a session of this name")
         self.resize(size)
         self.session = session
-        self.watch(self._control, 0, self._hear_ready)
+        self._watch(self._control, 0, self._hear_ready)
         with suppress(OSError):
             os.write(self._control, session.encode() + b"\n")
         self._drop(self._control)
@@ -272,7 +302,7 @@ class Shell:
             self._consume(len(self._input))
             self._drop(self._feed)
             return
-        self.watch(self._feed, selectors.EVENT_WRITE if self._input else 0, self._pass_on)
+        self._watch(self._feed, selectors.EVENT_WRITE if self._input else 0, self._pass_on)
         if self._input_ends and not self._input and self.kind == "pipes":
             self._drop(self._feed)
 
@@ -295,14 +325,14 @@ class Shell:
 
     # The connection.
 
-    def attach(self, connection: "Connection", offsets: Sequence[int | None]) -> None:
+    def attach(self, connection: Peer, offsets: Sequence[int | None]) -> None:
         """Serve a connection, from these offsets of the outputs on; a former one ends."""
         if self.connection is not None:
             self.connection.close()
         self.connection = connection
-        self.alone = False
-        self.holder.loop.repeat(self.outputs[0], 0, None)
+        self._loop.repeat(self.outputs[0], 0, None)
         for output, offset in zip(self.outputs, offsets, strict=False):
+            output.overwrites = False
             output.go_back(offset)
         if len(self.outputs) == 1:
             self.tell(b"Z", b"2")
@@ -317,15 +347,15 @@ class Shell:
         """The connection is gone. A shell without a session goes with it."""
         self.connection = None
         if self.session:
-            self.holder.loop.repeat(self.outputs[0], ALONE_S, self._give_up_waiting, first_s=ALONE_S)
+            self._loop.repeat(self.outputs[0], ALONE_S, self._give_up_waiting, first_s=ALONE_S)
         else:
             self.close()
 
     def _give_up_waiting(self) -> None:
         """Nobody has come back: what writes to a terminal shall not stand still."""
-        self.alone = True
-        self.holder.loop.repeat(self.outputs[0], 0, None)
+        self._loop.repeat(self.outputs[0], 0, None)
         for output in self.outputs:
+            output.overwrites = self.kind == "pty"
             output.listen()
 
     def flush(self) -> None:
@@ -345,7 +375,7 @@ class Shell:
     def _drop(self, descriptor: int) -> None:
         if descriptor in self._descriptors:
             self._descriptors.discard(descriptor)
-            self.holder.loop.watch(descriptor, 0, self._pass_on)
+            self._watch(descriptor, 0, self._pass_on)
             os.close(descriptor)
 
     def close(self) -> None:
@@ -356,17 +386,17 @@ class Shell:
             with suppress(OSError):
                 os.waitpid(self.pid, 0)
             self.status = 128 + signal.SIGKILL
-        self.holder.loop.poll(self, None)
-        self.holder.loop.repeat(self, 0, None)
-        self.holder.loop.repeat(self.outputs[0], 0, None)
+            self._orphans.own.discard(self.pid)
+        self._loop.poll(self, None)
+        self._loop.repeat(self, 0, None)
+        self._loop.repeat(self.outputs[0], 0, None)
         for descriptor in list(self._descriptors):
             self._drop(descriptor)
-        self.holder.shells.discard(self)
-        if self.connection is not None:
-            connection, self.connection = self.connection, None
-            connection.shell = None
+        connection, self.connection = self.connection, None
+        if connection is not None:
             connection.close()
-        self.holder.prime_next()
+        self.closed = True
+        self._freed(self)
 
 
 def _open_pidfd(pid: int) -> int | None:
