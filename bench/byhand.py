@@ -27,13 +27,11 @@ from claude_vm.bench.ssh import Login
 from claude_vm.drivers.api import Access
 from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.arguments import arguments
-from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm import accelerator
-from claude_vm.drivers.vm.arguments import Guest, Host, Ram, Slot
+from claude_vm.drivers.vm.arguments import Host, Ram, Size, Slot
 from claude_vm.drivers.vm.identity import new_identity, write_private
 from claude_vm.drivers.vm.machine import MOUNT_OPTIONS
-from claude_vm.drivers.vm.snapshots import key_of
-from claude_vm.drivers.vm.store import Generation, Snapshot, find_generation
+from claude_vm.drivers.vm.store import Generation, Snapshot, Templates
 
 WAIT_S = 60.0
 _MONITOR_FD, _HELPER_FD = 10, 11
@@ -92,11 +90,13 @@ class ByHand:
         record = guests.record
         home = guests.site.home
         self._project = str(guests.site.project)
-        self._generation: Generation = find_generation(home, record.name, record.generation, record.driver)
+        templates = Templates(home, record.driver)
+        self._generation: Generation = templates.find(record.name, record.generation)
         choice = accelerator.choose(home)
         host: Host = guests.call(lambda: accelerator.find_host(choice.name, own()))
-        stored = self._generation.stored
-        snapshot = self._generation.snapshot(key_of(Qemu(), host, stored, record.cpus, record.memory_mib))
+        self._size = Size(record.cpus, record.memory_mib)
+        key = self._generation.stored.snapshot_key(arguments, host, self._size)
+        snapshot = self._generation.snapshot(key)
         if snapshot is None:
             raise UnavailableError("no RAM snapshot of this size, so nothing to restore by hand")
         self._snapshot: Snapshot = snapshot
@@ -147,15 +147,8 @@ class ByHand:
     def _start(self, folder: Path, disk: Path) -> subprocess.Popen[bytes]:
         empty = folder / "empty"
         empty.mkdir()
-        stored = self._generation.stored
-        guest = Guest(
-            name="by-hand",
-            cpus=self._record.cpus,
-            memory_mib=self._record.memory_mib,
-            disk=str(disk),
-            kernel=stored.kernel,
-            initrd=stored.initrd,
-            kernel_arguments=stored.kernel_arguments,
+        guest = msgspec.structs.replace(
+            self._generation.stored.guest("by-hand", self._size, disk),
             serial=str(folder / "serial.log"),
             empty=str(empty),
             monitor=_MONITOR_FD,
@@ -221,7 +214,6 @@ class ByHand:
             home=self._record.home,
             host_key=identity.host_key.public,
             client_key=key,
-            host_address="10.0.2.2",
         )
         return Login(access, folder)
 

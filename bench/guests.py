@@ -31,9 +31,15 @@ class Guests:
     """Makes guests of one template in one home. Made by `open_guests`."""
 
     def __init__(
-        self, portal: anyio.from_thread.BlockingPortal, driver: Driver, site: Site, record: TemplateRecord
+        self,
+        portal: anyio.from_thread.BlockingPortal,
+        owner: Owner,
+        driver: Driver,
+        site: Site,
+        record: TemplateRecord,
     ) -> None:
         self._portal = portal
+        self.owner = owner
         self.driver = driver
         self.site = site
         self.record = record
@@ -114,7 +120,7 @@ def open_guests(site: Site, driver_name: str, template: str) -> Iterator[Guests]
         record = next((r for r in records if r.name == template), None)
         if record is None:
             raise BenchError(f"the template {template} is not there")
-        yield Guests(portal, driver, site, record)
+        yield Guests(portal, owner, driver, site, record)
 
 
 def pss_mib(pid: int) -> float:

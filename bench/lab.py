@@ -21,6 +21,7 @@ from claude_vm.context.project import find_project, template_name
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Capabilities, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.names import LIMA, QEMU, SIM
 from claude_vm.drivers.vm.driver import BOOT_ONLY
 from claude_vm.supervisor.wire import paths
 
@@ -157,7 +158,7 @@ class Lab:
             root = self.folder / name
             project = root / "project"
             project.mkdir(mode=0o700, parents=True)
-            env = {"CLAUDE_VM_DRIVER": "sim"}
+            env = {"CLAUDE_VM_DRIVER": SIM}
             site = Site(root, project, settings=f"[pool]\n{pool}{limits}", env=env)
             self._stack.callback(site.close)
             site.do("setup", "--no-agent")
@@ -189,7 +190,7 @@ class Lab:
         """Return a home whose template has systemd as Debian ships it."""
 
         def make() -> Site:
-            if self.facts.record.driver != "qemu":
+            if self.facts.record.driver != QEMU:
                 raise UnavailableError("only QEMU's templates have a variant with stock systemd")
             guests = self.guests()
             self.tell("a variant of the template with stock systemd (two boots)")
@@ -217,7 +218,7 @@ class Lab:
             "ssh": lambda: Ssh(self.login()),
             "by-hand": lambda: Restored(ByHand(self.guests())),
             "lima-by-hand": self._lima,
-            "sim": lambda: Sessions(self.simulated("sim-commands")),
+            "simulated": lambda: Sessions(self.simulated("sim-commands")),
             "python": lambda: Command.interpreter(self.simulated("sim-commands")),
             "version": lambda: Command.ours(self.simulated("sim-commands"), "--version"),
             "ps": lambda: Command.ours(self.simulated("sim-commands"), "ps"),
@@ -227,7 +228,7 @@ class Lab:
         return self.once(f"mode {name}", makers[name])
 
     def _lima(self) -> Mode:
-        if self.facts.record.driver != "lima":
+        if self.facts.record.driver != LIMA:
             raise UnavailableError("the driver is not lima", "measure with: claude-vm bench --driver lima")
         guests = self.guests()
         self.tell("an ordinary instance of Lima with cloud-init (an image, two boots)")

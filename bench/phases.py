@@ -11,20 +11,13 @@ from itertools import pairwise
 from typing import TextIO
 
 from claude_vm.bench.records import EXITED, SHOWN, Sample
+from claude_vm.drivers.api import Phase
 
 PHASE_OF: Mapping[str, str] = {
     "spawned": "cli",
     "requested": "claim",
     "queued": "queue",
     "claimed": "claim",
-    "clone": "clone",
-    "restore": "restore",
-    "identity": "identity",
-    "mounts": "mounts",
-    "banner": "banner",
-    "connect": "connect",
-    "prime": "prime",
-    "files": "files",
     "start": "first output",
     "first-output": "relay",
     SHOWN: "session",
@@ -34,21 +27,9 @@ PHASE_OF: Mapping[str, str] = {
 """The phase that begins with each instant. Others are phases by their own name."""
 
 ORDER = (
-    *(
-        "cli",
-        "claim",
-        "queue",
-        "clone",
-        "restore",
-        "boot",
-        "limactl",
-        "qemu",
-        "identity",
-        "mounts",
-        "banner",
-        "connect",
-    ),
-    *("prime", "files", "first output", "relay", "session", "destroy", "goodbye"),
+    *("cli", "claim", "queue", "clone"),
+    *(phase.mark for phase in Phase),
+    *("connect", "prime", "files", "first output", "relay", "session", "destroy", "goodbye"),
 )
 """Phases in the order in which a session passes them."""
 

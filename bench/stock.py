@@ -15,11 +15,13 @@ from typing import Final
 import anyio
 import msgspec
 
-from claude_vm.bench.guests import SUPERVISOR_ID, Guests
+from claude_vm.bench.guests import Guests
 from claude_vm.bench.site import Site
 from claude_vm.bench.ssh import Login
+from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm.driver import BOOT_ONLY
-from claude_vm.drivers.vm.store import find_generation
+from claude_vm.drivers.vm.instance import InstanceFolder
+from claude_vm.drivers.vm.store import Templates
 
 GENERATION: Final = "00000000-000000-stock"
 STOP_S: Final = 120.0
@@ -58,14 +60,13 @@ def make_stock(guests: Guests, site: Site) -> None:
         BenchError: The guest does not do it.
     """
     record = guests.record
-    source = find_generation(guests.site.home, record.name, record.generation, record.driver)
-    folder = site.home / "templates" / record.name / "qemu" / GENERATION
+    source = Templates(guests.site.home, record.driver).find(record.name, record.generation)
+    folder = Templates(site.home, record.driver).folder(record.name) / GENERATION
     folder.mkdir(mode=0o700, parents=True)
     with boots_only(), guests.logged_in_at() as (login, instance_id):
         login.run("if [ $(id -u) = 0 ]; then sh -s; else sudo -n sh -s; fi", data=UNMASK.encode())
         power_off(guests, login, instance_id)
-        disk = guests.site.home / "instances" / SUPERVISOR_ID / instance_id / "disk.qcow2"
-        disk.rename(folder / "disk.qcow2")
+        InstanceFolder(Qemu(guests.owner), instance_id).disk.rename(folder / "disk.qcow2")
     changed = msgspec.structs.replace(record, generation=GENERATION)
     stored = msgspec.structs.replace(source.stored, record=changed)
     (folder / "template.json").write_bytes(msgspec.json.encode(stored))

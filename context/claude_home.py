@@ -108,7 +108,7 @@ def session_environment(
 ) -> dict[str, str]:
     """Return the variables that a session gets from its client's environment, in the guest's terms.
 
-    `host_address` is what the guest calls the host's loopback (`claude_vm.drivers.api.Access`): addresses on
+    `host_address` is what the guest calls the host's loopback (`drivers.api.Capabilities`): addresses on
     the client's loopback are rewritten to it. Empty variables count as unset. Terminal and locale are the
     business of `claude_vm.context.terminal`. The result holds secrets.
     """

@@ -13,8 +13,7 @@ Contract, beyond the signatures; `tests/contract` checks it for every driver:
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -22,8 +21,67 @@ import msgspec
 
 from claude_vm.drivers.programs import Programs
 
-Progress = Callable[[str, str], None]
-"""Called with a phase (a few words) and a detail (may be empty). Never waits, never raises."""
+
+class Phase(Enum):
+    """What a driver does at the moment: in words for people as the value, for programs as its `mark`.
+
+    Those of a start come first, in the order in which one passes them.
+    """
+
+    RESTORE = "restoring"
+    BOOT = "booting"
+    LIMACTL = "starting limactl"
+    QEMU = "starting QEMU"
+    IDENTITY = "identity"
+    MOUNTS = "mounts"
+
+    SNAPSHOT = "preparing a snapshot"
+    SNAPSHOT_AWAITED = "waiting for another snapshot"
+    NO_SNAPSHOT = "no snapshot can be made"
+    BAD_SNAPSHOT = "the snapshot does not work"
+    BOOT_AGAIN = "booting again"
+    SIMULATE = "simulating a VM"
+
+    CLAUDE = "Claude Code"
+    DOWNLOAD = "downloading Claude Code"
+    UNPACK = "unpacking Claude Code"
+    IMAGE = "building the guest image"
+    IMAGE_AWAITED = "waiting for another build of the image"
+    IMPORT = "importing an image"
+    NO_KVM = "KVM does not work here"
+    CERTIFICATES = "installing certificates"
+    INSTALL_CLAUDE = "installing Claude Code"
+    WARM_UP = "warming up"
+    SAVE = "taking a snapshot"
+    STORE = "storing the template"
+    SIMULATE_TEMPLATE = "building a simulated template"
+
+    @property
+    def mark(self) -> str:
+        """The name that stays the same whatever people read."""
+        return self.name.lower()
+
+    @classmethod
+    def of(cls, mark: str) -> "Phase | None":
+        """Return the phase of this mark; None for what this version does not know."""
+        return cls.__members__.get(mark.upper())
+
+
+class Network(StrEnum):
+    """What a guest may reach."""
+
+    OPEN = "open"
+    ALLOWLIST = "allowlist"
+    OFFLINE = "offline"
+
+
+Progress = Callable[[Phase, str], None]
+"""Called with a phase and a detail in words (may be empty). Never waits, never raises."""
+
+
+def tell_no_progress(_phase: Phase, _detail: str) -> None:
+    """Be a `Progress` that does nothing."""
+
 
 Reachable = Callable[["Access"], None]
 """Called as soon as a connection to a starting guest may be begun. Never waits, never raises."""
@@ -83,10 +141,9 @@ class Access(msgspec.Struct, frozen=True):
     """How to reach a started guest by SSH. Valid until the instance is deleted.
 
     `host_key` is one OpenSSH public key line, to be pinned: it was made for this instance. `client_key` is
-    the path of a private key file (0600). `host_address` is what the guest calls the host's loopback.
-    `restored` tells a RAM clone from a cold boot. `pid` is the process that makes the guest's connections on
-    this host, 0 where that is none of its own. `holder` is the path, in the guest, of its holder's
-    unix socket.
+    the path of a private key file (0600). `restored` tells a RAM clone from a cold boot. `pid` is the process
+    that makes the guest's connections on this host, 0 where that is none of its own. `holder` is the path, in
+    the guest, of its holder's unix socket.
     """
 
     address: str
@@ -95,7 +152,6 @@ class Access(msgspec.Struct, frozen=True):
     home: str
     host_key: str
     client_key: Path
-    host_address: str
     restored: bool = False
     holder: str = "/run/claude-vm/holder/socket"
     pid: int = 0
@@ -194,15 +250,20 @@ class TemplateRecord(msgspec.Struct, frozen=True):
 class Capabilities(msgspec.Struct, frozen=True):
     """What this driver can do on this host. `accelerator` is ``kvm``, ``tcg``, ``hvf`` or ``none``.
 
-    `prestart` tells whether `Driver.prestart` is of use here.
+    `host_address` is what its guests call the host's loopback. `prestart` tells whether `Driver.prestart` is
+    of use here. `networks` are the ways in which a guest's network can be bounded. `phases` are those by
+    which `Driver.start` tells how far it is, in their order; it may tell of others, such as trouble.
     """
 
     accelerator: str
     accelerator_reason: str
     ram_clones: bool
     max_mounts: int
+    host_address: str
     isolates: bool = True
     prestart: bool = False
+    networks: frozenset[Network] = frozenset({Network.OPEN})
+    phases: tuple[Phase, ...] = ()
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -211,6 +272,14 @@ class Problem(msgspec.Struct, frozen=True):
     what: str
     fix: str
     fatal: bool = True
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """What a host has for a driver that is not open. `version` is its program's, "" if it is not known."""
+
+    installed: bool
+    version: str = ""
+    problems: tuple[Problem, ...] = ()
 
 
 class Driver(Protocol):
@@ -351,15 +420,4 @@ class Driver(Protocol):
         With `images` also cached base images, so that the next build has to make its own again; never those
         of a cache folder that is a link, because it is shared with another home.
         """
-        ...
-
-
-class OpensDriver(Protocol):
-    """A driver module's ``open_driver``: the driver, for as long as the context lasts.
-
-    Leaving the context closes the driver's own connections. It does not stop VMs.
-    """
-
-    def __call__(self, owner: Owner) -> AbstractAsyncContextManager[Driver]:
-        """Open the driver for an owner."""
         ...

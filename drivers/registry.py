@@ -2,33 +2,28 @@
 
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Final
 
-from claude_vm.drivers.api import Driver, Owner
+from claude_vm.drivers.api import Driver, Inspection, Owner
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.names import ALL, AUTO, ISOLATING, LIMA, NAMES, QEMU, SIM
 from claude_vm.drivers.programs import Programs, own
 
-ISOLATING: Final = ("lima", "qemu")
-"""Drivers whose guests can't hurt the host, in the order in which ``auto`` prefers them."""
+__all__ = ["ALL", "ISOLATING", "check", "folders", "inspect", "open_driver", "programs_of", "usable"]
 
-ALL: Final = (*ISOLATING, "sim")
-"""All drivers. One is there even when this host can't use it: it may have left something to sweep."""
-
-NAMES: Final = ("auto", *ALL)
+# Imports are left to functions because drivers are heavy, and most commands need only a name.
 
 
 async def usable(programs: Programs) -> list[str]:
     """Return the drivers that ``auto`` may mean where these programs are, the preferred one first.
 
-    That is never ``sim``, which isolates nothing.
+    That is never the simulation, which isolates nothing.
 
     Raises:
         ToolMissingError: Nothing that it could mean is installed.
     """
-    # The import is left to here because drivers are heavy, and most commands need only a name.
     from claude_vm.drivers.prerequisites.lima import works  # noqa: PLC0415
     from claude_vm.drivers.prerequisites.programs import this_host  # noqa: PLC0415
     from claude_vm.drivers.vm.accelerator import INSTALL_HINT, architecture  # noqa: PLC0415
@@ -37,7 +32,21 @@ async def usable(programs: Programs) -> list[str]:
     # Lima needs QEMU too, and refuses to be run by root. On macOS nobody has tried it yet.
     limactl = programs.find("limactl") if sys.platform == "linux" and os.geteuid() != 0 else None
     has_lima = limactl is not None and await works(this_host(programs), limactl)
-    return [name for name in ISOLATING if name != "lima" or has_lima]
+    return [name for name in ISOLATING if name != LIMA or has_lima]
+
+
+async def inspect(name: str, programs: Programs) -> Inspection:
+    """Return what this host has and lacks for a driver, before it is opened. Never raises."""
+    from claude_vm.drivers.prerequisites import lima  # noqa: PLC0415
+    from claude_vm.drivers.prerequisites.programs import hypervisor, template_tools, this_host  # noqa: PLC0415
+
+    host = this_host(programs)
+    if name == LIMA:
+        return await lima.inspect(host)
+    if name == QEMU:
+        installed = host.which(f"qemu-system-{host.machine}") is not None
+        return Inspection(installed, problems=(*hypervisor(host), *template_tools(host)))
+    return Inspection(installed=True)
 
 
 def programs_of(name: str) -> Sequence[str]:
@@ -46,14 +55,14 @@ def programs_of(name: str) -> Sequence[str]:
     Raises:
         DriverError: We have no machine for this architecture.
     """
-    from claude_vm.drivers.vm.accelerator import programs  # noqa: PLC0415 - as above
+    from claude_vm.drivers.vm.accelerator import programs  # noqa: PLC0415
 
-    return {"lima": (*programs(), "limactl"), "qemu": programs()}.get(name, ())
+    return {LIMA: (*programs(), "limactl"), QEMU: programs()}.get(name, ())
 
 
 def folders(home: Path) -> Sequence[Path]:
     """Return where drivers keep what belongs to a data folder, in it or elsewhere. It may be missing."""
-    from claude_vm.drivers.lima.home import lima_home  # noqa: PLC0415 - as above
+    from claude_vm.drivers.lima.home import lima_home  # noqa: PLC0415
 
     return (lima_home(home),)
 
@@ -80,19 +89,20 @@ async def open_driver(name: str, owner: Owner, programs: Programs | None = None)
     """
     check(name)
     programs = own() if programs is None else programs
-    chosen = (await usable(programs))[0] if name == "auto" else name
-    if chosen == "sim":
-        from claude_vm.drivers.sim.driver import open_driver as open_sim  # noqa: PLC0415
+    chosen = (await usable(programs))[0] if name == AUTO else name
+    async with _opener(chosen)(owner, programs) as driver:
+        yield driver
 
-        async with open_sim(owner) as driver:
-            yield driver
-    elif chosen == "lima":
+
+def _opener(name: str) -> Callable[[Owner, Programs], AbstractAsyncContextManager[Driver]]:
+    if name == LIMA:
         from claude_vm.drivers.lima.driver import open_driver as open_lima  # noqa: PLC0415
 
-        async with open_lima(owner, programs) as driver:
-            yield driver
-    else:
-        from claude_vm.drivers.qemu.driver import open_driver as open_qemu  # noqa: PLC0415
+        return open_lima
+    if name == SIM:
+        from claude_vm.drivers.sim.driver import open_driver as open_sim  # noqa: PLC0415
 
-        async with open_qemu(owner, programs) as driver:
-            yield driver
+        return lambda owner, _: open_sim(owner)
+    from claude_vm.drivers.qemu.driver import open_driver as open_qemu  # noqa: PLC0415
+
+    return open_qemu

@@ -29,7 +29,7 @@ UNITS = {
     "F1": (("warm", "prompt"), ("ssh", "prompt"), ("python", "exit")),
     "F3": (("clone", "prompt"), ("by-hand", "prompt"), ("cold", "prompt"), ("stock", "prompt")),
     "F4": (("warm", "prompt"), ("clone", "prompt"), ("cold", "prompt"), ("lima-by-hand", "prompt")),
-    "F10": (("python", "exit"), ("version", "exit"), ("ps", "exit"), ("sim", "output")),
+    "F10": (("python", "exit"), ("version", "exit"), ("ps", "exit"), ("simulated", "output")),
 }
 """What each figure needs: modes, and until when each is measured."""
 
@@ -162,7 +162,7 @@ def _f4(samples: Sequence[Sample]) -> list[Line]:
 
 def _f10(samples: Sequence[Sample]) -> list[Line]:
     python = shown_ms(samples, "python")
-    clients = cli_ms(counted(samples, "sim"))
+    clients = cli_ms(counted(samples, "simulated"))
     note = "" if clients else "the daemon tells no instants"
     return [
         ratio_line(

@@ -55,7 +55,6 @@ def open_sshd(folder: Path) -> Iterator[Access]:
             home=str(Path.home()),
             host_key=(folder / "host.pub").read_text().strip(),
             client_key=folder / "client",
-            host_address="127.0.0.1",
         )
     finally:
         server.terminate()

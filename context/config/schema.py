@@ -25,6 +25,7 @@ from claude_vm.context.config.port_kinds import Ports, PortTables
 from claude_vm.context.config.setting import HOST_FILES, Setting
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
+from claude_vm.drivers.names import NAMES
 
 WORDS = ListOf(Text(), "strings")
 SCRIPTS = ListOf(ExistingFile(), "files that exist")
@@ -82,7 +83,7 @@ class Driver(Section, frozen=True):
     name: Annotated[
         str,
         Setting(
-            kind=Choice("auto", "lima", "qemu", "sim"),
+            kind=Choice(*NAMES),
             doc=(
                 "The driver; `sim` isolates nothing. `auto`: of those that can be used (Lima, then QEMU), the"
                 " first that has a usable template of the project, else the first that has a stale one, else"

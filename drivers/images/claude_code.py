@@ -27,7 +27,7 @@ import anyio.from_thread
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import Progress
+from claude_vm.drivers.api import Phase, Progress
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import BadImageError, DownloadError, DriverError, words_of
 from claude_vm.drivers.images.fetch import Fetcher
@@ -112,7 +112,7 @@ async def ensure_claude_code(
     folder = cache / "claude-code"
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    async with hold(folder / ".lock", lambda: progress("Claude Code", "waiting for another download")):
+    async with hold(folder / ".lock", lambda: progress(Phase.CLAUDE, "waiting for another download")):
         if version is not None and parse_version(version) is not None:
             cached = await _in_thread(partial(_load, folder, version, arch))
             if cached is not None:
@@ -128,7 +128,7 @@ async def ensure_claude_code(
                 fallback = await _in_thread(partial(_newest_cached, folder, arch))
             if fallback is None:
                 raise
-            progress("Claude Code", f"{error.message}: taking {fallback.version} from the cache")
+            progress(Phase.CLAUDE, f"{error.message}: taking {fallback.version} from the cache")
             return fallback
         cached = await _in_thread(partial(_load, folder, package.version, arch))
         if cached is not None:
@@ -186,12 +186,12 @@ def _install(folder: Path, package: Package, arch: str, fetcher: Fetcher, progre
     """Download, verify, extract, rename. Runs in a worker thread that notices its task's cancellation."""
     for leftover in folder.glob(".part-*"):  # the lock is ours: nobody is working on it
         shutil.rmtree(leftover, ignore_errors=True)
-    label = f"Claude Code {package.version}"
     with _disk_errors(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as name:
         work = Path(name)
         tarball = work / "package.tgz"
-        _download(package, tarball, fetcher, partial(_tell, progress, f"downloading {label}"))
-        _tell(progress, f"unpacking {label}", "")
+        _tell(progress, Phase.DOWNLOAD, package.version)
+        _download(package, tarball, fetcher, partial(_tell, progress, Phase.DOWNLOAD))
+        _tell(progress, Phase.UNPACK, package.version)
         ready = work / "ready"
         ready.mkdir()
         sha512, size = extract_program(
@@ -207,7 +207,7 @@ def _install(folder: Path, package: Package, arch: str, fetcher: Fetcher, progre
     return ClaudeCode(package.version, target / "claude", sha512)
 
 
-def _tell(progress: Progress, phase: str, detail: str) -> None:
+def _tell(progress: Progress, phase: Phase, detail: str) -> None:
     """Report from the worker thread, on the caller's event loop."""
     anyio.from_thread.run_sync(progress, phase, detail)
 

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import anyio
 import msgspec
 
-from claude_vm.drivers.api import Progress
+from claude_vm.drivers.api import Phase, Progress
 from claude_vm.drivers.errors import BadImageError
 from claude_vm.drivers.images import bootstrap
 from claude_vm.drivers.images.lock import hold
@@ -106,7 +106,7 @@ async def ensure_image(
         return found
     around = Surroundings(own(), os.environ) if surroundings is None else surroundings
     await anyio.Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    async with hold(folder / f".{key}.lock", lambda: progress("waiting for another build of the image", "")):
+    async with hold(folder / f".{key}.lock", lambda: progress(Phase.IMAGE_AWAITED, "")):
         if (found := _load(folder / key)) is not None:
             return found
         work = folder / f".{key}.partial"
@@ -115,7 +115,7 @@ async def ensure_image(
         build = partial(bootstrap.bootstrap, surroundings=around) if source is None else source.build
         try:
             await build(spec, tree_archive(tree), work, progress)
-            progress("building the guest image", "storing it")
+            progress(Phase.IMAGE, "storing it")
             await bootstrap.clean(work, around.programs)
             if source is not None:
                 await source.clean(work)

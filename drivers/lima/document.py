@@ -20,7 +20,7 @@ VZ: Final = "vz"
 ANYWHERE: Final = "0.0.0.0"  # noqa: S104 - nothing listens there: what does is not forwarded
 
 
-class Instance(msgspec.Struct, frozen=True):
+class LimaInstance(msgspec.Struct, frozen=True):
     """What is to be known of an instance. `disk_bytes` is its disk's size as it is, so Lima changes nothing.
 
     `image` is where the disk came from; Lima does not look at it again. `kernel` and `initrd` are given where
@@ -41,7 +41,7 @@ class Instance(msgspec.Struct, frozen=True):
     kernel_arguments: str = ""
 
 
-def document(instance: Instance, *, vm_type: str = QEMU, mounts: Sequence[Mount] = ()) -> bytes:
+def document(instance: LimaInstance, *, vm_type: str = QEMU, mounts: Sequence[Mount] = ()) -> bytes:
     """Return ``lima.yaml``.
 
     Raises:
@@ -81,7 +81,7 @@ def document(instance: Instance, *, vm_type: str = QEMU, mounts: Sequence[Mount]
     return msgspec.json.format(msgspec.json.encode(said)) + b"\n"
 
 
-def _image(instance: Instance) -> Mapping[str, Any]:
+def _image(instance: LimaInstance) -> Mapping[str, Any]:
     found: dict[str, Any] = {"location": instance.image, "arch": instance.architecture}
     if instance.kernel:
         kernel = {"location": instance.kernel, "arch": instance.architecture}

@@ -12,5 +12,5 @@ from claude_vm.drivers.vm.driver import VmDriver, open_vm_driver
 @asynccontextmanager
 async def open_driver(owner: Owner, programs: Programs | None = None) -> AsyncIterator[VmDriver]:
     """Open the driver for an owner; leaving the block stops no VM."""
-    async with open_vm_driver(owner, Lima(), own() if programs is None else programs) as driver:
+    async with open_vm_driver(Lima(owner), own() if programs is None else programs) as driver:
         yield driver

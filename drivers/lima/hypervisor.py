@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import GuestFile, Owner, Problem, Progress
+from claude_vm.drivers.api import GuestFile, Owner, Phase, Problem, Progress
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.images.debian import Source
@@ -79,22 +79,21 @@ class Lima:
     drive: Final[Mapping[str, str]] = {"device": "boot-disk"}
     consoles = ("char-serial", "char-serial-virtio", "char-serial-pci")  # the last one on Arm only
     host_address = arguments.HOST_ADDRESS
+    phases = (Phase.LIMACTL, Phase.QEMU)
     kernel_arguments = arguments.KERNEL_ARGUMENTS
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.mark = f"{owner.mark}:{self.name}"  # the driver `qemu` must not take these VMs for its own
         self._children: dict[Path, list[int]] = {}
         self._ports: dict[Path, int] = {}  # until QEMU has it, a port is free for everybody else
-
-    def mark(self, owner: Owner) -> str:
-        """Return the owner's mark with our name: the driver `qemu` must not take these VMs for its own."""
-        return f"{owner.mark}:{self.name}"
 
     @property
     def needs(self) -> Sequence[str]:
         """The names of the programs of QEMU and Lima."""
         return (*accelerator.programs(), LIMACTL)
 
-    async def find_host(self, home_folder: Path, accelerator_name: str, programs: Programs) -> Host:
+    async def find_host(self, accelerator_name: str, programs: Programs) -> Host:
         """Ask the installed `limactl` and QEMU what they are.
 
         Raises:
@@ -105,8 +104,8 @@ class Lima:
         for problem in self.problems(programs):
             raise DriverError(problem.what, hint=problem.fix)
         host = await accelerator.find_host(accelerator_name, programs)
-        home.make(home_folder)
-        environ = arguments.environment(user_environment(programs), str(home.lima_home(home_folder)))
+        root = home.make(self.owner.home)
+        environ = arguments.environment(user_environment(programs), str(root))
         done = await run_tool([limactl, "--version"], timeout_s=_TOOL_S, env=environ)
         version = done.stdout.decode(errors="replace").strip()
         numbers = parse_version(version)
@@ -117,9 +116,7 @@ class Lima:
             host, build=f"{host.build} {version}", starter=limactl, path=programs.path
         )
 
-    def image_source(
-        self, home_folder: Path, accelerator_name: str, image: str, surroundings: Surroundings
-    ) -> Source | None:
+    def image_source(self, accelerator_name: str, image: str, surroundings: Surroundings) -> Source | None:
         """Return the import of an image; None where none is asked for and one can be built.
 
         Raises:
@@ -131,7 +128,7 @@ class Lima:
         return importing.Import(
             image or importing.DEFAULT,
             _limactl(programs),
-            home.make(home_folder),
+            home.make(self.owner.home),
             surroundings,
             program=_emulator(programs) if accelerator_name == "tcg" else (),
         )
@@ -155,31 +152,31 @@ class Lima:
             arguments.kernel_arguments(guest),
         ]
 
-    def folder(self, owner: Owner, instance_id: str) -> Path:
+    def folder(self, instance_id: str) -> Path:
         """Return where an instance is, or would be.
 
         Raises:
             DriverError: Others could write to what it lies in.
         """
-        return home.checked(owner.home) / home.instance_name(owner.supervisor_id, instance_id)
+        return home.checked(self.owner.home) / home.instance_name(self.owner.supervisor_id, instance_id)
 
-    def folders(self, owner: Owner) -> Sequence[tuple[str, Path]]:
-        """Return the names and folders of an owner's instances."""
-        return _instances(owner.home, home.instance_name(owner.supervisor_id, "i-*"))
+    def folders(self) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of the owner's instances."""
+        return _instances(self.owner.home, home.instance_name(self.owner.supervisor_id, "i-*"))
 
-    def everybody(self, home_folder: Path) -> Sequence[tuple[str, Path]]:
-        """Return the names and folders of the instances of all owners of a home."""
-        return _instances(home_folder, "*.i-*")
+    def everybody(self) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of the instances of all owners of this home."""
+        return _instances(self.owner.home, "*.i-*")
 
-    def files(self, owner: Owner, folder: Path) -> LimaFiles:
+    def files(self, folder: Path) -> LimaFiles:
         """Return the files of a VM; its sockets have short names elsewhere.
 
         Raises:
             DriverError: Others could write to what they lie in.
         """
         name = folder.name.rpartition("-")[2]
-        where = home.folder_of(owner, folder)
-        return LimaFiles(where, owner.runtime / f"{name}.m", owner.runtime / f"{name}.h")
+        where = home.folder_of(self.owner, folder)
+        return LimaFiles(where, self.owner.runtime / f"{name}.m", self.owner.runtime / f"{name}.h")
 
     @asynccontextmanager
     async def launch(
@@ -204,10 +201,10 @@ class Lima:
         async with AsyncExitStack() as stack:
             for number in range(1, _PORT_TRIES + 1):
                 try:
-                    progress("starting limactl", "")
+                    progress(Phase.LIMACTL, "")
                     process = await self._start(host, guest, files)
                     spawned(process)
-                    progress("starting QEMU", "")
+                    progress(Phase.QEMU, "")
                     machine = await stack.enter_async_context(attached(process, files))
                     break
                 except BootError as error:
@@ -230,7 +227,9 @@ class Lima:
             listen(files.helper) as helper,
             listen(files.door) as door,
         ):
-            guest = msgspec.structs.replace(guest, monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots)
+            guest = msgspec.structs.replace(
+                guest, empty=str(files.empty), monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots
+            )
             argv = arguments.start(host.starter, files.folder.name)
             launcher = spawn(argv, files.log, [], environment=environ)
             self._children.setdefault(files.folder, []).append(launcher.pid)
@@ -246,9 +245,9 @@ class Lima:
             _bound(launcher.pid)
             return process
 
-    def authorized_keys(self, owner: Owner) -> Sequence[str]:
+    def authorized_keys(self) -> Sequence[str]:
         """Return the key by which the host agent, and `limactl shell`, log in."""
-        return (home.public_key(owner.home),)
+        return (home.public_key(self.owner.home),)
 
     async def settle(self, machine: Machine) -> None:
         """Tell Lima that the guest is ready, as its own scripts in the guest would.
@@ -274,14 +273,14 @@ class Lima:
             reap(pid)
         self._ports.pop(files.folder, None)
 
-    async def sweep(self, home_folder: Path) -> Sequence[str]:
+    async def sweep(self) -> Sequence[str]:
         """Remove the instances of killed imports; return their names.
 
         Raises:
             DriverError: One can't be removed.
         """
-        root = home.lima_home(home_folder)
-        return await importing.sweep(root, home_folder / "cache") if home.is_ours(root) else ()
+        root = home.lima_home(self.owner.home)
+        return await importing.sweep(root, self.owner.home / "cache") if home.is_ours(root) else ()
 
     def tidy(self, files: Files) -> None:
         """Remove the sockets, and the folder of a build.

@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import Progress
+from claude_vm.drivers.api import Phase, Progress
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import BadImageError, DriverError
 from claude_vm.drivers.images.bootstrap import DISK, INITRD, KERNEL, LOCALES, TERMINFO
@@ -177,16 +177,16 @@ class Import:
         name = self._name(work)
         told = work / "lima.yaml"
         told.write_bytes(document(self._source, spec, name, boot=self._boot))
-        progress("importing an image", self._source)
+        progress(Phase.IMPORT, self._source)
         size = f"{spec.disk_gib}GiB"
         await self._run(spec, "disk", "create", name, "--size", size, timeout_s=_COMMAND_S)
         await self._run(spec, "create", "--name", name, str(told), timeout_s=_START_S)
-        progress("importing an image", "booting it")
+        progress(Phase.IMPORT, "booting it")
         await self._run(spec, "start", name, timeout_s=_START_S)
-        progress("importing an image", "installing packages and copying")
+        progress(Phase.IMPORT, "installing packages and copying")
         await self._convert(spec, name, archive, work)
         await self._run(spec, "stop", name, timeout_s=_COMMAND_S)
-        progress("importing an image", "storing its disk")
+        progress(Phase.IMPORT, "storing its disk")
         # Lima 2.2 makes a qcow2 file, also of ``--format raw``. The format is said, never looked for: a guest
         # could write into a raw disk what looks like the header of another format, with a file of the host.
         disk = self._home / _DISKS / name / "datadisk"

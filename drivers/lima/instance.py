@@ -16,7 +16,7 @@ from typing import Final
 
 from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.drivers.lima.arguments import kernel_arguments
-from claude_vm.drivers.lima.document import Instance, document
+from claude_vm.drivers.lima.document import LimaInstance, document
 from claude_vm.drivers.lima.events import CONSOLES, PHASES, STATES
 from claude_vm.drivers.vm.arguments import Guest, Host
 
@@ -47,7 +47,7 @@ def furnish(folder: Path, host: Host, guest: Guest, port: int, script: str) -> N
         _link(folder / "initrd", guest.initrd)
         (folder / "kernel.cmdline").write_text(kernel_arguments(guest), encoding="utf-8")
         _write(folder / STAND_IN, script.encode(), 0o700)
-        told = Instance(
+        told = LimaInstance(
             architecture=host.architecture,
             cpus=guest.cpus,
             memory_mib=guest.memory_mib,

@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from claude_vm.drivers.api import Problem
+from claude_vm.drivers.api import Inspection, Problem
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools
 from claude_vm.drivers.process import run_tool
@@ -22,15 +20,7 @@ Source: Lima, `pkg/limatype/filenames`, `pkg/driver/qemu`.
 _ANSWER_S: Final = 20.0
 
 
-class LimaFacts(msgspec.Struct, frozen=True):
-    """What was found. `path` is that of `limactl`, "" when there is none; `version` as it says it, or ""."""
-
-    path: str
-    version: str
-    problems: tuple[Problem, ...]
-
-
-async def inspect(host: Host, *, limactl: str = "limactl") -> LimaFacts:
+async def inspect(host: Host, *, limactl: str = "limactl") -> Inspection:
     """Look for Lima, and ask it for its version.
 
     Takes up to `_ANSWER_S` seconds, where `limactl` hangs.
@@ -53,7 +43,7 @@ async def inspect(host: Host, *, limactl: str = "limactl") -> LimaFacts:
     if host.system != "darwin":  # where Lima has the system's own hypervisor, and images of its own
         problems += hypervisor(host)
         problems += [_imported(problem) for problem in template_tools(host)]
-    return LimaFacts(path or "", version, tuple(problems))
+    return Inspection(path is not None, version, tuple(problems))
 
 
 def _imported(problem: Problem) -> Problem:

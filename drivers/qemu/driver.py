@@ -13,7 +13,7 @@ from claude_vm.drivers.vm.driver import VmDriver, open_vm_driver
 async def open_driver(owner: Owner, programs: Programs | None = None) -> AsyncIterator[VmDriver]:
     """Open the driver for an owner; leaving the block stops no VM."""
     try:
-        async with open_vm_driver(owner, Qemu(), own() if programs is None else programs) as driver:
+        async with open_vm_driver(Qemu(owner), own() if programs is None else programs) as driver:
             yield driver
     finally:
         with suppress(OSError):  # it has instances, or never had one

@@ -35,23 +35,20 @@ class Qemu:
     drive: Final[Mapping[str, str]] = {"node_name": "disk"}
     consoles = ("serial",)
     host_address = "10.0.2.2"
+    phases = ()
     kernel_arguments = ""
 
-    def mark(self, owner: Owner) -> str:
-        """Return the owner's mark."""
-        return owner.mark
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.mark = owner.mark
+        self._root = owner.home / "instances" / owner.supervisor_id
 
     @property
     def needs(self) -> Sequence[str]:
         """The names of QEMU's programs."""
         return accelerator.programs()
 
-    async def find_host(
-        self,
-        home: Path,  # noqa: ARG002 - the Protocol's
-        accelerator_name: str,
-        programs: Programs,
-    ) -> Host:
+    async def find_host(self, accelerator_name: str, programs: Programs) -> Host:
         """Ask the installed QEMU what it is.
 
         Raises:
@@ -61,8 +58,7 @@ class Qemu:
 
     def image_source(
         self,
-        home: Path,  # noqa: ARG002 - the Protocol's
-        accelerator_name: str,  # noqa: ARG002
+        accelerator_name: str,  # noqa: ARG002 - the Protocol's
         image: str,
         surroundings: Surroundings,  # noqa: ARG002
     ) -> Source | None:
@@ -86,23 +82,22 @@ class Qemu:
         """Return QEMU's argument list."""
         return arguments(host, guest)
 
-    def folder(self, owner: Owner, instance_id: str) -> Path:
+    def folder(self, instance_id: str) -> Path:
         """Return where an instance is, or would be."""
-        return owner.home / "instances" / owner.supervisor_id / instance_id
+        return self._root / instance_id
 
-    def folders(self, owner: Owner) -> Sequence[tuple[str, Path]]:
-        """Return the names and folders of an owner's instances."""
-        root = owner.home / "instances" / owner.supervisor_id
-        return [(path.name, path) for path in root.iterdir()] if root.is_dir() else []
+    def folders(self) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of the owner's instances."""
+        return [(path.name, path) for path in self._root.iterdir()] if self._root.is_dir() else []
 
-    def everybody(self, home: Path) -> Sequence[tuple[str, Path]]:
-        """Return the names and folders of the instances of all owners of a home."""
-        return [(path.name, path) for path in (home / "instances").glob("*/*")]
+    def everybody(self) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of the instances of all owners of this home."""
+        return [(path.name, path) for path in self._root.parent.glob("*/*")]
 
-    def files(self, owner: Owner, folder: Path) -> Files:
+    def files(self, folder: Path) -> Files:
         """Return the files of a VM that is run in this folder; its sockets have short names elsewhere."""
         name = folder.name.rpartition("-")[2]
-        return Files(folder, owner.runtime / f"{name}.m", owner.runtime / f"{name}.h")
+        return Files(folder, self.owner.runtime / f"{name}.m", self.owner.runtime / f"{name}.h")
 
     @asynccontextmanager
     async def launch(
@@ -112,7 +107,7 @@ class Qemu:
         files: Files,
         *,
         spawned: Spawned,
-        progress: Progress,  # noqa: ARG002 - QEMU's start is one phase
+        progress: Progress,  # noqa: ARG002 - it is there at once
         root_guest: bool,
     ) -> AsyncIterator[Machine]:
         """Start QEMU; see the Protocol.
@@ -129,7 +124,14 @@ class Qemu:
             listen(files.monitor) as monitor,
             listen(files.helper) as helper,
         ):
-            guest = msgspec.structs.replace(guest, monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots)
+            guest = msgspec.structs.replace(
+                guest,
+                serial=str(files.serial),
+                empty=str(files.empty),
+                monitor=_MONITOR_FD,
+                helper=_HELPER_FD,
+                slots=slots,
+            )
             argv = confined(arguments(host, guest), root_guest=root_guest)
             sockets = [(monitor.fileno(), _MONITOR_FD), (helper.fileno(), _HELPER_FD)]
             process = spawn(argv, files.log, [*sockets, *directories])
@@ -137,7 +139,7 @@ class Qemu:
         async with attached(process, files) as machine:
             yield machine
 
-    def authorized_keys(self, owner: Owner) -> Sequence[str]:  # noqa: ARG002 - the Protocol's
+    def authorized_keys(self) -> Sequence[str]:
         """Return nothing: nobody but the supervisor logs in."""
         return ()
 
@@ -147,7 +149,7 @@ class Qemu:
     async def end(self, files: Files) -> None:
         """Do nothing: a VM has no other process."""
 
-    async def sweep(self, home: Path) -> Sequence[str]:  # noqa: ARG002 - the Protocol's
+    async def sweep(self) -> Sequence[str]:
         """Return nothing: images are made without a VM."""
         return ()
 

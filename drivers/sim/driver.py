@@ -24,6 +24,7 @@ from claude_vm.drivers.api import (
     InstanceSpec,
     InstanceStatus,
     Owner,
+    Phase,
     Problem,
     Progress,
     Reachable,
@@ -38,7 +39,7 @@ from claude_vm.drivers.programs import Programs
 from claude_vm.drivers.sim.guest import Guest, kill_marked
 from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.drivers.sim.script import Prompter, Script, Step, read_script, scripted_error
-from claude_vm.drivers.sim.store import Instance, Store
+from claude_vm.drivers.sim.store import Saved, Store
 
 WARNING = "NOTHING IS ISOLATED: the guest is simulated, commands run on this host as you"
 
@@ -72,8 +73,9 @@ class SimDriver:
             accelerator_reason=WARNING,
             ram_clones=False,
             max_mounts=64,
+            host_address="127.0.0.1",
             isolates=False,
-            prestart=True,
+            prestart=self._prompter.prestart,
         )
 
     async def clone(self, spec: InstanceSpec) -> None:
@@ -91,15 +93,17 @@ class SimDriver:
                 )
             if self._store.folder(spec.instance_id).exists():
                 raise DriverError(f"the instance {spec.instance_id} exists already")
-            self._store.write_instance(Instance(spec))
+            self._store.write_instance(Saved(spec))
 
     async def prestart(self, instance_id: str) -> None:
         """Note that it was asked for: there is no process that could be started ahead.
 
         Raises:
-            DriverError: As scripted; there is no such instance; it was started already.
+            DriverError: As scripted; there is no such instance; it was started already; nobody tests this.
         """
         async with self._scripted("prestart"):
+            if not self._prompter.prestart:
+                raise DriverError("a simulated VM has nothing to start ahead")
             instance = self._known(instance_id)
             if instance.prestarted or instance.host is not None:
                 raise DriverError(f"the instance {instance_id} was started already")
@@ -124,13 +128,13 @@ class SimDriver:
                 if mount.inode:  # it mounts nothing, so whether there is something does not matter
                     os.close(open_directory(mount))
             _log.warning(WARNING)
-            progress("simulating a VM", WARNING)
+            progress(Phase.SIMULATE, WARNING)
             generation, _ = self._store.generation(instance.spec.template, instance.spec.generation)
             tools = generation / "bin"
             guest = Guest(self._store.folder(instance_id), tools if tools.is_dir() else None, self._holders)
             self._guests[instance_id] = guest
             host = ProcessIdentity.of(os.getpid())
-            self._store.write_instance(Instance(instance.spec, host, running=True))
+            self._store.write_instance(Saved(instance.spec, host, running=True))
             access = await guest.start()
             if step.die_s is not None:
                 guest.die_in(step.die_s)
@@ -224,7 +228,7 @@ class SimDriver:
             DriverError: As scripted; the folder can't be written.
         """
         with self._store.building(spec.name) as folder:
-            progress("building a simulated template", WARNING)
+            progress(Phase.SIMULATE_TEMPLATE, WARNING)
             async with self._scripted("build_template"):
                 if spec.claude_binary is not None:
                     (folder / "bin").mkdir()
@@ -299,7 +303,7 @@ class SimDriver:
         if step.lose_answer:
             await anyio.sleep_forever()
 
-    def _known(self, instance_id: str) -> Instance:
+    def _known(self, instance_id: str) -> Saved:
         instance = self._store.read_instance(instance_id)
         if instance is None:
             raise DriverError(f"there is no instance {instance_id}")

@@ -82,7 +82,6 @@ class Guest:
             home=str(self.home),
             host_key=host_key.export_public_key().decode().strip(),
             client_key=client_key_path,
-            host_address="127.0.0.1",
         )
 
     def die_in(self, delay_s: float) -> None:

@@ -26,11 +26,13 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Steps for the calls of each method, by the method's name: the first call gets the first step.
 
-    Calls after the last step just work, unless the method is in `repeat`: then they get the last step.
+    Calls after the last step just work, unless the method is in `repeat`: then they get the last step. With
+    `prestart` it says that starting ahead is of use, which it is for tests of that only.
     """
 
     calls: dict[str, tuple[Step, ...]] = {}
     repeat: frozenset[str] = frozenset()
+    prestart: bool = False
 
 
 def read_script(home: Path) -> Script:
@@ -52,6 +54,7 @@ class Prompter:
     """Hands out the steps of a script."""
 
     def __init__(self, script: Script) -> None:
+        self.prestart = script.prestart
         self._script = script
         self._count: dict[str, int] = {}
 

@@ -22,7 +22,7 @@ from claude_vm.drivers.process import ProcessIdentity
 _BUILDING = ".building-"
 
 
-class Instance(msgspec.Struct, frozen=True):
+class Saved(msgspec.Struct, frozen=True):
     """An instance as its folder tells it. `host` is the process in which its guest runs, once started."""
 
     spec: InstanceSpec
@@ -43,13 +43,13 @@ class Store:
         """Return where an instance is, or would be. An id with a slash in it is nobody's."""
         return self._instances / instance_id.replace("/", "_")
 
-    def write_instance(self, instance: Instance) -> None:
+    def write_instance(self, instance: Saved) -> None:
         """Write an instance's record, all or nothing. Makes its folder."""
         folder = self.folder(instance.spec.instance_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _replace(folder / "instance.json", msgspec.json.encode(instance))
 
-    def read_instance(self, instance_id: str) -> Instance | None:
+    def read_instance(self, instance_id: str) -> Saved | None:
         """Return an instance's record. None: there is no such, or it was not written to its end."""
         return _read_instance(self.folder(instance_id))
 
@@ -156,16 +156,16 @@ class Store:
                 removed.append(f"{name}/{folder.name}")
         return removed
 
-    def _all_instances(self) -> Iterator[Instance]:
+    def _all_instances(self) -> Iterator[Saved]:
         for record in self._everyone.glob("*/*/instance.json"):
             instance = _read_instance(record.parent)
             if instance is not None:
                 yield instance
 
 
-def _read_instance(folder: Path) -> Instance | None:
+def _read_instance(folder: Path) -> Saved | None:
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((folder / "instance.json").read_bytes(), type=Instance)
+        return msgspec.json.decode((folder / "instance.json").read_bytes(), type=Saved)
     return None
 
 

@@ -61,6 +61,13 @@ class Slot(msgspec.Struct, frozen=True):
     inode: int = 0
 
 
+class Size(msgspec.Struct, frozen=True):
+    """What a saved state fits, beside the host."""
+
+    cpus: int
+    memory_mib: int
+
+
 class Ram(msgspec.Struct, frozen=True):
     """The file that holds the guest's memory: written by a template's boot, or read by its clones."""
 
@@ -71,9 +78,10 @@ class Ram(msgspec.Struct, frozen=True):
 class Guest(msgspec.Struct, frozen=True):
     """One VM to start. `incoming` waits for a snapshot's state instead of booting.
 
-    `monitor` and `helper` are listening unix sockets, as inherited file descriptors. `slots` are at most
-    `SLOTS`; the rest point to `empty`, an empty directory. `run_as` is a uid and gid to change to once all
-    files are open. `uid`, `user` and `home` are those of the guest's user.
+    `slots` are at most `SLOTS`; the rest point to `empty`, an empty directory. `run_as` is a uid and gid to
+    change to once all files are open. `uid`, `user` and `home` are those of the guest's user. `serial` and
+    what follows is set by who launches it: `monitor` and `helper` are listening unix sockets, as inherited
+    file descriptors.
     """
 
     name: str
@@ -83,10 +91,6 @@ class Guest(msgspec.Struct, frozen=True):
     kernel: str
     initrd: str
     kernel_arguments: str
-    serial: str
-    empty: str
-    monitor: int
-    helper: int
     slots: tuple[Slot, ...] = ()
     ram: Ram | None = None
     incoming: bool = False
@@ -94,6 +98,10 @@ class Guest(msgspec.Struct, frozen=True):
     uid: int = 0
     user: str = ""
     home: str = ""
+    serial: str = ""
+    empty: str = ""
+    monitor: int = 0
+    helper: int = 0
 
 
 def quote(value: str) -> str:
@@ -108,9 +116,8 @@ Arguments = Callable[[Host, Guest], Sequence[str]]
 def snapshot_key(
     arguments: Arguments,
     host: Host,
+    size: Size,
     *,
-    cpus: int,
-    memory_mib: int,
     image: str,
     kernel_arguments: str,
     uid: int,
@@ -122,16 +129,12 @@ def snapshot_key(
     """
     guest = Guest(
         name="",
-        cpus=cpus,
-        memory_mib=memory_mib,
+        cpus=size.cpus,
+        memory_mib=size.memory_mib,
         disk="",
         kernel=image,
         initrd="",
         kernel_arguments=kernel_arguments,
-        serial="",
-        empty="",
-        monitor=0,
-        helper=0,
         ram=Ram("", shared=True),
     )
     facts = [list(arguments(host, guest)), host.build, host.cpu, uid]

@@ -7,19 +7,25 @@ from typing import Protocol
 
 import msgspec
 
-from claude_vm.drivers.api import Owner, Problem, Progress
+from claude_vm.drivers.api import Owner, Phase, Problem, Progress
 from claude_vm.drivers.images.debian import Source
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import Programs, Surroundings
-from claude_vm.drivers.vm.arguments import Guest, Host
+from claude_vm.drivers.vm.arguments import Guest, Host, Size
 from claude_vm.drivers.vm.machine import Files, Machine
+from claude_vm.drivers.vm.store import Stored
 
 Spawned = Callable[[ProcessIdentity], None]
 """Is told a VM's process before anything else can fail. Never waits."""
 
 
 class Hypervisor(Protocol):
-    """What starts VMs."""
+    """What starts the VMs of one owner."""
+
+    @property
+    def owner(self) -> Owner:
+        """Whose VMs and templates these are."""
+        ...
 
     @property
     def name(self) -> str:
@@ -47,6 +53,11 @@ class Hypervisor(Protocol):
         ...
 
     @property
+    def phases(self) -> Sequence[Phase]:
+        """Those by which `launch` tells how far it is."""
+        ...
+
+    @property
     def kernel_arguments(self) -> str:
         """What is added to an image's own."""
         ...
@@ -56,11 +67,12 @@ class Hypervisor(Protocol):
         """The names of the programs without which no VM starts."""
         ...
 
-    def mark(self, owner: Owner) -> str:
-        """Return what the name of each VM of an owner begins with, under this hypervisor and no other."""
+    @property
+    def mark(self) -> str:
+        """What the name of each of these VMs begins with, under this hypervisor and no other."""
         ...
 
-    async def find_host(self, home: Path, accelerator: str, programs: Programs) -> Host:
+    async def find_host(self, accelerator: str, programs: Programs) -> Host:
         """Ask what is installed what it is.
 
         Raises:
@@ -68,9 +80,7 @@ class Hypervisor(Protocol):
         """
         ...
 
-    def image_source(
-        self, home: Path, accelerator: str, image: str, surroundings: Surroundings
-    ) -> Source | None:
+    def image_source(self, accelerator: str, image: str, surroundings: Surroundings) -> Source | None:
         """Return what a template's image is made of; None for Debian's packages. `image` is what was asked.
 
         Raises:
@@ -86,7 +96,7 @@ class Hypervisor(Protocol):
         """Return what decides whether a saved state fits a VM: QEMU's argument list, as far as it is ours."""
         ...
 
-    def folder(self, owner: Owner, instance_id: str) -> Path:
+    def folder(self, instance_id: str) -> Path:
         """Return where an instance is, or would be.
 
         Raises:
@@ -94,15 +104,15 @@ class Hypervisor(Protocol):
         """
         ...
 
-    def folders(self, owner: Owner) -> Sequence[tuple[str, Path]]:
-        """Return the names and folders of an owner's instances."""
+    def folders(self) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of the owner's instances."""
         ...
 
-    def everybody(self, home: Path) -> Sequence[tuple[str, Path]]:
-        """Return the names and folders of the instances of all owners of a home."""
+    def everybody(self) -> Sequence[tuple[str, Path]]:
+        """Return the names and folders of the instances of all owners of this home."""
         ...
 
-    def files(self, owner: Owner, folder: Path) -> Files:
+    def files(self, folder: Path) -> Files:
         """Return the files of a VM that is run for this folder: an instance's, or a build's.
 
         Raises:
@@ -122,7 +132,7 @@ class Hypervisor(Protocol):
     ) -> AbstractAsyncContextManager[Machine]:
         """Start a VM and connect to its monitor, for as long as the block lasts; the VM goes on after it.
 
-        `guest`'s monitor and helper descriptors are set here, and its slots' directories opened.
+        What `guest` has from where it runs is set here, and its slots' directories opened.
 
         Raises:
             MountChangedError: A slot's directory is not the one that is meant.
@@ -130,7 +140,7 @@ class Hypervisor(Protocol):
         """
         ...
 
-    def authorized_keys(self, owner: Owner) -> Sequence[str]:
+    def authorized_keys(self) -> Sequence[str]:
         """Return public keys that may log in beside the supervisor's own."""
         ...
 
@@ -150,8 +160,8 @@ class Hypervisor(Protocol):
         """
         ...
 
-    async def sweep(self, home: Path) -> Sequence[str]:
-        """Remove what killed makers of images have left in a home, beside the images' own folder; return it.
+    async def sweep(self) -> Sequence[str]:
+        """Remove what killed makers of images have left beside the images' own folder; return it.
 
         Raises:
             DriverError: It can't be removed.
@@ -167,28 +177,13 @@ class Hypervisor(Protocol):
         ...
 
 
-class Estate(msgspec.Struct, frozen=True):
-    """An owner's VMs and templates under one hypervisor, and where its programs are looked for."""
+class Toolchain(msgspec.Struct, frozen=True):
+    """What VMs are made with: a hypervisor, where its programs are looked for, and what these are here."""
 
-    owner: Owner
     hypervisor: Hypervisor
     programs: Programs
+    host: Host
 
-    @property
-    def home(self) -> Path:
-        """The data folder."""
-        return self.owner.home
-
-    @property
-    def mark(self) -> str:
-        """What the name of each of these VMs begins with."""
-        return self.hypervisor.mark(self.owner)
-
-    def files(self, folder: Path) -> Files:
-        """Return the files of a VM that is run for this folder."""
-        return self.hypervisor.files(self.owner, folder)
-
-    @property
-    def kind(self) -> str:
-        """The name of the folder in which a template has its generations for this hypervisor."""
-        return self.hypervisor.name
+    def snapshot_key(self, stored: Stored, size: Size) -> str:
+        """Return the key of the snapshots of this size that this host's QEMU can read."""
+        return stored.snapshot_key(self.hypervisor.arguments, self.host, size)

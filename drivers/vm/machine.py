@@ -2,7 +2,7 @@
 
 import math
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import time
@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import anyio
 import msgspec
 
-from claude_vm.drivers.api import Mount, Progress
+from claude_vm.drivers.api import Mount, Phase, Progress
 from claude_vm.drivers.errors import BootError, DriverError, GuestError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.vm.arguments import Host
@@ -29,8 +29,6 @@ BOOT_S: Final = {"tcg": 240.0}
 """How long a boot may take; under software emulation several of them may share a processor."""
 FAST_BOOT_S: Final = 60.0
 HELPER_S: Final = 30.0
-_CLOCK_ERROR_S: Final = 0.05
-_CLOCK_TRIES: Final = 4
 
 MOUNT_OPTIONS: Final = "trans=virtio,version=9p2000.L,cache=mmap,msize=512000,access=any"
 
@@ -59,6 +57,10 @@ class Files(msgspec.Struct, frozen=True):
     def said(self) -> str:
         """The last lines of what QEMU has said."""
         return tail(self.log)
+
+    def last_words(self) -> str:
+        """The last lines of QEMU and of the guest's console."""
+        return "\n".join(filter(None, (self.said(), tail(self.serial))))
 
     @property
     def empty(self) -> Path:
@@ -101,6 +103,25 @@ class Machine:
         except BootError as error:
             raise NeverBootedError(error.message, detail=error.detail) from error
 
+    async def run(self, what: str, argv: list[str], *, user: str = "root", timeout_s: float) -> str:
+        """Run a program in a guest that is being prepared; return the tail of its output.
+
+        Raises:
+            DriverError: It fails; with its last lines.
+        """
+        patience_s = timeout_s + HELPER_S
+        answer = await self.step(
+            what,
+            lambda: self.channel.request(
+                "run", timeout_s=patience_s, argv=argv, user=user, limit_s=timeout_s, env={}
+            ),
+            patience_s,
+        )
+        if answer.status:
+            lines = "\n".join(answer.output.splitlines()[-20:])
+            raise GuestError(f"{what} failed in the guest (exit status {answer.status})", detail=lines)
+        return answer.output
+
     async def identify(self, identity: Identity, user: str, keys: Sequence[str] = ()) -> None:
         """Give the guest its identity: random state first; SSH opens in the course of it.
 
@@ -125,6 +146,17 @@ class Machine:
             HELPER_S + 1,
         )
 
+    async def resize_disk(self, size: int, drive: Mapping[str, str]) -> None:
+        """Give the guest so many bytes of disk; `drive` is how the monitor calls it.
+
+        Raises:
+            BootError: QEMU or the helper does not do it.
+        """
+        await self.step("disk", lambda: self.monitor.execute("block_resize", size=size, **drive), HELPER_S)
+        await self.step(
+            "disk", lambda: self.channel.request("resize", timeout_s=HELPER_S, bytes=size), HELPER_S + 1
+        )
+
     async def mount(self, mounts: Sequence[Mount]) -> None:
         """Mount the slots, which are in the order of `mounts`.
 
@@ -146,19 +178,6 @@ class Machine:
                 lambda: self.channel.request("mount", timeout_s=HELPER_S, mounts=wanted),
                 HELPER_S + 1,
             )
-
-
-async def set_clock(channel: Channel) -> None:
-    """Set the guest's clock, again if the way there took too long for it to be right.
-
-    Raises:
-        GuestError: The guest does not answer.
-    """
-    for _ in range(_CLOCK_TRIES):
-        sent = time()
-        await channel.request("clock", timeout_s=HELPER_S, unix_s=sent)
-        if time() - sent < _CLOCK_ERROR_S:
-            return
 
 
 async def while_alive(
@@ -190,17 +209,12 @@ async def while_alive(
     if result:
         return result[0]
     if failure is not None and process.is_alive():
-        raise BootError(f"the VM fails at: {what} ({failure})", detail=last_words(files)) from failure
+        raise BootError(f"the VM fails at: {what} ({failure})", detail=files.last_words()) from failure
     if ended or not process.is_alive():
-        raise BootError(f"the VM ended at: {what}", detail=last_words(files)) from failure
+        raise BootError(f"the VM ended at: {what}", detail=files.last_words()) from failure
     if late.cancelled_caught:
-        raise BootError(f"the VM takes longer than {timeout_s:g} s for: {what}", detail=last_words(files))
+        raise BootError(f"the VM takes longer than {timeout_s:g} s for: {what}", detail=files.last_words())
     raise GuestError(f"the VM was interrupted at: {what}")
-
-
-def last_words(files: Files) -> str:
-    """The last lines of QEMU and of the guest's console."""
-    return "\n".join(filter(None, (files.said(), tail(files.serial))))
 
 
 @asynccontextmanager
@@ -244,34 +258,20 @@ BOOTS = 3
 """How often a boot is tried whose kernel crashes."""
 
 
-def kernel_crashed(error: DriverError) -> bool:
-    """Tell whether a boot failed because the guest's kernel crashed, which says nothing about the next one.
+async def boot_again(boot: Callable[[], Awaitable[T]], progress: Progress) -> T:
+    """Boot by `boot`, again if the guest's kernel crashes, which says nothing about the next time.
 
     Seen on a busy host with QEMU 7.2 and two emulated processors, once in some hundred boots: a processor
     executes code that the kernel patches on the other one at that moment.
-    """
-    return "Kernel panic" in error.detail
-
-
-@asynccontextmanager
-async def booted(
-    boot: Callable[[AsyncExitStack], Awaitable[Machine]], progress: Progress
-) -> AsyncIterator[Machine]:
-    """Boot a machine, again if its kernel crashes; the machine is open until the block ends.
 
     Raises:
         DriverError: It does not come up.
     """
-    async with AsyncExitStack() as kept:
-        for number in range(1, BOOTS + 1):
-            async with AsyncExitStack() as stack:
-                try:
-                    machine = await boot(stack)
-                except BootError as error:
-                    if number == BOOTS or not kernel_crashed(error):
-                        raise
-                    progress("booting again", "the guest's kernel crashed while it came up")
-                    continue
-                kept.push_async_exit(stack.pop_all())
-                break
-        yield machine
+    for _ in range(BOOTS - 1):
+        try:
+            return await boot()
+        except BootError as error:
+            if "Kernel panic" not in error.detail:
+                raise
+            progress(Phase.BOOT_AGAIN, "the guest's kernel crashed while it came up")
+    return await boot()

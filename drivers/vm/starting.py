@@ -1,298 +1,213 @@
 """How an instance comes up: restored from a snapshot, or booted; and how its QEMU is started ahead.
 
 A QEMU that is started ahead has opened all it needs (disk, memory, the mounts' directories, its port) and
-waits, paused, for the state of its snapshot. `start` then only tells it where that is.
+waits, paused, for the state of its snapshot. `Start.run` then only tells it where that is.
 """
 
 import os
-from contextlib import AsyncExitStack
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 
-from claude_vm.drivers.api import Access, InstanceSpec, Progress, Reachable
+from claude_vm.drivers.api import Access, Phase, Progress, Reachable
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.process import ProcessIdentity
-from claude_vm.drivers.vm.arguments import Guest, Host, Ram
-from claude_vm.drivers.vm.channel import Channel
-from claude_vm.drivers.vm.hypervisor import Estate
+from claude_vm.drivers.vm.arguments import Guest, Ram, Size
+from claude_vm.drivers.vm.disk import make_overlay
+from claude_vm.drivers.vm.hypervisor import Toolchain
 from claude_vm.drivers.vm.identity import new_identity, write_private
-from claude_vm.drivers.vm.instance import Saved, end_all, folder_of, load, save
+from claude_vm.drivers.vm.instance import InstanceFolder, Saved
 from claude_vm.drivers.vm.machine import (
-    BOOTS,
     HELPER_S,
     LOAD_S,
     Machine,
     attached,
+    boot_again,
     boot_limit_s,
-    kernel_crashed,
-    set_clock,
 )
 from claude_vm.drivers.vm.slots import slot_of
-from claude_vm.drivers.vm.snapshots import ensure_snapshot, make_overlay
-from claude_vm.drivers.vm.store import Generation, Snapshot, find_generation
+from claude_vm.drivers.vm.snapshots import ensure_snapshot
+from claude_vm.drivers.vm.store import Snapshot, Templates
 
 
 class _RestoreError(BootError):
     """The snapshot can't be read, or the guest in it does not wake up: booting may still work."""
 
 
-async def prestart(host: Host, estate: Estate, instance_id: str) -> None:
-    """Start a cloned instance's QEMU, which then waits for its snapshot's state; return when it waits.
+class Start:
+    """The start of a cloned instance: `ahead`, `run`, or one after the other, each by an object of its own.
 
     Raises:
-        DriverError: It runs already, or it has no snapshot and none can be made, or QEMU does not start.
+        DriverError: There is no such instance, or its template is gone.
     """
-    saved = _known(estate, instance_id)
-    if saved.spawning or saved.process is not None:
-        raise DriverError(f"the instance {instance_id} was started already")
-    spec = saved.spec
-    folder = folder_of(estate, instance_id)
-    generation = find_generation(estate.home, spec.template, spec.generation, estate.kind)
-    snapshot = await ensure_snapshot(host, estate, generation, spec.cpus, spec.memory_mib, progress=_silent)
 
-    def spawned(process: ProcessIdentity) -> None:
-        save(folder, Saved(spec, process=process, waiting=snapshot.key))
+    def __init__(
+        self, tools: Toolchain, folder: InstanceFolder, templates: Templates, progress: Progress
+    ) -> None:
+        self._tools = tools
+        self._folder = folder
+        self._progress = progress
+        self._saved = folder.known()
+        self._spec = spec = self._saved.spec
+        self._size = Size(spec.cpus, spec.memory_mib)
+        self._generation = templates.find(spec.template, spec.generation)
+        self._tried = bool(self._saved.waiting)
 
-    guest = await _prepare(estate, saved, generation, snapshot)
-    files = estate.files(folder)
-    # Its greeting on the monitor tells that it has opened all that it was given.
-    async with estate.hypervisor.launch(
-        host, guest, files, spawned=spawned, progress=_silent, root_guest=generation.stored.uid == 0
-    ) as machine:
-        status = await machine.step("start", lambda: machine.monitor.execute("query-status"), HELPER_S)
-        if status["status"] != "inmigrate":
-            raise BootError(f"QEMU does not wait for a state: {status['status']}")
+    async def ahead(self) -> None:
+        """Start its QEMU, which then waits for its snapshot's state; return when it waits.
 
+        Raises:
+            DriverError: It runs already, or it has no snapshot and none can be made, or QEMU does not start.
+        """
+        if self._saved.spawning or self._saved.process is not None:
+            raise DriverError(f"the instance {self._folder.instance_id} was started already")
+        snapshot = await ensure_snapshot(self._tools, self._generation, self._size, self._progress)
+        # Its greeting on the monitor tells that it has opened all that it was given.
+        async with self._launched(snapshot, waiting=snapshot.key) as machine:
+            status = await machine.step("start", lambda: machine.monitor.execute("query-status"), HELPER_S)
+            if status["status"] != "inmigrate":
+                raise BootError(f"QEMU does not wait for a state: {status['status']}")
 
-async def start(
-    host: Host,
-    estate: Estate,
-    instance_id: str,
-    progress: Progress,
-    reachable: Reachable,
-    *,
-    ram_clones: bool,
-) -> tuple[Access, Channel]:
-    """Restore or boot an instance; return how to reach it, and its helper's channel. See `Driver.start`.
+    async def run(self, reachable: Reachable, *, ram_clones: bool) -> Access:
+        """Restore or boot it; return how to reach it. See `Driver.start`.
 
-    Raises:
-        DriverError: It does not come up. A VM that did start may still run: delete the instance.
-    """
-    saved = _known(estate, instance_id)
-    spec = saved.spec
-    folder = folder_of(estate, instance_id)
-    generation = find_generation(estate.home, spec.template, spec.generation, estate.kind)
-    if saved.waiting:
+        Raises:
+            DriverError: It does not come up. A VM that did start may still run: delete the instance.
+        """
+        if self._saved.waiting:
+            try:
+                return await self._go_on(reachable)
+            except _RestoreError as error:
+                self._progress(Phase.BAD_SNAPSHOT, error.message)
+        snapshot = await self._snapshot() if ram_clones else None
+        if snapshot is not None:
+            try:
+                return await self._restore(snapshot, reachable)
+            except _RestoreError as error:
+                self._progress(Phase.BAD_SNAPSHOT, error.message)
+        return await boot_again(lambda: self._boot(reachable), self._progress)
+
+    async def _go_on(self, reachable: Reachable) -> Access:
+        """Let the QEMU go on that was started ahead.
+
+        Raises:
+            _RestoreError: It has died meanwhile, or it can't read the state.
+            DriverError: The guest does not become this instance.
+        """
+        snapshot = self._generation.snapshot(self._saved.waiting)
+        process = self._saved.process
+        if process is None or not process.is_alive() or snapshot is None:
+            raise _RestoreError("the QEMU that was started ahead is gone")
+        self._progress(Phase.RESTORE, "started ahead")
+        self._folder.save(Saved(self._spec, process=process))  # from here on nobody else may tell it to
+        async with AsyncExitStack() as stack:
+            try:
+                machine = await stack.enter_async_context(attached(process, self._folder.files))
+            except BootError as error:
+                raise _RestoreError(error.message, detail=error.detail) from error
+            await _load(machine, snapshot)
+            return await self._settle_in(machine, reachable, restored=True)
+
+    async def _snapshot(self) -> Snapshot | None:
+        """Return the snapshot to start from; None where there is none and none can be made."""
         try:
-            return await _go_on(estate, saved, generation, progress=progress, reachable=reachable)
-        except _RestoreError as error:
-            progress("the snapshot does not work", error.message)
-            await end_all(estate, instance_id, load(folder))
-    snapshot: Snapshot | None = None
-    if ram_clones:
-        try:
-            snapshot = await ensure_snapshot(
-                host, estate, generation, spec.cpus, spec.memory_mib, progress=progress
-            )
+            return await ensure_snapshot(self._tools, self._generation, self._size, self._progress)
         except DriverError as error:
-            progress("no snapshot can be made", error.message)
-    if snapshot is not None:
-        try:
-            return await _start(
-                host, estate, saved, generation, snapshot, progress=progress, reachable=reachable
-            )
-        except _RestoreError as error:
-            progress("the snapshot does not work", error.message)
-            await end_all(estate, instance_id, load(folder))
-    for _ in range(BOOTS - 1):
-        try:
-            return await _start(host, estate, saved, generation, None, progress=progress, reachable=reachable)
-        except BootError as error:
-            if not kernel_crashed(error):
-                raise
-            progress("booting again", "the guest's kernel crashed while it came up")
-            await end_all(estate, instance_id, load(folder))
-    return await _start(host, estate, saved, generation, None, progress=progress, reachable=reachable)
+            self._progress(Phase.NO_SNAPSHOT, error.message)
+        return None
 
+    async def _restore(self, snapshot: Snapshot, reachable: Reachable) -> Access:
+        async with self._launched(snapshot) as machine:
+            await _load(machine, snapshot)
+            return await self._settle_in(machine, reachable, restored=True)
 
-def _silent(_phase: str, _detail: str) -> None:
-    """Take progress that nobody wants."""
+    async def _boot(self, reachable: Reachable) -> Access:
+        async with self._launched(None) as machine:
+            await machine.wait_for_helper(boot_limit_s(self._tools.host))
+            return await self._settle_in(machine, reachable, restored=False)
 
+    @asynccontextmanager
+    async def _launched(self, snapshot: Snapshot | None, *, waiting: str = "") -> AsyncIterator[Machine]:
+        """Start a QEMU with a new disk, for as long as the block lasts. What a former try has left, ends."""
+        folder, spec = self._folder, self._spec
+        if self._tried:
+            await folder.end()
+        self._tried = True
+        backing = self._generation.disk if snapshot is None else snapshot.disk
+        await make_overlay(self._tools.programs, folder.disk, backing, "qcow2")
+        folder.save(Saved(spec, spawning=True))
 
-def _known(estate: Estate, instance_id: str) -> Saved:
-    saved = load(folder_of(estate, instance_id))
-    if saved is None:
-        raise DriverError(f"the instance {instance_id} does not exist")
-    return saved
+        def spawned(process: ProcessIdentity) -> None:
+            folder.save(Saved(spec, process=process, waiting=waiting))
 
+        self._progress(Phase.BOOT if snapshot is None else Phase.RESTORE, self._tools.host.accelerator)
+        async with self._tools.hypervisor.launch(
+            self._tools.host,
+            self._guest(snapshot),
+            folder.files,
+            spawned=spawned,
+            progress=self._progress,
+            root_guest=self._generation.stored.uid == 0,
+        ) as machine:
+            yield machine
 
-async def _prepare(estate: Estate, saved: Saved, generation: Generation, snapshot: Snapshot | None) -> Guest:
-    """Make the disk, write down that a QEMU may run from now on, and return what it shall be."""
-    spec = saved.spec
-    folder = folder_of(estate, spec.instance_id)
-    files = estate.files(folder)
-    disk = folder / estate.hypervisor.disk
-    await make_overlay(estate.programs, disk, generation.disk if snapshot is None else snapshot.disk, "qcow2")
-    save(folder, Saved(spec, spawning=True))
-    guest = _guest(estate, generation, spec, disk, snapshot)
-    return msgspec.structs.replace(guest, serial=str(files.serial), empty=str(files.empty))
-
-
-async def _start(
-    host: Host,
-    estate: Estate,
-    saved: Saved,
-    generation: Generation,
-    snapshot: Snapshot | None,
-    *,
-    progress: Progress,
-    reachable: Reachable,
-) -> tuple[Access, Channel]:
-    spec = saved.spec
-    folder = folder_of(estate, spec.instance_id)
-
-    def spawned(process: ProcessIdentity) -> None:
-        save(folder, Saved(spec, process=process))
-
-    guest = await _prepare(estate, saved, generation, snapshot)
-    progress("restoring" if snapshot else "booting", host.accelerator)
-    async with estate.hypervisor.launch(
-        host,
-        guest,
-        estate.files(folder),
-        spawned=spawned,
-        progress=progress,
-        root_guest=generation.stored.uid == 0,
-    ) as machine:
-        if snapshot is None:
-            await machine.wait_for_helper(boot_limit_s(host))
-        else:
-            await _restore(machine, snapshot)
-        access = await _settle_in(
-            estate,
-            machine,
-            spec,
-            generation,
-            progress=progress,
-            reachable=reachable,
-            restored=snapshot is not None,
+    def _guest(self, snapshot: Snapshot | None) -> Guest:
+        stored = self._generation.stored
+        name = f"{self._tools.hypervisor.mark}:{self._folder.instance_id}"
+        return msgspec.structs.replace(
+            stored.guest(name, self._size, self._folder.disk),
+            slots=tuple(slot_of(mount) for mount in self._spec.mounts),
+            ram=None if snapshot is None else Ram(str(snapshot.ram), shared=False),
+            incoming=snapshot is not None,
+            # QEMU's user is who owns what the guest writes. Only root can choose.
+            run_as=(stored.uid, stored.gid) if os.geteuid() == 0 and stored.uid != 0 else None,
         )
-    return access, machine.channel
+
+    async def _settle_in(self, machine: Machine, reachable: Reachable, *, restored: bool) -> Access:
+        """Make a running guest this instance: identity, disk, mounts, clock.
+
+        Its SSH port is open since its helper answers. Who connects waits there until it has its identity.
+        """
+        self._progress(Phase.IDENTITY, "")
+        hypervisor, spec = self._tools.hypervisor, self._spec
+        record = self._generation.stored.record
+        identity = new_identity(spec.instance_id)
+        key = self._folder.path / "client_key"
+        write_private(key, identity.client_key.private)
+        port = await machine.step("port", machine.monitor.ssh_port, HELPER_S)
+        access = Access(
+            address="127.0.0.1",
+            port=port,
+            user=record.user,
+            home=record.home,
+            host_key=identity.host_key.public,
+            client_key=key,
+            restored=restored,
+            pid=machine.process.pid,
+        )
+        reachable(access)
+        await machine.identify(identity, record.user, hypervisor.authorized_keys())
+        if spec.disk_gib > record.disk_gib:
+            await machine.resize_disk(spec.disk_gib << 30, hypervisor.drive)
+        if spec.mounts:
+            self._progress(Phase.MOUNTS, str(len(spec.mounts)))
+            await machine.mount(spec.mounts)
+        await machine.step("clock", lambda: machine.channel.set_clock(timeout_s=HELPER_S), HELPER_S + 1)
+        for console in hypervisor.consoles:
+            await machine.monitor.bound_console(console)
+        await hypervisor.settle(machine)
+        return access
 
 
-async def _go_on(
-    estate: Estate, saved: Saved, generation: Generation, *, progress: Progress, reachable: Reachable
-) -> tuple[Access, Channel]:
-    """Let a QEMU go on that was started ahead.
+async def _load(machine: Machine, snapshot: Snapshot) -> None:
+    """Read the state into a machine that waits for it.
 
     Raises:
-        _RestoreError: It has died meanwhile, or it can't read the state.
-        DriverError: The guest does not become this instance.
+        _RestoreError: It can't be read, or the guest does not wake up.
     """
-    spec = saved.spec
-    folder = folder_of(estate, spec.instance_id)
-    snapshot = generation.snapshot(saved.waiting)
-    process = saved.process
-    if process is None or not process.is_alive() or snapshot is None:
-        raise _RestoreError("the QEMU that was started ahead is gone")
-    progress("restoring", "started ahead")
-    save(folder, Saved(spec, process=process))  # from here on nobody else may tell it to
-    async with AsyncExitStack() as stack:
-        try:
-            machine = await stack.enter_async_context(attached(process, estate.files(folder)))
-        except BootError as error:
-            raise _RestoreError(error.message, detail=error.detail) from error
-        await _restore(machine, snapshot)
-        access = await _settle_in(
-            estate, machine, spec, generation, progress=progress, reachable=reachable, restored=True
-        )
-        return access, machine.channel
-
-
-async def _restore(machine: Machine, snapshot: Snapshot) -> None:
     try:
         await machine.step("restore", lambda: machine.monitor.load(snapshot.state), LOAD_S)
         await machine.wait_for_helper(HELPER_S)
     except BootError as error:
         raise _RestoreError(error.message, detail=error.detail) from error
-
-
-async def _settle_in(
-    estate: Estate,
-    machine: Machine,
-    spec: InstanceSpec,
-    generation: Generation,
-    *,
-    progress: Progress,
-    reachable: Reachable,
-    restored: bool,
-) -> Access:
-    """Make a running guest this instance: identity, disk, mounts, clock.
-
-    Its SSH port is open since its helper answers; who connects waits there until the guest has its identity.
-    """
-    progress("identity", "")
-    hypervisor = estate.hypervisor
-    record = generation.stored.record
-    identity = new_identity(spec.instance_id)
-    key = folder_of(estate, spec.instance_id) / "client_key"
-    write_private(key, identity.client_key.private)
-    port = await machine.step("port", machine.monitor.ssh_port, HELPER_S)
-    access = Access(
-        address="127.0.0.1",
-        port=port,
-        user=record.user,
-        home=record.home,
-        host_key=identity.host_key.public,
-        client_key=key,
-        host_address=hypervisor.host_address,
-        restored=restored,
-        pid=machine.process.pid,
-    )
-    reachable(access)
-    await machine.identify(identity, record.user, hypervisor.authorized_keys(estate.owner))
-    if spec.disk_gib > record.disk_gib:
-        size = spec.disk_gib << 30
-        await machine.step(
-            "disk", lambda: machine.monitor.execute("block_resize", size=size, **hypervisor.drive), HELPER_S
-        )
-        await machine.step(
-            "disk", lambda: machine.channel.request("resize", timeout_s=HELPER_S, bytes=size), HELPER_S + 1
-        )
-    if spec.mounts:
-        progress("mounts", str(len(spec.mounts)))
-        await machine.mount(spec.mounts)
-    await machine.step("clock", lambda: set_clock(machine.channel), HELPER_S + 1)
-    for console in hypervisor.consoles:
-        await machine.monitor.bound_console(console)
-    await hypervisor.settle(machine)
-    return access
-
-
-def _guest(
-    estate: Estate, generation: Generation, spec: InstanceSpec, disk: Path, snapshot: Snapshot | None
-) -> Guest:
-    stored = generation.stored
-    # QEMU's user is who owns what the guest writes. Only root can choose.
-    run_as = (stored.uid, stored.gid) if os.geteuid() == 0 and stored.uid != 0 else None
-    return Guest(
-        name=f"{estate.mark}:{spec.instance_id}",
-        cpus=spec.cpus,
-        memory_mib=spec.memory_mib,
-        disk=str(disk),
-        kernel=stored.kernel,
-        initrd=stored.initrd,
-        kernel_arguments=stored.kernel_arguments,
-        serial="",
-        empty="",
-        monitor=0,
-        helper=0,
-        slots=tuple(slot_of(mount) for mount in spec.mounts),
-        ram=None if snapshot is None else Ram(str(snapshot.ram), shared=False),
-        incoming=snapshot is not None,
-        run_as=run_as,
-        uid=stored.uid,
-        user=stored.record.user,
-        home=stored.record.home,
-    )

@@ -21,16 +21,18 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import anyio.to_thread
 import msgspec
 
 from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.directories import remove_tree
-from claude_vm.drivers.errors import TemplateMissingError, words_of
+from claude_vm.drivers.errors import TemplateInUseError, TemplateMissingError, words_of
+from claude_vm.drivers.vm.arguments import Arguments, Guest, Host, Size, snapshot_key
 
 BUILDING: Final = ".building-"
 TRASH: Final = ".trash-"
@@ -45,6 +47,44 @@ class Stored(msgspec.Struct, frozen=True):
     kernel: str
     initrd: str
     kernel_arguments: str
+
+    def guest(self, name: str, size: Size, disk: Path) -> Guest:
+        """Return a VM of this template on a disk."""
+        return Guest(
+            name=name,
+            cpus=size.cpus,
+            memory_mib=size.memory_mib,
+            disk=str(disk),
+            kernel=self.kernel,
+            initrd=self.initrd,
+            kernel_arguments=self.kernel_arguments,
+            uid=self.uid,
+            user=self.record.user,
+            home=self.record.home,
+        )
+
+    def snapshot_key(self, arguments: Arguments, host: Host, size: Size) -> str:
+        """Return the key of the snapshots of this size that a QEMU with these arguments can read."""
+        return snapshot_key(
+            arguments,
+            host,
+            size,
+            image=self.record.image,
+            kernel_arguments=self.kernel_arguments,
+            uid=self.uid,
+        )
+
+
+class Use(msgspec.Struct, frozen=True):
+    """An instance, and the generation that it was cloned from."""
+
+    instance_id: str
+    template: str
+    generation: str
+
+
+Users = Callable[[], Sequence[Use]]
+"""Returns who uses generations at that moment, of all supervisors of the home."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -80,52 +120,104 @@ class Generation(msgspec.Struct, frozen=True):
         return Snapshot(own if own.exists() else self.disk, folder / "ram", folder / "state")
 
 
-def template_folder(home: Path, name: str, kind: str) -> Path:
-    """Where the generations of a template for the hypervisor `kind` are."""
-    return home / "templates" / name / kind
+class Templates:
+    """The templates of a kind in a data folder."""
 
+    def __init__(self, home: Path, kind: str) -> None:
+        self._root = home / "templates"
+        self.kind = kind
 
-def find_generation(home: Path, name: str, generation: str, kind: str) -> Generation:
-    """Return a generation of a template; ``current`` is a name of one.
+    def folder(self, name: str) -> Path:
+        """Where the generations of a template are."""
+        return self._root / name / self.kind
 
-    Raises:
-        TemplateMissingError: It is not there, or not readable as one.
-    """
-    folder = template_folder(home, name, kind) / generation
-    try:
-        # Its own name even through "current": what is kept must go on meaning the same generation.
-        folder = folder.resolve(strict=True)
-        stored = msgspec.json.decode((folder / "template.json").read_bytes(), type=Stored)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise TemplateMissingError(
-            f"the template {name} ({generation}) does not exist",
-            detail=words_of(error),
-            hint="run `claude-vm setup`",
-        ) from error
-    return Generation(folder, stored)
+    def find(self, name: str, generation: str) -> Generation:
+        """Return a generation of a template; ``current`` is a name of one.
 
+        Raises:
+            TemplateMissingError: It is not there, or not readable as one.
+        """
+        try:
+            # Its own name even through "current": what is kept must go on meaning the same generation.
+            folder = (self.folder(name) / generation).resolve(strict=True)
+            stored = msgspec.json.decode((folder / "template.json").read_bytes(), type=Stored)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise TemplateMissingError(
+                f"the template {name} ({generation}) does not exist",
+                detail=words_of(error),
+                hint="run `claude-vm setup`",
+            ) from error
+        return Generation(folder, stored)
 
-def current_generations(home: Path, kind: str) -> list[Generation]:
-    """Return the current generation of each template, by name."""
-    found = []
-    for link in sorted((home / "templates").glob(f"*/{kind}/current")):
-        with suppress(TemplateMissingError):
-            found.append(find_generation(home, link.parent.parent.name, "current", kind))
-    return found
+    def current(self) -> list[Generation]:
+        """Return the current generation of each template, by name."""
+        found = []
+        for link in sorted(self._root.glob(f"*/{self.kind}/current")):
+            with suppress(TemplateMissingError):
+                found.append(self.find(link.parent.parent.name, "current"))
+        return found
 
+    def last_used(self, name: str) -> float:
+        """When a template was used last, as a Unix time; 0 for never."""
+        with suppress(OSError):
+            return (self.folder(name) / "last-used").stat().st_mtime
+        return 0.0
 
-def last_used(home: Path, name: str, kind: str) -> float:
-    """When a template was used last, as a Unix time; 0 for never."""
-    with suppress(OSError):
-        return (template_folder(home, name, kind) / "last-used").stat().st_mtime
-    return 0.0
+    def touch(self, name: str) -> None:
+        """Record that a template is used now."""
+        if self.folder(name).is_dir():
+            (self.folder(name) / "last-used").touch(mode=0o600)
 
+    async def delete(self, name: str, users: Users) -> None:
+        """Remove all generations of a template; one that isn't there is fine.
 
-def touch(home: Path, name: str, kind: str) -> None:
-    """Record that a template is used now."""
-    folder = template_folder(home, name, kind)
-    if folder.is_dir():
-        (folder / "last-used").touch(mode=0o600)
+        Raises:
+            TemplateInUseError: With the instances that use it.
+        """
+        _refuse_used(name, users())
+        folder = self.folder(name)
+        if not folder.is_dir():
+            return
+        trash = _set_aside(folder)
+        try:
+            # Somebody may have cloned it in between; then it goes back.
+            _refuse_used(name, users())
+        except TemplateInUseError:
+            trash.rename(folder)
+            raise
+        await anyio.to_thread.run_sync(discard, trash)
+        with suppress(OSError):
+            folder.parent.rmdir()
+
+    async def discard_unused(self, users: Users) -> list[str]:
+        """Remove the generations that are neither current nor used; return what they were."""
+        removed = []
+        for folder in sorted(self._root.glob(f"*/{self.kind}/[0-9]*")):
+            name = folder.parent.parent.name
+            current = (folder.parent / "current").resolve() == folder.resolve()
+            if not current and await _discard_unused(name, folder, users):
+                removed.append(f"template {name}, generation {folder.name}")
+        return removed
+
+    def images(self) -> set[str]:
+        """Return the keys of the images that generations are made of."""
+        found = set()
+        for folder in self._root.glob(f"*/{self.kind}/[0-9]*"):
+            with suppress(TemplateMissingError):
+                found.add(self.find(folder.parent.parent.name, folder.name).stored.record.image)
+        return found
+
+    def are_built(self) -> bool:
+        """Tell whether a template of any kind is being built."""
+        return any(self._root.glob(f"*/*/{BUILDING}*"))
+
+    def dead_builds(self) -> list[Path]:
+        """Return the folders of builds whose builder has died, and of removals that were interrupted."""
+        builds = self._root.glob(f"*/{self.kind}/**/{BUILDING}*")
+        found = [folder for folder in builds if not _is_locked(folder / "lock")]
+        found += self._root.glob(f"*/{TRASH}*")
+        found += self._root.glob(f"*/{self.kind}/{TRASH}*")
+        return found
 
 
 def new_generation_name() -> str:
@@ -161,16 +253,29 @@ def building_folder(parent: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def dead_builds(home: Path, kind: str) -> list[Path]:
-    """Return the folders of builds whose builder has died, and of removals that were interrupted."""
-    builds = (home / "templates").glob(f"*/{kind}/**/{BUILDING}*")
-    found = [folder for folder in builds if not _is_locked(folder / "lock")]
-    found += (home / "templates").glob(f"*/{TRASH}*")
-    found += (home / "templates").glob(f"*/{kind}/{TRASH}*")
-    return found
+def _refuse_used(name: str, users: Sequence[Use]) -> None:
+    found = tuple(sorted({use.instance_id for use in users if use.template == name}))
+    if found:
+        raise TemplateInUseError(f"the template {name} is in use", instances=found)
 
 
-def set_aside(folder: Path) -> Path:
+async def _discard_unused(name: str, folder: Path, users: Users) -> bool:
+    """Remove a generation unless an instance uses it, also one that is being cloned at this moment."""
+
+    def used() -> bool:
+        return any((use.template, use.generation) == (name, folder.name) for use in users())
+
+    if used():
+        return False
+    trash = _set_aside(folder)
+    if used():
+        trash.rename(folder)
+        return False
+    await anyio.to_thread.run_sync(discard, trash)
+    return True
+
+
+def _set_aside(folder: Path) -> Path:
     """Take a folder out of everybody's sight, by a rename that can be undone; return where it is now."""
     trash = folder.with_name(f"{TRASH}{secrets.token_hex(4)}")
     folder.rename(trash)
@@ -179,7 +284,7 @@ def set_aside(folder: Path) -> Path:
 
 def discard(folder: Path) -> None:
     """Remove a folder so that nobody ever sees half of it. A sweep may be at the same trash."""
-    remove_tree(folder if folder.name.startswith(TRASH) else set_aside(folder))
+    remove_tree(folder if folder.name.startswith(TRASH) else _set_aside(folder))
 
 
 def size_bytes(folder: Path) -> int:
@@ -213,3 +318,8 @@ def _sync(folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def plain(record: msgspec.Struct) -> bytes:
+    """Return a record as readable JSON."""
+    return msgspec.json.format(msgspec.json.encode(record))

@@ -12,23 +12,24 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import GuestFile, Mount, Progress, TemplateRecord, TemplateSpec
+from claude_vm.drivers.api import GuestFile, Mount, Phase, Progress, TemplateRecord, TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image, ImageSpec, ensure_image
 from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.programs import Surroundings
-from claude_vm.drivers.vm.arguments import Host, Slot
-from claude_vm.drivers.vm.hypervisor import Estate
+from claude_vm.drivers.vm.arguments import Size, Slot
+from claude_vm.drivers.vm.disk import make_overlay
+from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
 from claude_vm.drivers.vm.machine import HELPER_S, Machine
-from claude_vm.drivers.vm.snapshots import key_of, make_overlay, plain, run, take
+from claude_vm.drivers.vm.snapshots import Preparation
 from claude_vm.drivers.vm.store import (
-    Generation,
     Stored,
+    Templates,
     building_folder,
     new_generation_name,
+    plain,
     publish,
     size_bytes,
-    template_folder,
 )
 
 _SETUP: Final = "/run/claude-vm/setup"
@@ -42,44 +43,31 @@ _MEMORY_NEED: Final = 1 << 30
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-async def build(host: Host, estate: Estate, spec: TemplateSpec, progress: Progress) -> Generation:
+async def build(tools: Toolchain, templates: Templates, spec: TemplateSpec, progress: Progress) -> Stored:
     """Build a generation beside the current one, and make it current at the end.
 
     Raises:
         DriverError: With the failing tool's last output; then nothing has changed.
     """
-    folder = template_folder(estate.home, spec.name, estate.kind)
     # The folder comes first: it keeps the image from being taken for garbage.
-    with building_folder(folder) as building:
-        image = await _image(host, estate, spec, progress)
+    with building_folder(templates.folder(spec.name)) as building:
+        image = await _image(tools, spec, progress)
         _check_space(building, spec, image)
-        name = new_generation_name()
-        stored = _stored(estate, spec, image, name)
-        snapshot = (
-            building / "snapshots" / key_of(estate.hypervisor, host, stored, spec.cpus, spec.memory_mib)
-        )
+        stored = _stored(tools.hypervisor, spec, image)
+        size = Size(spec.cpus, spec.memory_mib)
+        snapshot = building / "snapshots" / tools.snapshot_key(stored, size)
         snapshot.mkdir(mode=0o700, parents=True)
-        await make_overlay(estate.programs, building / "disk.qcow2", image.disk, "raw", spec.disk_gib)
-        await take(
-            host,
-            estate,
-            stored,
-            building,
-            snapshot,
-            cpus=spec.cpus,
-            memory_mib=spec.memory_mib,
-            progress=progress,
-            slots=()
-            if spec.claude_binary is None
-            else (Slot(str(spec.claude_binary.parent), writable=False),),
-            customise=lambda machine: _customise(machine, spec, progress),
-        )
+        await make_overlay(tools.programs, building / "disk.qcow2", image.disk, "raw", spec.disk_gib)
+        claude = spec.claude_binary
+        slots = () if claude is None else (Slot(str(claude.parent), writable=False),)
+        preparation = Preparation(tools, stored, size, building, progress, slots=slots)
+        await preparation.take(snapshot, lambda machine: _customise(machine, spec, progress))
         record = msgspec.structs.replace(stored.record, size_bytes=size_bytes(building))
         stored = msgspec.structs.replace(stored, record=record)
         (building / "template.json").write_bytes(plain(stored))
-        progress("storing the template", "")
-        published = await anyio.to_thread.run_sync(publish, building, name)
-    return Generation(published, stored)
+        progress(Phase.STORE, "")
+        await anyio.to_thread.run_sync(publish, building, record.generation)
+    return stored
 
 
 def _check_space(folder: Path, spec: TemplateSpec, image: Image) -> None:
@@ -103,19 +91,20 @@ def _check_space(folder: Path, spec: TemplateSpec, image: Image) -> None:
         )
 
 
-async def _image(host: Host, estate: Estate, spec: TemplateSpec, progress: Progress) -> Image:
+async def _image(tools: Toolchain, spec: TemplateSpec, progress: Progress) -> Image:
+    hypervisor, host = tools.hypervisor, tools.host
     architecture = _ARCHITECTURES[host.architecture]
     wanted = msgspec.convert({"uid": spec.uid, "gid": spec.gid, "architecture": architecture}, type=ImageSpec)
-    surroundings = Surroundings(estate.programs, dict(spec.environ))
-    source = estate.hypervisor.image_source(estate.home, host.accelerator, spec.image, surroundings)
-    return await ensure_image(estate.home / "cache", wanted, progress, source, surroundings)
+    surroundings = Surroundings(tools.programs, dict(spec.environ))
+    source = hypervisor.image_source(host.accelerator, spec.image, surroundings)
+    return await ensure_image(hypervisor.owner.home / "cache", wanted, progress, source, surroundings)
 
 
-def _stored(estate: Estate, spec: TemplateSpec, image: Image, generation: str) -> Stored:
+def _stored(hypervisor: Hypervisor, spec: TemplateSpec, image: Image) -> Stored:
     record = TemplateRecord(
         name=spec.name,
-        generation=generation,
-        driver=estate.kind,
+        generation=new_generation_name(),
+        driver=hypervisor.name,
         project=spec.project,
         created_at=time.time(),
         cpus=spec.cpus,
@@ -130,7 +119,7 @@ def _stored(estate: Estate, spec: TemplateSpec, image: Image, generation: str) -
         locales=image.locales,
         guest=guest_programs(),
     )
-    arguments = f"{image.kernel_arguments} {estate.hypervisor.kernel_arguments}".rstrip()
+    arguments = f"{image.kernel_arguments} {hypervisor.kernel_arguments}".rstrip()
     return Stored(record, spec.uid, spec.gid, str(image.kernel), str(image.initrd), arguments)
 
 
@@ -140,14 +129,14 @@ async def _customise(machine: Machine, spec: TemplateSpec, progress: Progress) -
     if spec.proxies:
         await machine.channel.put_files(proxy_files(spec.proxies), timeout_s=HELPER_S)
     if spec.ca_certificates:
-        progress("installing certificates", str(len(spec.ca_certificates)))
+        progress(Phase.CERTIFICATES, str(len(spec.ca_certificates)))
         await _install_certificates(machine, spec.ca_certificates)
     if spec.claude_binary is not None:
-        progress("installing Claude Code", spec.claude_version or "")
+        progress(Phase.INSTALL_CLAUDE, spec.claude_version or "")
         await machine.mount([Mount(str(spec.claude_binary.parent), _SETUP, writable=False)])
         source, target = f"{_SETUP}/{spec.claude_binary.name}", "/usr/local/bin/claude"
-        await run(
-            machine, "installing Claude Code", ["install", "-m", "0755", source, target], timeout_s=_INSTALL_S
+        await machine.run(
+            "installing Claude Code", ["install", "-m", "0755", source, target], timeout_s=_INSTALL_S
         )
         await machine.channel.request("unmount", timeout_s=HELPER_S, path=_SETUP)
 
@@ -163,7 +152,7 @@ async def _install_certificates(machine: Machine, certificates: Sequence[str]) -
         await machine.channel.put_files(files, timeout_s=HELPER_S)
         files = []
     argv = ["python3", program, bundle]
-    await run(machine, "installing certificates", argv, timeout_s=_CERTIFICATES_S)
+    await machine.run("installing certificates", argv, timeout_s=_CERTIFICATES_S)
 
 
 def proxy_files(proxies: Sequence[tuple[str, str]]) -> list[GuestFile]:

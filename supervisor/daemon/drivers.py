@@ -1,5 +1,6 @@
 """The drivers that this supervisor has open, each kept by a task of its own."""
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import anyio
@@ -16,10 +17,16 @@ class DriverSet:
 
     A driver's context is entered and left in one task, as structured concurrency wants it, although many
     tasks ask for the driver. `programs` are where a driver looks for its programs until a client asks for it.
+    `prestarting` are those of the open ones that can start a VM's process ahead; `changed` is called when
+    they have become others.
     """
 
-    def __init__(self, owner: Owner, tasks: TaskGroup, programs: Programs) -> None:
+    def __init__(
+        self, owner: Owner, tasks: TaskGroup, programs: Programs, changed: Callable[[], None] = lambda: None
+    ) -> None:
         self.owner = owner
+        self.prestarting: frozenset[str] = frozenset()
+        self._changed = changed
         self._tasks = tasks
         self._programs = programs
         self._open: dict[str, Driver] = {}
@@ -59,5 +66,8 @@ class DriverSet:
             except DriverError as error:
                 task_status.started(error)
                 return
+            if (await driver.capabilities()).prestart:
+                self.prestarting |= {name}
+                self._changed()
             task_status.started(driver)
             await anyio.sleep_forever()

@@ -20,7 +20,7 @@ from claude_vm.drivers.api import Owner
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import boot_id
 from claude_vm.drivers.programs import system
-from claude_vm.supervisor.core.events import ShutdownRequested
+from claude_vm.supervisor.core.events import PolicyChanged, ShutdownRequested
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.pool import PoolPolicy
 from claude_vm.supervisor.daemon import adopt
@@ -115,7 +115,7 @@ async def open_supervisor(
         looker = Looker(Reports(home))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         owner = Owner(home=home, supervisor_id=supervisor_id, runtime=runtime)
-        drivers = DriverSet(owner, tasks, system())
+        drivers = DriverSet(owner, tasks, system(), lambda: _prestart_where_possible(dispatcher, drivers))
         dispatcher = Dispatcher(
             Core(policy), journal, drivers, tasks, admit=admit, available=available, faults=faults
         )
@@ -149,6 +149,11 @@ async def open_supervisor(
         stack.callback(_remove_short, runtime, home)
     if in_process:
         identity.remove(home, supervisor_id)
+
+
+def _prestart_where_possible(dispatcher: Dispatcher, drivers: DriverSet) -> None:
+    policy = msgspec.structs.replace(dispatcher.core.policy, prestart_drivers=drivers.prestarting)
+    dispatcher.post(PolicyChanged(at=anyio.current_time(), policy=policy))
 
 
 def _remove_short(runtime: Path, home: Path) -> None:

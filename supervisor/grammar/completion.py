@@ -8,6 +8,7 @@ machinery is not used: it knows nothing of where Claude's words begin, splits wo
 from collections.abc import Sequence
 from typing import Any
 
+from claude_vm.drivers.names import WORDS
 from claude_vm.supervisor.grammar.words import OWN_WORDS, WordsError, split
 
 BASH = """\
@@ -47,12 +48,7 @@ complete -c claude-vm -a '(__claude_vm_complete)'
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 VALUES = {
-    "--driver": (
-        ("auto", "what this host has"),
-        ("lima", "Lima"),
-        ("qemu", "QEMU"),
-        ("sim", "simulated VMs, which isolate nothing"),
-    ),
+    "--driver": tuple(WORDS.items()),
     "--publish": (
         ("auto", "the ports that the guest listens at"),
         ("none", "no port, whatever the configuration says"),

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from claude_vm.drivers.names import NAMES
 from claude_vm.supervisor.grammar.layout import ABOUT, UsageError
 from claude_vm.supervisor.grammar.requests import Flags
 
@@ -41,7 +42,7 @@ def runtime_flags(  # noqa: PLR0917 - typer passes them by name
     ] = None,
     driver: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What makes VMs: auto, lima, qemu, sim.", rich_help_panel=MACHINE),
+        typer.Option(metavar="NAME", help=f"What makes VMs: {', '.join(NAMES)}.", rich_help_panel=MACHINE),
     ] = None,
     mount: Annotated[
         list[str] | None,

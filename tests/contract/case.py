@@ -73,8 +73,12 @@ class Case:
     @contextlib.asynccontextmanager
     async def started(self, **changes):
         async with self.cloned(**changes) as instance_id:
+            told = []
             with anyio.fail_after(self.patience_s):
-                access = await self.driver.start(instance_id, silent)
+                access = await self.driver.start(instance_id, lambda phase, _: told.append(phase))
+            phases = (await self.driver.capabilities()).phases
+            known = [phase for phase in dict.fromkeys(told) if phase in phases]
+            assert known == sorted(known, key=phases.index)
             yield instance_id, access
 
     @contextlib.asynccontextmanager

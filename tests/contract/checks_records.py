@@ -1,5 +1,6 @@
 """Checks of the contract that start no VM."""
 
+import ipaddress
 import secrets
 import time
 
@@ -7,7 +8,7 @@ import anyio
 import pytest
 from claude_vm_tests_case import check, refused, silent
 
-from claude_vm.drivers.api import GuestFile, InstanceStatus, Owner
+from claude_vm.drivers.api import GuestFile, InstanceStatus, Network, Owner
 from claude_vm.drivers.errors import TemplateInUseError, TemplateMissingError
 
 
@@ -18,6 +19,8 @@ async def a_driver_says_what_it_can_do(case):
     assert capabilities.accelerator in {"kvm", "tcg", "hvf", "none"}
     assert capabilities.accelerator_reason
     assert capabilities.max_mounts >= 4
+    assert ipaddress.ip_address(capabilities.host_address)
+    assert Network.OPEN in capabilities.networks
     for problem in await case.driver.diagnose():
         assert problem.what
         assert problem.fix

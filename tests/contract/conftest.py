@@ -87,6 +87,8 @@ class Site:
         cache = Path.home() / ".claude-vm" / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         (self.home / "cache").symlink_to(cache)
+        if driver_name == "sim":
+            (self.home / "sim.json").write_text('{"prestart": true}')
         self.owner = Owner(self.home, "contract", self.runtime)
         self.template = anyio.run(self._build)
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from claude_vm_tests_suite import CHECKS
 
-from claude_vm.drivers.api import InstanceRecord, InstanceStatus, tell_nobody
+from claude_vm.drivers.api import InstanceRecord, InstanceStatus, Phase, tell_nobody
 from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.sim.driver import SimDriver
 from claude_vm.drivers.sim.script import Script
@@ -264,6 +264,22 @@ class SaysNothing(SimDriver):
         return msgspec.structs.replace(await super().capabilities(), accelerator="magic")
 
 
+class NamesNoAddress(SimDriver):
+    async def capabilities(self):
+        return msgspec.structs.replace(await super().capabilities(), host_address="the host")
+
+
+class TellsItsPhasesBackwards(SimDriver):
+    async def capabilities(self):
+        phases = (Phase.RESTORE, Phase.IDENTITY)
+        return msgspec.structs.replace(await super().capabilities(), phases=phases)
+
+    async def start(self, instance_id, progress):
+        for phase in (Phase.IDENTITY, Phase.RESTORE):
+            progress(phase, "")
+        return await super().start(instance_id, progress)
+
+
 class TakesNothing(SimDriver):
     async def taken_mib(self, instance_id):
         return 0
@@ -314,6 +330,8 @@ BROKEN = {
     ReadOnlyThatIsNot: "read_only_holds_against_root_in_the_guest",
     MountsWhateverIsThere: "another_directory_under_the_name_of_a_mount_is_refused",
     SaysNothing: "a_driver_says_what_it_can_do",
+    NamesNoAddress: "a_driver_says_what_it_can_do",
+    TellsItsPhasesBackwards: "a_started_instance_is_reached_by_its_own_key_only",
 }
 
 
@@ -326,7 +344,7 @@ def own_site(new_site):
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
 async def test_a_broken_driver_fails_the_suite(own_site, project, broken, monkeypatch):
     def open_broken(owner):
-        return contextlib.aclosing(broken(owner, Script()))
+        return contextlib.aclosing(broken(owner, Script(prestart=True)))
 
     monkeypatch.setattr(own_site, "open_driver", open_broken)
     async with own_site.case(project) as case:

@@ -47,13 +47,13 @@ async def not_reseeded(qemu_site, project, monkeypatch):
     """A case whose guests have a helper that does not reseed, and no device that tells of their cloning."""
     warm_up = snapshots._warm_up
 
-    async def warm_up_and_break(vm, stored):
-        await warm_up(vm, stored)
-        await snapshots.run(vm, "break", ["sh", "-ec", BREAK], timeout_s=60)
+    async def warm_up_and_break(vm, user):
+        await warm_up(vm, user)
+        await vm.run("break", ["sh", "-ec", BREAK], timeout_s=60)
 
-    async def warm_up_and_reseed(vm, stored):
-        await warm_up(vm, stored)
-        await snapshots.run(vm, "last numbers", ["python3", "-c", RESEED], timeout_s=120)
+    async def warm_up_and_reseed(vm, user):
+        await warm_up(vm, user)
+        await vm.run("last numbers", ["python3", "-c", RESEED], timeout_s=120)
 
     async with qemu_site.case(project) as case:
         with monkeypatch.context() as patch:

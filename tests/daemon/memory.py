@@ -12,6 +12,7 @@ from claude_vm.drivers.api import (
     Capabilities,
     InstanceRecord,
     InstanceStatus,
+    Phase,
     TemplateRecord,
     tell_nobody,
 )
@@ -34,6 +35,8 @@ from claude_vm.supervisor.ssh.remaining import Remaining
 
 NAME = "qemu"
 """The driver's name: one of those that a supervisor looks through at its start."""
+
+PHASES = (Phase.RESTORE, Phase.IDENTITY, Phase.MOUNTS)
 
 
 def in_virtual_time(main, *args):
@@ -142,7 +145,15 @@ class MemoryDriver:
         return []
 
     async def capabilities(self):
-        return Capabilities("none", "in memory", ram_clones=False, max_mounts=8, prestart=True)
+        return Capabilities(
+            "none",
+            "in memory",
+            ram_clones=False,
+            max_mounts=8,
+            host_address="10.0.2.2",
+            prestart=True,
+            phases=PHASES,
+        )
 
     async def clone(self, spec):
         await self._call("clone", spec.instance_id)
@@ -161,10 +172,11 @@ class MemoryDriver:
         await self._call("start", instance_id)
         vm = self._known(instance_id)
         path = Path("/k\udcff")  # a path need not be text
-        access = Access("127.0.0.1", vm.port, "u", "/h", "key", path, "10.0.2.2", restored=True, pid=vm.port)
-        for phase in ("restoring", "identity", "mounts", "SSH"):
+        access = Access("127.0.0.1", vm.port, "u", "/h", "key", path, restored=True, pid=vm.port)
+        progress(Phase.BOOT_AGAIN, "which is no phase of a start")
+        for phase in PHASES:
             progress(phase, "")
-            if phase == "identity":
+            if phase is Phase.IDENTITY:
                 for _ in range(self.cloud.tells):
                     reachable(access)
                     for _ in range(10):  # time enough to connect

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from claude_vm.bench import limastock
 from claude_vm.bench.site import Site
-from claude_vm.drivers.api import Mount
+from claude_vm.drivers.api import Mount, Owner
 from claude_vm.drivers.lima import arguments
-from claude_vm.drivers.lima.document import QEMU, VZ, Instance, document
+from claude_vm.drivers.lima.document import QEMU, VZ, LimaInstance, document
 from claude_vm.drivers.lima.hypervisor import Lima
 from claude_vm.drivers.lima.importing import Import
 from claude_vm.drivers.programs import Surroundings, search
@@ -39,7 +39,7 @@ GUEST = Guest(
     slots=(Slot("/proc/self/fd/12", writable=True), Slot("/proc/self/fd/13", writable=False)),
 )
 RESTORED = msgspec.structs.replace(GUEST, ram=Ram("/t/ram", shared=False), incoming=True)
-INSTANCE = Instance(
+INSTANCE = LimaInstance(
     architecture="x86_64",
     cpus=2,
     memory_mib=2048,
@@ -187,11 +187,12 @@ def test_the_import_and_the_bench_emulate_the_hosts_own_architecture(machine, sh
     for name in ("limactl", f"qemu-system-{machine}"):
         (short / name).symlink_to("/bin/true")
     around = Surroundings(search(str(short)), {})
-    found = Lima().image_source(short / "home", "tcg", "template:debian-13", around)
+    lima = Lima(Owner(short / "home", "sv", short))
+    found = lima.image_source("tcg", "template:debian-13", around)
     assert isinstance(found, Import)
     program, *words = arguments.emulated(machine)
     assert found._program == [f"{short}/{program}", *words]
-    assert Lima().image_source(short / "home", "kvm", "template:debian-13", around)._program == ()
+    assert lima.image_source("kvm", "template:debian-13", around)._program == ()
 
     monkeypatch.setattr(accelerator, "choose", lambda _home: accelerator.Choice("tcg", "none"))
     site = Site(short / "site", short)

@@ -12,10 +12,8 @@ from claude_vm.drivers.lima import home, hypervisor
 from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import own, search
-from claude_vm.drivers.vm import instance
-from claude_vm.drivers.vm.hypervisor import Estate
-from claude_vm.drivers.vm.instance import Saved, save
-from claude_vm.drivers.vm.store import Generation, Stored
+from claude_vm.drivers.vm.instance import InstanceFolder, Saved
+from claude_vm.drivers.vm.store import Generation, Stored, Templates
 
 LONGEST = "i-0123456789"
 
@@ -151,26 +149,26 @@ def trap(request, short, elsewhere, monkeypatch):
         try:
             named = ProcessIdentity.of(victim.pid)
             spec = InstanceSpec("i-0123456789", "t", "g", 1, 512, 8)
-            save(root / "sv.i-0123456789", Saved(spec, process=named))
-            assert _estate(short).hypervisor.folders(_estate(short).owner)
+            InstanceFolder(_lima(short), spec.instance_id).save(Saved(spec, process=named))
+            assert _lima(short).folders()
             request.param(root, *((monkeypatch,) if request.param is of_somebody_else else ()))
             yield short / "a b", victim
         finally:
             victim.kill()
 
 
-def _estate(short):
-    return Estate(Owner(short / "a b", "sv", short), hypervisor.Lima(), own())
+def _lima(short):
+    return hypervisor.Lima(Owner(short / "a b", "sv", short))
 
 
 @pytest.mark.anyio
 async def test_what_others_have_put_where_the_instances_would_be_is_not_believed(short, trap):
     folder, victim = trap
     planted = {path.name for path in home.lima_home(folder).iterdir()}
-    estate = _estate(short)
-    assert list(estate.hypervisor.everybody(folder)) == []
-    assert list(await estate.hypervisor.sweep(folder)) == []
-    async with open_driver(estate.owner) as driver:
+    lima = _lima(short)
+    assert list(lima.everybody()) == []
+    assert list(await lima.sweep()) == []
+    async with open_driver(lima.owner) as driver:
         assert await driver.list_instances() == []
         assert await driver.poll("i-0123456789") is InstanceStatus.ABSENT
         with pytest.raises(DriverError, match="others may write"):
@@ -182,12 +180,12 @@ async def test_what_others_have_put_where_the_instances_would_be_is_not_believed
 @pytest.mark.anyio
 async def test_nothing_is_made_in_a_folder_of_others(short, trap):
     folder, _ = trap
-    estate = _estate(short)
+    lima = _lima(short)
     for attempt in (
         lambda: home.make(folder),
         lambda: home.public_key(folder),
-        lambda: estate.hypervisor.folder(estate.owner, "i-0123456789"),
-        lambda: estate.files(Path("/t/.building-0123abcd")),
+        lambda: lima.folder("i-0123456789"),
+        lambda: lima.files(Path("/t/.building-0123abcd")),
     ):
         with pytest.raises(DriverError, match="others may write") as caught:
             attempt()
@@ -202,16 +200,17 @@ async def test_nothing_is_made_in_a_folder_of_others(short, trap):
 
 
 @pytest.mark.anyio
-async def test_a_folder_that_others_make_at_the_last_moment_gets_no_clone(short, elsewhere, monkeypatch):
-    def find_generation(*_):
-        home.lima_home(short / "a b").mkdir(exist_ok=True)
-        home.lima_home(short / "a b").chmod(0o777)
-        record = TemplateRecord("t", "g", "lima", "/p", 0, 1, 512, 8, 0, "u", "/h", None, "image")
-        return Generation(short, Stored(record, 1, 1, "", "", ""))
+async def test_a_folder_that_others_make_at_the_last_moment_gets_no_clone(short, elsewhere):
+    class Meanwhile(Templates):
+        def find(self, *_):
+            home.lima_home(short / "a b").mkdir(exist_ok=True)
+            home.lima_home(short / "a b").chmod(0o777)
+            record = TemplateRecord("t", "g", "lima", "/p", 0, 1, 512, 8, 0, "u", "/h", None, "image")
+            return Generation(short, Stored(record, 1, 1, "", "", ""))
 
-    monkeypatch.setattr(instance, "find_generation", find_generation)
+    spec = InstanceSpec("i-0123456789", "t", "g", 1, 512, 8)
     with pytest.raises(DriverError, match="others may write"):
-        await instance.clone(_estate(short), InstanceSpec("i-0123456789", "t", "g", 1, 512, 8))
+        await InstanceFolder(_lima(short), spec.instance_id).clone(spec, Meanwhile(short, "lima"), own())
     assert list(home.lima_home(short / "a b").iterdir()) == []
 
 
@@ -239,7 +238,7 @@ async def test_what_keeps_lima_from_running_is_told_with_what_to_do(short, monke
         (short / "limactl").symlink_to("/bin/true")
     monkeypatch.setattr(hypervisor.os, "geteuid", lambda: uid)
     with pytest.raises(error) as caught:
-        await hypervisor.Lima().find_host(short / "home", "tcg", programs)
+        await hypervisor.Lima(Owner(short / "home", "sv", short)).find_host("tcg", programs)
     assert type(caught.value) is error
     assert hint in caught.value.hint
     async with open_driver(Owner(short / "home", "sv", short), programs) as driver:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from claude_vm.drivers.api import Owner
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import ImageSpec, guest_tree, image_key
@@ -175,14 +176,15 @@ def test_without_a_way_to_build_an_image_one_of_limas_templates_is_taken(short, 
 
     install("limactl", "newuidmap", "newgidmap")
     monkeypatch.setattr("claude_vm.drivers.prerequisites.programs.KEYRING", __file__)
-    found = Lima().image_source(short / "home", "kvm", "", around)
+    lima = Lima(Owner(short / "home", "sv", short))
+    found = lima.image_source("kvm", "", around)
     assert isinstance(found, Import)
     assert found.identity == importing.DEFAULT
     install("mmdebstrap")  # which is not all that a build needs
-    assert Lima().image_source(short / "home", "kvm", "", around) is not None
+    assert lima.image_source("kvm", "", around) is not None
     install("mke2fs")
-    assert Lima().image_source(short / "home", "kvm", "", around) is None
-    asked = Lima().image_source(short / "home", "kvm", str(Path(__file__)), around)
+    assert lima.image_source("kvm", "", around) is None
+    asked = lima.image_source("kvm", str(Path(__file__)), around)
     assert asked is not None
     assert asked.identity.startswith(__file__)
 

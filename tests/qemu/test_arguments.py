@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_vm.drivers.qemu.arguments import arguments
-from claude_vm.drivers.vm.arguments import SLOTS, Guest, Host, Ram, Slot, snapshot_key
+from claude_vm.drivers.vm.arguments import SLOTS, Guest, Host, Ram, Size, Slot, snapshot_key
 
 HOST = Host("/usr/bin/qemu-system-x86_64", "QEMU 7.2", "x86_64", "pc-q35-7.2", "tcg")
 ARM = Host("/usr/bin/qemu-system-aarch64", "QEMU 9.0", "aarch64", "virt-9.0", "kvm", "cortex", sandbox=False)
@@ -25,7 +25,8 @@ GUEST = Guest(
     helper=11,
     slots=(Slot("/home/me/project, one: x", writable=True), Slot("/data", writable=False)),
 )
-SIZES = {"cpus": 2, "memory_mib": 2048, "image": "i", "kernel_arguments": "quiet", "uid": 1000}
+SIZE = Size(2, 2048)
+FACTS = {"image": "i", "kernel_arguments": "quiet", "uid": 1000}
 
 
 @pytest.mark.parametrize(
@@ -76,15 +77,16 @@ def test_no_path_can_add_an_option(text):
 @pytest.mark.parametrize(
     "change",
     [
-        {"cpus": 3},
-        {"memory_mib": 4096},
+        {"size": Size(3, 2048)},
+        {"size": Size(2, 4096)},
         {"image": "j"},
         {"kernel_arguments": ""},
         {"uid": 0},
     ],
 )
 def test_another_guest_needs_another_snapshot(change):
-    assert snapshot_key(arguments, HOST, **SIZES) != snapshot_key(arguments, HOST, **{**SIZES, **change})
+    facts = {"size": SIZE, **FACTS}
+    assert snapshot_key(arguments, HOST, **facts) != snapshot_key(arguments, HOST, **{**facts, **change})
 
 
 @pytest.mark.parametrize(
@@ -93,4 +95,4 @@ def test_another_guest_needs_another_snapshot(change):
 def test_another_qemu_or_processor_needs_another_snapshot(change):
     other = msgspec.structs.replace(HOST, **change)
 
-    assert snapshot_key(arguments, HOST, **SIZES) != snapshot_key(arguments, other, **SIZES)
+    assert snapshot_key(arguments, HOST, SIZE, **FACTS) != snapshot_key(arguments, other, SIZE, **FACTS)

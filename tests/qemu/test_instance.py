@@ -12,12 +12,10 @@ import pytest
 from claude_vm.drivers.api import InstanceSpec, InstanceStatus, Mount, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError, TemplateInUseError, TemplateMissingError
 from claude_vm.drivers.process import ProcessIdentity
-from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.hypervisor import Qemu
-from claude_vm.drivers.vm import instance, store
-from claude_vm.drivers.vm.hypervisor import Estate
-from claude_vm.drivers.vm.instance import Saved, load, save
+from claude_vm.drivers.vm import store
+from claude_vm.drivers.vm.instance import InstanceFolder, Saved
 from claude_vm.drivers.vm.spawn import spawn
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +35,7 @@ def template(owner):
         name="t", generation="20260101-000000-aaaaaa", driver="qemu", project="/p", created_at=1.0, cpus=2,
         memory_mib=512, disk_gib=8, size_bytes=5, user="claude", home="/h", claude_version=None, image="i",
     )  # fmt: skip
-    with store.building_folder(store.template_folder(owner.home, "t", "qemu")) as building:
+    with store.building_folder(store.Templates(owner.home, "qemu").folder("t")) as building:
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, building / "disk.qcow2"]
         subprocess.run(argv, check=True)
         stored = store.Stored(record, 1000, 1000, "/k", "/i", "")
@@ -49,6 +47,10 @@ def template(owner):
 def spec(template, instance_id=ONE, **changes):
     facts = {"cpus": 2, "memory_mib": 512, "disk_gib": 8, **changes}
     return InstanceSpec(instance_id=instance_id, template="t", generation=template.generation, **facts)
+
+
+def folder_of(owner):
+    return InstanceFolder(Qemu(owner), ONE)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ async def test_a_clone_is_stopped_listed_and_deletable(owner, template):
         assert [(found.instance_id, found.status) for found in await driver.list_instances()] == [
             (ONE, InstanceStatus.STOPPED)
         ]
-        assert (instance.folder_of(Estate(owner, Qemu(), own()), ONE)).stat().st_mode & 0o777 == 0o700
+        assert folder_of(owner).path.stat().st_mode & 0o777 == 0o700
 
         await driver.delete(ONE)
         assert await driver.poll(ONE) is InstanceStatus.ABSENT
@@ -132,7 +134,7 @@ async def test_a_template_in_use_stays(owner, template):
 
 
 async def test_garbage_is_old_generations_that_nobody_uses(owner, template):
-    old = store.template_folder(owner.home, "t", "qemu") / template.generation
+    old = store.Templates(owner.home, "qemu").folder("t") / template.generation
     with store.building_folder(old.parent) as building:
         (building / "template.json").write_bytes((old / "template.json").read_bytes())
         store.publish(building, "20260202-000000-bbbbbb")
@@ -150,7 +152,7 @@ async def test_a_recorded_process_is_ended_and_waited_for(owner, template, stand
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
         process = stand_in()
-        save(instance.folder_of(Estate(owner, Qemu(), own()), ONE), Saved(spec(template), process=process))
+        folder_of(owner).save(Saved(spec(template), process=process))
         assert await driver.poll(ONE) is InstanceStatus.RUNNING
 
         await driver.delete(ONE)
@@ -161,7 +163,7 @@ async def test_a_process_that_was_not_recorded_any_more_is_found_by_its_mark(own
     """The supervisor died between the spawn and the record."""
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
-        save(instance.folder_of(Estate(owner, Qemu(), own()), ONE), Saved(spec(template), spawning=True))
+        folder_of(owner).save(Saved(spec(template), spawning=True))
         process = stand_in()
         assert [found.pid for found in await driver.list_instances()] == [process.pid]
 
@@ -195,7 +197,7 @@ async def test_a_recorded_pid_of_another_process_is_not_killed(owner, template, 
         await driver.clone(spec(template))
         process = stand_in(TWO, "other")
         stale = ProcessIdentity(process.pid, process.started - 1, process.boot)
-        save(instance.folder_of(Estate(owner, Qemu(), own()), ONE), Saved(spec(template), process=stale))
+        folder_of(owner).save(Saved(spec(template), process=stale))
 
         assert await driver.poll(ONE) is InstanceStatus.STOPPED
         await driver.delete(ONE)
@@ -206,9 +208,9 @@ async def test_a_recorded_pid_of_another_process_is_not_killed(owner, template, 
 async def test_a_damaged_record_can_still_be_listed_and_deleted(owner, template, stand_in, content):
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
-        (instance.folder_of(Estate(owner, Qemu(), own()), ONE) / "instance.json").write_bytes(content)
+        (folder_of(owner).path / "instance.json").write_bytes(content)
         process = stand_in()
-        assert load(instance.folder_of(Estate(owner, Qemu(), own()), ONE)) is None
+        assert folder_of(owner).load() is None
         assert [found.pid for found in await driver.list_instances()] == [process.pid]
 
         await driver.delete(ONE)
@@ -220,7 +222,7 @@ async def test_the_end_of_a_vm_is_told_with_its_signal(owner, template, stand_in
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
         process = stand_in()
-        save(instance.folder_of(Estate(owner, Qemu(), own()), ONE), Saved(spec(template), process=process))
+        folder_of(owner).save(Saved(spec(template), process=process))
         process.kill(signal.SIGKILL)
 
         assert await driver.wait_stopped(ONE) == "QEMU was killed (SIGKILL)"

@@ -15,10 +15,9 @@ from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.vm import store
 from claude_vm.drivers.vm.store import (
     Stored,
+    Templates,
     building_folder,
-    dead_builds,
     discard,
-    find_generation,
     publish,
 )
 
@@ -32,7 +31,7 @@ def stored(name="t", generation="g1"):
 
 
 def make(home, name="t", generation="g1"):
-    with building_folder(store.template_folder(home, name, "qemu")) as building:
+    with building_folder(Templates(home, "qemu").folder(name)) as building:
         (building / "template.json").write_bytes(msgspec.json.encode(stored(name, generation)))
         return publish(building, generation)
 
@@ -41,17 +40,17 @@ def test_a_published_generation_is_the_current_one_and_keeps_its_name(tmp_path):
     make(tmp_path)
     make(tmp_path, generation="g2")
 
-    found = find_generation(tmp_path, "t", "current", "qemu")
+    found = Templates(tmp_path, "qemu").find("t", "current")
 
     assert found.folder.name == "g2"
-    assert find_generation(tmp_path, "t", "g1", "qemu").stored.record.generation == "g1"
-    assert [item.stored.record.generation for item in store.current_generations(tmp_path, "qemu")] == ["g2"]
+    assert Templates(tmp_path, "qemu").find("t", "g1").stored.record.generation == "g1"
+    assert [item.stored.record.generation for item in Templates(tmp_path, "qemu").current()] == ["g2"]
 
 
 @pytest.mark.anyio
 async def test_a_template_whose_guest_has_other_programs_of_ours_is_stale(tmp_path, owner):
     for name, guest in (("old", "from another version"), ("older", ""), ("own", guest_programs())):
-        with building_folder(store.template_folder(owner.home, name, "qemu")) as building:
+        with building_folder(Templates(owner.home, "qemu").folder(name)) as building:
             written = stored(name)
             written = msgspec.structs.replace(
                 written, record=msgspec.structs.replace(written.record, guest=guest)
@@ -86,7 +85,7 @@ def test_readers_see_a_generation_at_every_moment_of_a_swap(tmp_path, monkeypatc
         original = getattr(Path, name)
 
         def step(*arguments, **options):
-            seen.append(find_generation(tmp_path, "t", "current", "qemu").folder.name)
+            seen.append(Templates(tmp_path, "qemu").find("t", "current").folder.name)
             return original(*arguments, **options)
 
         return step
@@ -96,11 +95,11 @@ def test_readers_see_a_generation_at_every_moment_of_a_swap(tmp_path, monkeypatc
     make(tmp_path, generation="g2")
 
     assert set(seen) == {"g1"}
-    assert find_generation(tmp_path, "t", "current", "qemu").folder.name == "g2"
+    assert Templates(tmp_path, "qemu").find("t", "current").folder.name == "g2"
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
-    folder = store.template_folder(tmp_path, "t", "qemu")
+    folder = Templates(tmp_path, "qemu").folder("t")
     with building_folder(folder) as building:
         (building / "disk.qcow2").touch()
 
@@ -108,9 +107,9 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
 
 def test_a_build_that_goes_on_is_not_dead_and_one_whose_builder_died_is(tmp_path):
-    folder = store.template_folder(tmp_path, "t", "qemu")
+    folder = Templates(tmp_path, "qemu").folder("t")
     with building_folder(folder) as building:
-        assert dead_builds(tmp_path, "qemu") == []
+        assert Templates(tmp_path, "qemu").dead_builds() == []
 
         dead = folder / f"{store.BUILDING}dead"
         dead.mkdir()
@@ -119,16 +118,16 @@ def test_a_build_that_goes_on_is_not_dead_and_one_whose_builder_died_is(tmp_path
         nested.mkdir(parents=True)
         (nested / "lock").touch()
 
-        assert sorted(dead_builds(tmp_path, "qemu")) == sorted([dead, nested])
+        assert sorted(Templates(tmp_path, "qemu").dead_builds()) == sorted([dead, nested])
 
 
 def test_a_folder_without_its_lock_file_yet_is_given_a_minute(tmp_path):
-    young = store.template_folder(tmp_path, "t", "qemu") / f"{store.BUILDING}young"
+    young = Templates(tmp_path, "qemu").folder("t") / f"{store.BUILDING}young"
     young.mkdir(parents=True)
-    assert dead_builds(tmp_path, "qemu") == []
+    assert Templates(tmp_path, "qemu").dead_builds() == []
 
     os.utime(young, (time.time() - 120, time.time() - 120))
-    assert dead_builds(tmp_path, "qemu") == [young]
+    assert Templates(tmp_path, "qemu").dead_builds() == [young]
 
 
 def test_an_interrupted_removal_is_found_again(tmp_path):
@@ -136,9 +135,9 @@ def test_an_interrupted_removal_is_found_again(tmp_path):
     trash = generation.with_name(f"{store.TRASH}x")
     generation.rename(trash)
 
-    assert dead_builds(tmp_path, "qemu") == [trash]
+    assert Templates(tmp_path, "qemu").dead_builds() == [trash]
     discard(trash)
-    assert dead_builds(tmp_path, "qemu") == []
+    assert Templates(tmp_path, "qemu").dead_builds() == []
 
 
 def test_a_removal_goes_on_where_a_sweep_removes_the_same(tmp_path, monkeypatch):
@@ -172,13 +171,13 @@ def test_a_damaged_record_is_a_missing_template(tmp_path, content):
     (make(tmp_path) / "template.json").write_bytes(content)
 
     with pytest.raises(TemplateMissingError):
-        find_generation(tmp_path, "t", "g1", "qemu")
-    assert store.current_generations(tmp_path, "qemu") == []
+        Templates(tmp_path, "qemu").find("t", "g1")
+    assert Templates(tmp_path, "qemu").current() == []
 
 
 def test_a_snapshot_is_complete_or_not_there(tmp_path):
     make(tmp_path)
-    generation = find_generation(tmp_path, "t", "g1", "qemu")
+    generation = Templates(tmp_path, "qemu").find("t", "g1")
     folder = generation.folder / "snapshots" / "key"
     folder.mkdir(parents=True)
     (folder / "ram").touch()
@@ -194,10 +193,10 @@ def test_use_is_recorded_without_touching_the_generation(tmp_path):
     generation = make(tmp_path)
     before = (generation / "template.json").stat().st_mtime_ns
 
-    assert store.last_used(tmp_path, "t", "qemu") == 0.0
-    store.touch(tmp_path, "t", "qemu")
-    store.touch(tmp_path, "unknown", "qemu")
+    assert Templates(tmp_path, "qemu").last_used("t") == 0.0
+    Templates(tmp_path, "qemu").touch("t")
+    Templates(tmp_path, "qemu").touch("unknown")
 
-    assert store.last_used(tmp_path, "t", "qemu") > 0.0
+    assert Templates(tmp_path, "qemu").last_used("t") > 0.0
     assert (generation / "template.json").stat().st_mtime_ns == before
-    assert not store.template_folder(tmp_path, "unknown", "qemu").exists()
+    assert not Templates(tmp_path, "qemu").folder("unknown").exists()

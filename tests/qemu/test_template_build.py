@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_vm.drivers.api import TemplateSpec
+from claude_vm.drivers.api import Phase, TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image
 from claude_vm.drivers.programs import own
@@ -14,7 +14,7 @@ from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm import accelerator, driver, store, template
 from claude_vm.drivers.vm.arguments import Host
-from claude_vm.drivers.vm.hypervisor import Estate
+from claude_vm.drivers.vm.hypervisor import Toolchain
 from claude_vm.drivers.vm.machine import NeverBootedError
 
 pytestmark = pytest.mark.anyio
@@ -65,12 +65,13 @@ async def test_a_build_that_would_fill_the_disk_is_refused_and_leaves_nothing(
     monkeypatch.setattr(template, "_image", image)
     monkeypatch.setattr(template, "make_overlay", make_overlay)
     monkeypatch.setattr(template.shutil, "disk_usage", lambda _path: usage)
+    tools = Toolchain(Qemu(owner), own(), host_of("tcg"))
     with pytest.raises(error) as caught:
-        await template.build(host_of("tcg"), Estate(owner, Qemu(), own()), SPEC, silent)
+        await template.build(tools, store.Templates(owner.home, "qemu"), SPEC, silent)
     if error is DriverError:
         assert "1.5 GiB free, and a template needs about 1.5 GiB" in caught.value.message
         assert "CLAUDE_VM_HOME" in caught.value.hint
-    assert list(store.template_folder(owner.home, "t", "qemu").iterdir()) == []
+    assert list(store.Templates(owner.home, "qemu").folder("t").iterdir()) == []
 
 
 class Builds:
@@ -80,11 +81,11 @@ class Builds:
         self.failures = failures
         self.tried = []
 
-    async def __call__(self, host, estate, spec, _progress):
-        self.tried.append(host.accelerator)
-        if (failure := self.failures.get(host.accelerator)) is not None:
+    async def __call__(self, tools, _templates, spec, _progress):
+        self.tried.append(tools.host.accelerator)
+        if (failure := self.failures.get(tools.host.accelerator)) is not None:
             raise failure
-        return store.Generation(Path("/nowhere"), template._stored(estate, spec, IMAGE, "g"))
+        return template._stored(tools.hypervisor, spec, IMAGE)
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ async def test_a_kvm_that_boots_nothing_is_told_and_the_template_is_built_withou
         record = await opened.build_template(SPEC, lambda *words: told.append(words))
         assert record.name == "t"
         assert builds.tried == ["kvm", "tcg"]
-        assert ("KVM does not work here", "no output in 60 s") in told
+        assert (Phase.NO_KVM, "no output in 60 s") in told
         await opened.build_template(SPEC, silent)  # and it is not tried again
         assert builds.tried == ["kvm", "tcg", "tcg"]
         (problem,) = await opened.diagnose()
@@ -153,7 +154,7 @@ async def test_what_cannot_be_swept_keeps_no_template_from_being_built_and_is_to
     monkeypatch.setattr(Qemu, "sweep", sweep)
     async with open_with(Builds({})) as opened:
         assert (await opened.build_template(SPEC, silent)).name == "t"
-        dead = store.template_folder(opened._home, "t", "qemu") / f"{store.BUILDING}00000000"
+        dead = store.Templates(opened._home, "qemu").folder("t") / f"{store.BUILDING}00000000"
         dead.mkdir(parents=True)
         (dead / "lock").touch()
         with pytest.raises(DriverError, match="can't be removed"):

@@ -15,14 +15,13 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from claude_vm.drivers.api import InstanceSpec, Mount, Owner, TemplateSpec
+from claude_vm.drivers.api import InstanceSpec, Mount, Owner, Phase, TemplateSpec
 from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.process import find_marked
-from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.hypervisor import Qemu
-from claude_vm.drivers.vm import instance, store
-from claude_vm.drivers.vm.hypervisor import Estate
+from claude_vm.drivers.vm import store
+from claude_vm.drivers.vm.instance import InstanceFolder
 from claude_vm.supervisor.ssh.link import connect
 
 pytestmark = [
@@ -168,20 +167,20 @@ async def test_another_size_gets_a_snapshot_of_its_own_once_and_a_larger_disk_is
     async with open_driver(site.owner) as driver:
         async with site.guest(driver, cpus=1, memory_mib=640, disk_gib=11) as (_, access, link):
             assert access.restored
-            assert "preparing a snapshot" in site.phases
+            assert Phase.SNAPSHOT in site.phases
             assert await say(link, script) == "1 11"
             memory = int(await say(link, "print(open('/proc/meminfo').read().split()[1])"))
             assert 500 * 1024 < memory < 640 * 1024
         async with site.guest(driver, cpus=1, memory_mib=640) as (_, access, link):
             assert access.restored
-            assert "preparing a snapshot" not in site.phases
+            assert Phase.SNAPSHOT not in site.phases
             assert await say(link, script) == "1 8"
 
 
 async def test_a_snapshot_that_can_not_be_read_is_no_end_but_a_boot(site):
     async with open_driver(site.owner) as driver:
         (template,) = await driver.templates()
-        folder = store.template_folder(site.owner.home, "t", "qemu") / template.generation / "snapshots"
+        folder = store.Templates(site.owner.home, "qemu").folder("t") / template.generation / "snapshots"
         # The first one is that of the template's own size.
         state = min(folder.glob("*/state"), key=lambda path: path.stat().st_mtime)
         good = state.read_bytes()
@@ -189,7 +188,7 @@ async def test_a_snapshot_that_can_not_be_read_is_no_end_but_a_boot(site):
         try:
             async with site.guest(driver, mounts=site.mounts()) as (_, access, link):
                 assert not access.restored
-                assert "the snapshot does not work" in site.phases
+                assert Phase.BAD_SNAPSHOT in site.phases
                 assert await say(link, "print(1)") == "1"
         finally:
             state.write_bytes(good)
@@ -214,7 +213,7 @@ def memory_of(pid, ram):
 async def test_clones_share_the_memory_that_they_have_not_changed_and_leave_the_snapshot_as_it_was(site):
     async with open_driver(site.owner) as driver:
         (template,) = await driver.templates()
-        folder = store.template_folder(site.owner.home, "t", "qemu") / template.generation / "snapshots"
+        folder = store.Templates(site.owner.home, "qemu").folder("t") / template.generation / "snapshots"
         # The first one is that of the template's own size.
         ram = min(folder.glob("*/ram"), key=lambda path: path.stat().st_mtime).resolve()
         with ram.open("rb") as file:
@@ -278,7 +277,7 @@ async def test_what_a_killed_builder_leaves_is_removed(site):
         assert any("interrupted build" in text for text in removed)
         assert find_marked(site.owner.mark) == []
         assert await driver.templates() == [before]
-    assert list(store.template_folder(site.owner.home, "t", "qemu").glob(f"{store.BUILDING}*")) == []
+    assert list(store.Templates(site.owner.home, "qemu").folder("t").glob(f"{store.BUILDING}*")) == []
 
 
 async def test_a_flood_on_the_console_does_not_fill_the_hosts_disk(site):
@@ -289,7 +288,7 @@ async def test_a_flood_on_the_console_does_not_fill_the_hosts_disk(site):
         print("written")
         """
     async with open_driver(site.owner) as driver, site.guest(driver) as (name, _, link):
-        log = instance.folder_of(Estate(site.owner, Qemu(), own()), name) / "serial.log"
+        log = InstanceFolder(Qemu(site.owner), name).files.serial
         before = log.stat().st_size
         assert await say(link, script) == "written"
         assert log.stat().st_size == before

@@ -67,7 +67,6 @@ class Sshd:
             home=str(Path.home()),
             host_key=(self.folder / f"{host_key}.pub").read_text().strip(),
             client_key=self.folder / client_key,
-            host_address="127.0.0.1",
             holder=str(self.holder),
         )
 

@@ -205,9 +205,8 @@ async def test_a_guest_that_allows_much_and_takes_nothing_fills_no_memory(tmp_pa
     async with asyncssh.listen(
         "127.0.0.1", 0, server_factory=lambda: greedy, server_host_keys=[key]
     ) as guest:
-        access = Access(
-            "127.0.0.1", guest.get_port(), "u", "/", key.export_public_key().decode(), tmp_path / "key", ""
-        )
+        host_key = key.export_public_key().decode()
+        access = Access("127.0.0.1", guest.get_port(), "u", "/", host_key, tmp_path / "key")
         async with open_link(access, timeout_s=20) as link:
             connect = await published(3000, through=link)
             async with await connect() as client:

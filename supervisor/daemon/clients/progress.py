@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from claude_vm.drivers.api import Phase
 from claude_vm.supervisor.wire.server import Client, Level
 
 TICK_S = 1.0
@@ -27,13 +28,13 @@ class Progress:
         self._phase = ""
         self._stir = anyio.Event()
 
-    def __call__(self, phase: str, detail: str) -> None:
+    def __call__(self, phase: Phase, detail: str) -> None:
         """Take a phase and a detail. Never waits, never raises."""
         if self._quiet:
             return
-        if phase != self._phase:
-            self._phase = phase
-            self._pending.append((f"{phase} ({time.monotonic() - self._begun:.0f} s)", "progress"))
+        if phase.value != self._phase:
+            self._phase = phase.value
+            self._pending.append((f"{phase.value} ({time.monotonic() - self._begun:.0f} s)", "progress"))
         if detail and self._verbose:
             self._pending.append((f"  {detail}", "verbose"))
         self._stir.set()

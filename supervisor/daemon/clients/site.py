@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import anyio
+import msgspec
 
 from claude_vm.context.config.layers import Settings, global_file_size, load_settings
 from claude_vm.context.errors import ContextError, GrowthError
@@ -174,6 +175,7 @@ class Site:
             else read_policy(own, self.guard())
         )
         if policy is not None:
+            policy = msgspec.structs.replace(policy, prestart_drivers=self.supervisor.drivers.prestarting)
             self.supervisor.dispatcher.post(PolicyChanged(at=anyio.current_time(), policy=policy))
 
     def remember(self, project: Project, key: PoolKey) -> None:

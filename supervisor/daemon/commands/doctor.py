@@ -6,16 +6,11 @@ import msgspec
 
 from claude_vm.context.config.problems import ConfigError
 from claude_vm.drivers import registry
-from claude_vm.drivers.api import Problem
+from claude_vm.drivers.api import Inspection, Problem
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.prerequisites import lima
-from claude_vm.drivers.prerequisites.programs import hypervisor, template_tools, this_host
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB, budget_problem, host_memory_mib, pool_policy
 from claude_vm.supervisor.grammar.requests import Doctor
-
-ORDER = ("lima", "qemu", "sim")
-"""All drivers that there are or will be, in the order in which `auto` looks at them; it never takes `sim`."""
 
 
 class DriverReport(msgspec.Struct, frozen=True):
@@ -41,7 +36,7 @@ class DriverReport(msgspec.Struct, frozen=True):
 
 async def doctor(command: Command, request: Doctor) -> int:
     """Report on every driver; 0 when `auto` finds one that can run sessions in isolation."""
-    reports = await _chosen(command, [await _report(command, name) for name in ORDER])
+    reports = await _chosen(command, [await _report(command, name) for name in registry.ALL])
     await command.site.say_remarks()
     pool = await _pool_problems(command)
     reports = [
@@ -93,38 +88,19 @@ async def _pool_problems(command: Command) -> list[tuple[str, str]]:
 
 async def _report(command: Command, name: str) -> DriverReport:
     """Return what is known of a driver, whatever is wrong with it."""
-    host = this_host(command.site.programs())
-    found: list[Problem] = []
-    version = ""
-    installed = True
-    if name == "lima":
-        facts = await lima.inspect(host)
-        found += facts.problems
-        version, installed = facts.version, bool(facts.path)
-    elif name == "qemu":
-        found += hypervisor(host) + template_tools(host)
-        installed = host.which(f"qemu-system-{host.machine}") is not None
-    if name not in registry.ALL:
-        found.append(Problem("this version has no driver for it yet", "use another driver"))
-    if any(problem.fatal for problem in found):
-        return _failed(name, found, installed=installed, version=version)
-    return await _driver_report(command, name, found, installed=installed, version=version)
-
-
-async def _driver_report(
-    command: Command, name: str, found: list[Problem], *, installed: bool, version: str
-) -> DriverReport:
-    """Return what the driver itself says, beside what was found."""
+    found = await registry.inspect(name, command.site.programs())
+    if any(problem.fatal for problem in found.problems):
+        return _failed(name, found.problems, found)
     try:
         driver = await command.supervisor.drivers.get(name, command.site.programs())
         said = await driver.diagnose()
         told = {problem.what for problem in said}
-        problems = [*said, *(problem for problem in found if problem.what not in told)]
+        problems = [*said, *(problem for problem in found.problems if problem.what not in told)]
         if any(problem.fatal for problem in problems):
-            return _failed(name, problems, installed=installed, version=version)
+            return _failed(name, problems, found)
         facts = await driver.capabilities()
     except DriverError as error:
-        return _failed(name, [Problem(str(error), error.hint), *found], installed=installed, version=version)
+        return _failed(name, [Problem(str(error), error.hint), *found.problems], found)
     return DriverReport(
         driver=name,
         usable=True,
@@ -132,15 +108,13 @@ async def _driver_report(
         accelerator_reason=facts.accelerator_reason,
         ram_clones=facts.ram_clones,
         problems=_pairs(problems),
-        installed=installed,
+        installed=found.installed,
         isolates=facts.isolates,
-        version=version,
+        version=found.version,
     )
 
 
-def _failed(
-    name: str, problems: Sequence[Problem], *, installed: bool = False, version: str = ""
-) -> DriverReport:
+def _failed(name: str, problems: Sequence[Problem], found: Inspection) -> DriverReport:
     return DriverReport(
         name,
         usable=False,
@@ -148,9 +122,9 @@ def _failed(
         accelerator_reason="not usable",
         ram_clones=False,
         problems=_pairs(problems),
-        installed=installed,
-        isolates=name != "sim",
-        version=version,
+        installed=found.installed,
+        isolates=name in registry.ISOLATING,
+        version=found.version,
     )
 
 

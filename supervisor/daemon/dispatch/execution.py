@@ -7,7 +7,7 @@ import anyio
 import anyio.abc
 import structlog
 
-from claude_vm.drivers.api import Access, Driver, InstanceSpec, Mount
+from claude_vm.drivers.api import Access, Driver, InstanceSpec, Mount, Phase, Progress, tell_no_progress
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core import effects as fx
 from claude_vm.supervisor.core import events as ev
@@ -18,7 +18,6 @@ from claude_vm.supervisor.daemon.dispatch.reach import Reach
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.sessions import detached
 from claude_vm.supervisor.daemon.sessions.session import Session
-from claude_vm.supervisor.daemon.sessions.timings import DRIVER_MARKS
 from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError, SshError
 from claude_vm.supervisor.ssh.link import Link, connect
 from claude_vm.supervisor.ssh.shells import HeldProcess, Kind, prime
@@ -130,10 +129,11 @@ class Execution:
         # one that was started ahead may have to be replaced by another process
         instance.stop_watching()
         failure: DriverError | None = None
+        progress = await _marking(session, driver)
         async with anyio.create_task_group() as tasks:
             ahead = _Ahead(instance, tasks)
             try:
-                instance.access = await driver.start(instance.instance_id, _marking(session), ahead.begin)
+                instance.access = await driver.start(instance.instance_id, progress, ahead.begin)
                 self._watchers.watch_vm(instance)
                 if session is not None:
                     session.mark("connect")
@@ -256,12 +256,15 @@ def _kinds(session: Session | None) -> Collection[Kind]:
     return (Kind.PIPES if session.plan.pty is None else Kind.PTY,)
 
 
-def _marking(session: Session | None) -> Callable[[str, str], None]:
-    """Return a driver's `Progress` that becomes marks."""
+async def _marking(session: Session | None, driver: Driver) -> Progress:
+    """Return a driver's progress that becomes marks."""
+    if session is None:
+        return tell_no_progress
+    phases = (await driver.capabilities()).phases
 
-    def progress(phase: str, detail: str) -> None:  # noqa: ARG001 - the signature is the driver's
-        if session is not None and phase in DRIVER_MARKS:
-            session.mark(DRIVER_MARKS[phase])
+    def progress(phase: Phase, detail: str) -> None:  # noqa: ARG001 - the signature is the driver's
+        if phase in phases:
+            session.mark(phase.mark)
 
     return progress
 

@@ -12,7 +12,6 @@ from claude_vm.supervisor.daemon.clients.site import Site
 from claude_vm.supervisor.daemon.place.resolve import Place, note_use
 from claude_vm.supervisor.daemon.sessions.session import Launch, SessionPlan
 from claude_vm.supervisor.daemon.sessions.sharing import writes
-from claude_vm.supervisor.daemon.templates.current import HOST_ADDRESS
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.wire.escape import escape_cell
@@ -45,7 +44,7 @@ async def plan_session(
         known_locales=template.locales,
         terminfo=caller.terminfo,
     )
-    environment = session_environment(caller.environ, HOST_ADDRESS[place.driver.name], user=template.user)
+    environment = session_environment(caller.environ, capabilities.host_address, user=template.user)
     files = home_files(
         trusted=(str(project.root), str(project.cwd)),
         environment=environment,

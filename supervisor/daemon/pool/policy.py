@@ -6,7 +6,6 @@ without a restart.
 """
 
 import os
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -20,9 +19,6 @@ from claude_vm.drivers.programs import Guard
 from claude_vm.supervisor.core.policy import PoolPolicy
 
 log = structlog.get_logger()
-
-PRESTART_DRIVERS = frozenset({"lima", "qemu"} if sys.platform == "linux" else ())
-"""Drivers that can start a VM's process ahead: only a RAM clone has something to wait for."""
 
 MIB_PER_GB = 1024
 BYTES_PER_MIB = 1 << 20
@@ -50,7 +46,10 @@ def places(host_memory_mib: int, cores: int) -> int:
 
 
 def pool_policy(settings: Settings, host_memory_mib: int, cores: int | None = None) -> PoolPolicy:
-    """Return the policy that the settings ask for on a host with so much memory in MiB, and so many cores."""
+    """Return the policy that the settings ask for on a host with so much memory in MiB, and so many cores.
+
+    Which drivers can start a VM ahead is no setting's business: see `DriverSet.prestarting`.
+    """
     pool = settings.pool
     most = pool.max_instances
     if isinstance(most, str):
@@ -58,7 +57,6 @@ def pool_policy(settings: Settings, host_memory_mib: int, cores: int | None = No
     return PoolPolicy(
         size=pool.size,
         paused=int(pool.size > 0) if isinstance(pool.paused, str) else pool.paused,
-        prestart_drivers=PRESTART_DRIVERS,
         max_instances=most,
         idle_timeout_s=float(pool.idle_timeout),
         max_age_s=float(pool.max_age),

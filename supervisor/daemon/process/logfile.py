@@ -56,7 +56,6 @@ def configure(path: Path | None) -> None:
     root.setLevel(logging.INFO)
     # asyncssh tells each channel at INFO; that is the journal's business.
     logging.getLogger("asyncssh").setLevel(logging.WARNING)
-    logging.getLogger("qemu").setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -7,17 +7,6 @@ these.
 import time
 from typing import Final
 
-DRIVER_MARKS: Final = {
-    "restoring": "restore",
-    "booting": "boot",
-    "starting limactl": "limactl",
-    "starting QEMU": "qemu",
-    "identity": "identity",
-    "mounts": "mounts",
-    "SSH": "banner",
-}
-"""The mark for a phase that a driver reports while it starts a VM."""
-
 KEPT_SESSIONS: Final = 1000
 """Ended sessions whose marks are kept."""
 
@@ -25,7 +14,7 @@ KEPT_SESSIONS: Final = 1000
 class Marks:
     """The marks of one session: the first instant of each name, in the order in which they came.
 
-    Names, as far as they occur: requested, queued, claimed, clone, restore or boot, identity, mounts, banner,
+    Names, as far as they occur: requested, queued, claimed, clone, the driver's own (`Capabilities.phases`),
     connect, prime, files, start, first-output, ended, deleted. Each says that this begins, or has happened.
     """
 

@@ -19,14 +19,13 @@ from pathlib import Path
 
 import msgspec
 
-from claude_vm.drivers.api import Progress
+from claude_vm.drivers.api import Phase, Progress
 
-_LONGEST_PHASE = 80
 _LENGTH = 1024
 
 
 class Build(msgspec.Struct, frozen=True):
-    """A build. `pid` is the process whose command it is, `since` a Unix time in seconds."""
+    """A build. `pid` is the process whose command it is, `since` a Unix time in seconds, `phase` a mark."""
 
     pid: int
     since: float
@@ -43,11 +42,11 @@ def announced(home: Path, driver: str, template: str, pid: int, progress: Progre
     build = Build(pid, time.time())
     descriptor, path = _make(home / "building", f"{driver}.{template}.")
 
-    def tell(phase: str, detail: str) -> None:
+    def tell(phase: Phase, detail: str) -> None:
         nonlocal build
         progress(phase, detail)
-        if phase != build.phase:
-            build = msgspec.structs.replace(build, phase=phase)
+        if phase.mark != build.phase:
+            build = msgspec.structs.replace(build, phase=phase.mark)
             with suppress(OSError):  # who waits is told less
                 _write(descriptor, build)
 
@@ -84,8 +83,7 @@ def _make(folder: Path, prefix: str) -> tuple[int, Path]:
 
 def _write(descriptor: int, build: Build) -> None:
     """Write it over the former one, at the same length: a reader sees one of them."""
-    data = msgspec.json.encode(msgspec.structs.replace(build, phase=build.phase[:_LONGEST_PHASE]))
-    os.pwrite(descriptor, data.ljust(_LENGTH), 0)
+    os.pwrite(descriptor, msgspec.json.encode(build).ljust(_LENGTH), 0)
 
 
 def _is_locked(path: Path) -> bool:

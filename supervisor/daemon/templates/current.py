@@ -24,9 +24,6 @@ from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 from claude_vm.supervisor.daemon.templates.builds import announced
 from claude_vm.supervisor.daemon.templates.waiting import wait_for_build
 
-HOST_ADDRESS = {"qemu": "10.0.2.2", "lima": "192.168.5.2", "sim": "127.0.0.1"}
-"""What guests call the host's loopback, by driver, before one of them runs and says so itself."""
-
 
 async def current_template(driver: Driver, project: Project) -> TemplateRecord | None:
     """Return the current generation of the project's template, or None when there is none."""
@@ -155,6 +152,7 @@ async def _build(
             site.supervisor.home / "cache", progress, environ=site.caller.environ, programs=site.programs()
         )
     uid, gid = _owner(project)
+    host_address = (await driver.capabilities()).host_address
     return await driver.build_template(
         TemplateSpec(
             name=template_name(project.template_root),
@@ -168,7 +166,7 @@ async def _build(
             claude_binary=claude.binary if claude else None,
             claude_version=claude.version if claude else None,
             ca_certificates=await _certificates(site, settings),
-            proxies=tuple(guest_proxies(site.caller.environ, HOST_ADDRESS[driver.name]).items()),
+            proxies=tuple(guest_proxies(site.caller.environ, host_address).items()),
             environ=tuple(Surroundings(site.programs(), site.caller.environ).environ.items()),
         ),
         progress,

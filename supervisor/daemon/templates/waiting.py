@@ -5,7 +5,7 @@ from pathlib import Path
 
 import anyio
 
-from claude_vm.drivers.api import Progress
+from claude_vm.drivers.api import Phase, Progress
 from claude_vm.supervisor.daemon.clients.site import Site
 from claude_vm.supervisor.daemon.clients.table import ago
 from claude_vm.supervisor.daemon.errors import CommandError
@@ -37,8 +37,8 @@ async def wait_for_build(site: Site, driver: str, template: str) -> None:
 
 async def _until_over(home: Path, driver: str, template: str, progress: Progress) -> None:
     while (build := under_way(home, driver, template)) is not None:
-        if build.phase:
-            progress(build.phase, "")
+        if (phase := Phase.of(build.phase)) is not None:
+            progress(phase, "")
         await anyio.sleep(LOOK_S)
 
 

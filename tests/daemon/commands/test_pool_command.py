@@ -87,7 +87,9 @@ class FakeDriver:
         self.touched = []
 
     async def capabilities(self):
-        return Capabilities("none", "simulated", ram_clones=False, max_mounts=8, isolates=False)
+        return Capabilities(
+            "none", "simulated", ram_clones=False, max_mounts=8, host_address="::1", isolates=False
+        )
 
     async def templates(self):
         return [self.record]
@@ -156,7 +158,7 @@ def start(world, *, flags=None, in_process=False, tty=False, settings=""):
     world.data.mkdir(exist_ok=True)
     host = SimpleNamespace(
         dispatcher=world.dispatcher,
-        drivers=SimpleNamespace(get=get),
+        drivers=SimpleNamespace(get=get, prestarting=frozenset({"sim"})),
         places=Places(world.data),
         folders=(world.data,),
         in_process=in_process,
@@ -235,7 +237,7 @@ async def test_fill_asks_for_the_key_of_a_session_here_and_ends_when_so_many_are
     )
     assert ended == 0
     policy, fill = world.dispatcher.posted
-    assert policy.policy.size == 2
+    assert (policy.policy.size, policy.policy.prestart_drivers) == (2, {"sim"})
     assert fill == FillRequested(at=fill.at, key=world.key, size=None)
     assert world.driver.touched == ["t-project"]
     assert world.client.notes[-1].startswith(f"2 VM(s) ready for {world.project}")

@@ -78,7 +78,7 @@ def test_the_marks_of_a_session_whose_vm_is_made_are_in_order(world):
             supervisor.dispatcher.forget(session)
             (ended,) = supervisor.dispatcher.finished
             assert [name for name, _ in ended.marks] == [
-                "requested", "claimed", "clone", "restore", "identity", "mounts", "banner", "connect",
+                "requested", "claimed", "clone", "restore", "identity", "mounts", "connect",
                 "prime", "files", "start", "first-output", "ended", "deleted",
             ]  # fmt: skip
             assert [at for _, at in ended.marks] == sorted(at for _, at in ended.marks)

@@ -49,7 +49,7 @@ def give_template(user, driver, *, stale=False):
         project=str(user.project), created_at=1.0, cpus=2, memory_mib=512, disk_gib=8, size_bytes=5,
         user="claude", home="/h", claude_version=None, image="i", guest="old" if stale else guest_programs(),
     )  # fmt: skip
-    with store.building_folder(store.template_folder(user.data, record.name, driver)) as building:
+    with store.building_folder(store.Templates(user.data, driver).folder(record.name)) as building:
         (building / "template.json").write_bytes(
             msgspec.json.encode(store.Stored(record, os.getuid(), os.getgid(), "/k", "/i", ""))
         )

@@ -7,7 +7,6 @@ from claude_vm.drivers.programs import nobody_writes
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon.pool import policy as module
 from claude_vm.supervisor.daemon.pool.policy import (
-    PRESTART_DRIVERS,
     budget_problem,
     memory_mib,
     places,
@@ -38,7 +37,6 @@ def test_without_a_file_one_vm_is_kept_ready_within_half_of_the_memory(policy):
         max_age_s=43200.0,
         memory_budget_mib=8025,
         memory_reserve_mib=802,
-        prestart_drivers=PRESTART_DRIVERS,
     )
 
 
@@ -55,7 +53,6 @@ def test_every_setting_of_the_pool_reaches_the_policy(policy):
         max_age_s=5400.0,
         memory_budget_mib=6144,
         memory_reserve_mib=802,
-        prestart_drivers=PRESTART_DRIVERS,
     )
 
 

@@ -23,7 +23,7 @@ KEY = PoolKey(
     disk_gib=8,
     mounts=(MountKey(host="/odd \udcff", guest="/p", writable=True),),
 )
-ACCESS = Access("127.0.0.1", 2222, "u", "/h", "ssh-ed25519 AAAA", Path("/k\udcff"), "10.0.2.2", restored=True)
+ACCESS = Access("127.0.0.1", 2222, "u", "/h", "ssh-ed25519 AAAA", Path("/k\udcff"), restored=True)
 SESSION = JournaledSession("a1", "/p", "sleep", pty=True, created_at=1.5, publish=("8080:80", "auto"))
 
 
