@@ -250,7 +250,7 @@ async def test_a_new_generation_leaves_the_clones_of_the_old_one_whole(site):
 def kill_at_warm_up(argv):
     """Run a build, and kill it when its VM runs."""
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as builder:
-        while builder.stdout.readline().strip() != b"warming up":
+        while builder.stdout.readline().strip() != b"warm_up":
             assert builder.poll() is None
         builder.kill()
 
@@ -265,7 +265,7 @@ async def test_what_a_killed_builder_leaves_is_removed(site):
             owner = Owner(Path({str(site.owner.home)!r}), "vm-test", Path({str(site.runtime)!r}))
             async with open_driver(owner) as driver:
                 spec = TemplateSpec(name="t", project="/p", **{TEMPLATE!r})
-                await driver.build_template(spec, lambda phase, _: print(phase, flush=True))
+                await driver.build_template(spec, lambda phase, _: print(phase.mark, flush=True))
         anyio.run(main)
         """
     await anyio.to_thread.run_sync(kill_at_warm_up, [sys.executable, "-c", textwrap.dedent(script)])
