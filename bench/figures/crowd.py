@@ -17,7 +17,7 @@ from claude_vm.drivers.names import SIM
 from claude_vm.supervisor.core import events
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.core.pool import PoolPolicy
+from claude_vm.supervisor.core.policy import PoolPolicy
 
 Measured = tuple[list[Sample], list[Line]]
 

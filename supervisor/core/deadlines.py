@@ -79,6 +79,9 @@ class Deadlines(Generic[Item]):
         """Let an item be due at an instant, and at no other."""
         self._due.put(item, at)
 
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._due)
+
     def cancel(self, item: Item) -> None:
         """Let an item not be due any more, if it was."""
         self._due.discard(item)

@@ -209,6 +209,20 @@ _LATE: Mapping[type[effects.InstanceEffect], frozenset[type[events.Event]]] = Ma
         effects.Resume: frozenset({events.RunDone}),
     }
 )
+IN_FLIGHT: Mapping[InstanceState, frozenset[type[effects.InstanceEffect]]] = MappingProxyType(
+    {
+        _S.CLONING: frozenset({effects.Clone}),
+        _S.PRESTARTING: frozenset({effects.Prestart}),
+        _S.STARTING: frozenset({effects.Start}),
+        _S.CONNECTING: frozenset({effects.Connect}),
+        _S.LEASED: frozenset({effects.Run}),
+        _S.RUNNING: frozenset({effects.Run, effects.Resume}),
+        _S.ABANDONED: frozenset(_LATE),
+        _S.DELETING: frozenset({effects.Delete}),
+    }
+)
+"""Which effects may be in flight in a state; in the others none is."""
+
 _FIRST: Mapping[InstanceState, type[effects.InstanceEffect]] = MappingProxyType(
     {
         _S.PRESTARTING: effects.Prestart,

@@ -1,10 +1,11 @@
 """The lives of sessions and instances: one step of the tables at a time, and what each state begins with.
 
 What happens to an instance follows from its table (`instance.MOVES`), what it means for its session from
-`settle`, and what a state begins with from `_begin`. The pool is told of every instance that nobody has
+`_settle`, and what a state begins with from `_begin`. The supply is told of every instance that nobody has
 claimed, and when that ends. Nothing here refuses: whether an event fits was checked before.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 from claude_vm.supervisor.core import effects, events
@@ -13,7 +14,9 @@ from claude_vm.supervisor.core.effects import Effect
 from claude_vm.supervisor.core.instance import (
     IN_USE,
     PHASES,
+    READY,
     UNCLAIMED,
+    UNKNOWN_KEY,
     Instance,
     InstanceCause,
     InstanceOrder,
@@ -21,7 +24,10 @@ from claude_vm.supervisor.core.instance import (
     first_effect,
 )
 from claude_vm.supervisor.core.instance import MOVES as INSTANCE_MOVES
-from claude_vm.supervisor.core.pool import Pool
+from claude_vm.supervisor.core.invariants import Invariant, Invariants
+from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.core.pool.supply import Supply
+from claude_vm.supervisor.core.queue import Queue
 from claude_vm.supervisor.core.registry import Registry
 from claude_vm.supervisor.core.retries import LEAK_AFTER, delay_s
 from claude_vm.supervisor.core.session import (
@@ -34,8 +40,7 @@ from claude_vm.supervisor.core.session import (
     SessionState,
 )
 from claude_vm.supervisor.core.session import MOVES as SESSION_MOVES
-from claude_vm.supervisor.core.story import Step
-from claude_vm.supervisor.core.upkeep import Upkeep
+from claude_vm.supervisor.core.story import Step, cut
 
 
 class Turn(NamedTuple):
@@ -46,21 +51,17 @@ class Turn(NamedTuple):
 
 
 class Lives:
-    """All sessions and instances, and the steps that they take.
+    """All sessions and instances, and the steps that they take. The only writer of them."""
 
-    `offered` are the ids for instances that waiting sessions brought with them.
-    """
-
-    def __init__(self, pool: Pool, upkeep: Upkeep, agenda: Agenda) -> None:
+    def __init__(self, queue: Queue, supply: Supply, agenda: Agenda) -> None:
         self.sessions: Registry[Session, SessionState] = Registry(
             absent=SessionState.ABSENT, ended=SessionState.ENDED
         )
         self.instances: Registry[Instance, InstanceState] = Registry(
             absent=InstanceState.ABSENT, ended=InstanceState.DELETED
         )
-        self.offered: set[str] = set()
-        self._pool = pool
-        self._upkeep = upkeep
+        self._queue = queue
+        self._supply = supply
         self._agenda = agenda
         self._counts = dict.fromkeys(InstanceState, 0)
 
@@ -77,20 +78,97 @@ class Lives:
         return self._counts[InstanceState.ABANDONED] + self._counts[InstanceState.DELETING]
 
     @property
+    def staying(self) -> int:
+        """Those of the held ones whose end is not decided."""
+        return self.held - self.leaving
+
+    @property
     def leaving(self) -> int:
         """Those of the held ones whose end is decided, be it that their deletion has to be tried again."""
-        return self.going + self._counts[InstanceState.STUCK]
+        counts = self._counts
+        return counts[InstanceState.ABANDONED] + counts[InstanceState.DELETING] + counts[InstanceState.STUCK]
 
     @property
     def nothing_left(self) -> bool:
         """Whether there is nothing but leaks that people were told of."""
         return not self.sessions and self.held == 0
 
+    # How they begin.
+
+    def request(self, event: events.SessionRequested) -> Session:
+        """Let a session wait for an instance."""
+        session = Session(event.session_id, event.key, event.instance_id, event.at)
+        self._add_session(session, type(event), event.at)
+        self._queue.add(session)
+        return session
+
+    def refuse(self, event: events.SessionRequested, outcome: Outcome, turn: Turn) -> None:
+        """Let a session end as soon as it was asked for."""
+        session = Session(event.session_id, event.key, event.instance_id, event.at, outcome=outcome)
+        self._add_session(session, type(event), event.at)
+        self._end_session(session, SessionOrder.REFUSE, turn)
+
+    def claim(self, session: Session, instance: Instance, turn: Turn) -> None:
+        """A session that waits gets an unclaimed instance."""
+        is_ready = instance.state in READY
+        self._admit(session, instance.instance_id, instance.state.value if is_ready else "making", turn)
+        self._supply.claim(instance.instance_id, instance.key, turn.event.at, was_ready=is_ready)
+        instance.session_id = session.session_id
+        instance.to_pause = False
+        self.move_instance(instance, InstanceOrder.CLAIM, turn, session.session_id)
+
+    def make(self, session: Session, turn: Turn) -> None:
+        """A session that waits gets an instance of its own."""
+        at = turn.event.at
+        self._admit(session, session.offered_id, "made", turn)
+        self._supply.lease(session.key, at)
+        instance = Instance(session.offered_id, session.key, session.session_id, made_at=at)
+        self._add_instance(instance, InstanceOrder.MAKE, turn, session.session_id)
+
+    def make_ahead(self, event: events.WarmRequested, turn: Turn) -> None:
+        """The supply has what it asked for: an instance that is made without a session."""
+        instance = Instance(event.instance_id, event.key, made_at=event.at, to_pause=event.paused)
+        self._add_instance(instance, type(event), turn)
+
+    def adopt(self, event: events.WarmFound, turn: Turn) -> None:
+        """A found instance is made ready again."""
+        instance = Instance(event.instance_id, event.key, made_at=event.made_at)
+        self._add_instance(instance, type(event), turn)
+
+    def discard(self, instance_id: str, reason: str, turn: Turn, key: PoolKey = UNKNOWN_KEY) -> None:
+        """A found instance is of no use."""
+        self._add_instance(Instance(instance_id, key), events.InstanceFound, turn, reason)
+
+    def resume(self, event: events.SessionFound, turn: Turn) -> Session:
+        """A found session goes on in its instance."""
+        name, key, at = event.instance_id, event.key, event.at
+        session = Session(event.session_id, key, "", at, instance_id=name, source="resumed")
+        self._add_session(session, type(event), at, name)
+        self._supply.lease(key, at)
+        self._add_instance(Instance(name, key, event.session_id), type(event), turn, event.session_id)
+        return session
+
+    def _admit(self, session: Session, instance_id: str, source: str, turn: Turn) -> None:
+        self._queue.remove(session)
+        session.instance_id, session.source = instance_id, source
+        self._move_session(session, SessionOrder.ADMIT, turn.event.at, instance_id)
+
+    def _add_session(self, session: Session, cause: SessionCause, at: float, note: str = "") -> None:
+        self.sessions.add(session.session_id, session)
+        self._move_session(session, cause, at, note)
+
+    def _add_instance(self, instance: Instance, cause: InstanceCause, turn: Turn, note: str = "") -> None:
+        self.instances.add(instance.instance_id, instance)
+        self.move_instance(instance, cause, turn, note)
+
     # Instances.
 
-    def add_instance(self, instance: Instance, cause: InstanceCause, turn: Turn, note: str = "") -> None:
-        """Take an instance in, with its first step."""
-        self.instances.add(instance.instance_id, instance)
+    def advance(self, instance: Instance, event: events.InstanceEvent, turn: Turn) -> None:
+        """Something has happened to an instance."""
+        note = self._settle(instance, event, turn)
+        cause: InstanceCause = type(event)
+        if cause is events.CloneDone and instance.to_pause and instance.state is InstanceState.CLONING:
+            cause = InstanceOrder.PRESTART
         self.move_instance(instance, cause, turn, note)
 
     def move_instance(self, instance: Instance, cause: InstanceCause, turn: Turn, note: str = "") -> None:
@@ -103,9 +181,9 @@ class Lives:
             return
         if instance.session_id:
             if before in IN_USE and after not in IN_USE:
-                self._upkeep.release(instance.key, turn.event.at)
+                self._supply.release(instance.key, turn.event.at)
         elif before in UNCLAIMED and after not in UNCLAIMED:
-            self._upkeep.lose(instance.instance_id, instance.key, turn.event.at)
+            self._supply.lose(instance.instance_id, instance.key, turn.event.at)
         if cause is InstanceOrder.RETRY:
             self._agenda.cancel(Retry(instance.instance_id))
         self._counts[before] -= 1
@@ -129,9 +207,9 @@ class Lives:
                 if instance.session_id:
                     self.move_instance(instance, InstanceOrder.CLAIM, turn)
                 else:
-                    self._upkeep.offer(name, instance.key, turn.event.at)
+                    self._supply.offer(name, instance.key, turn.event.at)
             case InstanceState.RUNNING:
-                self.move_session(self.sessions[instance.session_id], events.RunStarted, turn.event.at)
+                self._move_session(self.sessions[instance.session_id], events.RunStarted, turn.event.at)
             case InstanceState.ABANDONED:
                 turn.out.append(effects.Cancel(instance_id=name))
             case InstanceState.STUCK:
@@ -160,7 +238,7 @@ class Lives:
         if instance.failed_deletions >= LEAK_AFTER:
             self.move_instance(instance, InstanceOrder.REPORT, turn, note)
 
-    def settle(self, instance: Instance, event: events.InstanceEvent, turn: Turn) -> str:
+    def _settle(self, instance: Instance, event: events.InstanceEvent, turn: Turn) -> str:
         """Decide what the event means for the session or the pool; return a note for the story."""
         match event:
             case events.RunDone():
@@ -174,7 +252,7 @@ class Lives:
         session = self.sessions.find(instance.session_id)
         if session is None:
             if instance.state in UNCLAIMED:
-                self._upkeep.fail(
+                self._supply.fail(
                     instance.key,
                     note if isinstance(event, events.EffectFailed) else f"{outcome.code}: {note}",
                     event.at,
@@ -192,23 +270,22 @@ class Lives:
             isinstance(event, events.RunDone) and session.outcome.asked
         ):
             session.outcome = outcome
-            self.move_session(session, type(event), event.at, note)
+            self._move_session(session, type(event), event.at, note)
         return note
 
     def _part(self, session: Session, instance: Instance, turn: Turn, note: str) -> None:
         """Let a session wait for another instance, before all others; this one is nobody's then."""
-        self._upkeep.release(instance.key, turn.event.at)
+        self._supply.release(instance.key, turn.event.at)
         instance.session_id = session.instance_id = session.source = ""
         session.phase = "queued"
         session.tried_again = True
-        self.offered.add(session.offered_id)
-        self._pool.enqueue_first(session.session_id, session.key)
-        self.move_session(session, SessionOrder.AGAIN, turn.event.at, note)
+        self._queue.add_first(session)
+        self._move_session(session, SessionOrder.AGAIN, turn.event.at, note)
         turn.out.append(effects.TellSession(session_id=session.session_id, phase="queued"))
 
     # Sessions.
 
-    def move_session(self, session: Session, cause: SessionCause, at: float, note: str = "") -> None:
+    def _move_session(self, session: Session, cause: SessionCause, at: float, note: str = "") -> None:
         """Take one step of the table."""
         before = session.state
         session.state = SESSION_MOVES[before][cause]
@@ -220,11 +297,10 @@ class Lives:
         """End a session before its main command did."""
         session.outcome = outcome
         if session.state is SessionState.QUEUED:
-            self._pool.dequeue(session.session_id)
-            self.offered.remove(session.offered_id)
-            self.end_session(session, cause, turn)
+            self._queue.remove(session)
+            self._end_session(session, cause, turn)
         else:
-            self.move_session(session, cause, turn.event.at, outcome.message)
+            self._move_session(session, cause, turn.event.at, outcome.message)
             instance = self.instances[session.instance_id]
             self.move_instance(instance, InstanceOrder.GIVE_UP, turn, outcome.message)
 
@@ -233,12 +309,12 @@ class Lives:
         if instance.session_id:
             session = self.sessions[instance.session_id]
             instance.session_id = ""
-            self.end_session(session, SessionOrder.RELEASE, turn)
+            self._end_session(session, SessionOrder.RELEASE, turn)
 
-    def end_session(self, session: Session, cause: SessionCause, turn: Turn) -> None:
+    def _end_session(self, session: Session, cause: SessionCause, turn: Turn) -> None:
         """Let a session's client have its exit status, and let go of the session."""
         outcome = session.outcome
-        self.move_session(session, cause, turn.event.at, outcome.code)
+        self._move_session(session, cause, turn.event.at, outcome.code)
         self.sessions.retire(session.session_id)
         turn.out.append(
             effects.EndSession(
@@ -250,6 +326,17 @@ class Lives:
             )
         )
 
+    def invariants(self) -> Invariants:
+        """Yield what must hold of sessions by themselves, and of instances by themselves."""
+        yield from self.sessions.invariants()
+        yield from self.instances.invariants()
+        found = Counter(instance.state for instance in self.instances.all())
+        counted = {state: self._counts[state] for state in found}
+        yield Invariant("instances", "they are counted by their states", counted == dict(found))
+        there = sum(count for state, count in self._counts.items() if state is not InstanceState.ABSENT)
+        gone = self._counts[InstanceState.DELETED]
+        yield Invariant("instances", "none is counted twice", there - gone == len(self.instances))
+
 
 def _step(at: float, before: str, cause: InstanceCause | SessionCause, after: str, note: str) -> Step:
-    return Step(at, before, cause if isinstance(cause, str) else cause.__name__, after, note)
+    return Step(at, before, cause if isinstance(cause, str) else cause.__name__, after, cut(note))

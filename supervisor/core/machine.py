@@ -12,29 +12,23 @@ about all keys that lack memory.
 
 from collections.abc import Iterable, Sequence
 
-from claude_vm.supervisor.core import effects, events
+from claude_vm.supervisor.core import consistency, effects, events
 from claude_vm.supervisor.core.due import Aged, Agenda, Retry
 from claude_vm.supervisor.core.effects import Effect
 from claude_vm.supervisor.core.errors import InvalidTransition
 from claude_vm.supervisor.core.instance import HARMLESS as HARMLESS_TO_INSTANCES
 from claude_vm.supervisor.core.instance import MOVES as INSTANCE_MOVES
-from claude_vm.supervisor.core.instance import (
-    READY,
-    Instance,
-    InstanceCause,
-    InstanceOrder,
-    InstanceState,
-    fits,
-)
+from claude_vm.supervisor.core.instance import InstanceOrder, InstanceState, fits
+from claude_vm.supervisor.core.invariants import Invariant, Invariants, check
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.lives import Lives, Turn
-from claude_vm.supervisor.core.pool import Assign, Pool, PoolPolicy
-from claude_vm.supervisor.core.refills import Ask
-from claude_vm.supervisor.core.session import FAILED, Outcome, Session, SessionOrder, SessionState
+from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.core.pool.supply import Supply
+from claude_vm.supervisor.core.queue import Queue
+from claude_vm.supervisor.core.session import FAILED, Outcome, SessionState
 from claude_vm.supervisor.core.session import HARMLESS as HARMLESS_TO_SESSIONS
 from claude_vm.supervisor.core.session import MOVES as SESSION_MOVES
 from claude_vm.supervisor.core.story import Story
-from claude_vm.supervisor.core.upkeep import Upkeep
 from claude_vm.supervisor.core.views import (
     InstanceView,
     MemoryView,
@@ -44,15 +38,19 @@ from claude_vm.supervisor.core.views import (
     view_session,
 )
 
+_TEMPLATE_CHANGED = "its template has changed"
+_DAEMON_STOPPED = Outcome(FAILED, "daemon-stopped", "the supervisor was stopped", asked=True)
+_SHUTTING_DOWN = Outcome(FAILED, "shutting-down", "the supervisor is shutting down")
+
 
 class Core:
     """All sessions and instances of one supervisor. Not for several threads."""
 
     def __init__(self, policy: PoolPolicy | None = None) -> None:
-        self._pool = Pool(policy or PoolPolicy())
         self._agenda: Agenda = Agenda()
-        self._upkeep = Upkeep(self._pool, self._agenda)
-        self._lives = Lives(self._pool, self._upkeep, self._agenda)
+        self._queue = Queue()
+        self._supply = Supply(policy or PoolPolicy(), self._agenda)
+        self._lives = Lives(self._queue, self._supply, self._agenda)
         self._stopping = False
         self._stop_told = False
 
@@ -101,17 +99,16 @@ class Core:
 
     def pools(self) -> Sequence[PoolView]:
         """Return what there is of each key that is wanted or in use, least recently used first."""
-        return self._upkeep.views()
+        return self._supply.views()
 
     @property
     def memory(self) -> MemoryView:
         """What the unclaimed instances take, and what the host has left."""
-        return MemoryView(self._pool.memory.used_mib, self._pool.memory.available_mib)
+        return self._supply.memory
 
     def takes_mib(self, key: PoolKey) -> int | None:
         """Return what was measured of a key's kind, with the margin, in MiB; None if nothing was yet."""
-        memory, kind = self._pool.memory, key.kind
-        return memory.takes_mib(kind) if memory.is_measured(kind) else None
+        return self._supply.takes_mib(key)
 
     def session_of(self, instance_id: str) -> str:
         """Return the session that an instance is made for or claimed by; "" for none."""
@@ -122,6 +119,10 @@ class Core:
         """Return how a session's instance came, see `SessionView`; "" if it has none, or is over."""
         session = self._lives.sessions.find(session_id)
         return "" if session is None else session.source
+
+    def told(self) -> list[str]:
+        """Return the sessions and instances whose story is remembered."""
+        return [*self._lives.sessions.told(), *self._lives.instances.told()]
 
     def session_story(self, session_id: str) -> Story:
         """Return what happened to a session, as far as it is remembered."""
@@ -134,7 +135,7 @@ class Core:
     @property
     def policy(self) -> PoolPolicy:
         """The policy that the pool obeys now."""
-        return self._pool.policy
+        return self._supply.policy
 
     @property
     def is_empty(self) -> bool:
@@ -145,6 +146,24 @@ class Core:
     def is_stopping(self) -> bool:
         """Whether `ShutdownRequested` has come."""
         return self._stopping
+
+    def invariants(self) -> Invariants:
+        """Yield all that must hold between two events. That costs more the more there is."""
+        lives, queue, supply = self._lives, self._queue, self._supply
+        yield from lives.invariants()
+        yield from queue.invariants()
+        yield from supply.invariants()
+        yield from consistency.invariants(queue, supply, lives, self._agenda)
+        ahead = self._stopping and (queue or supply.unclaimed())
+        yield Invariant("core", "nobody waits, and nothing is kept, at the end", not ahead)
+
+    def validate(self) -> None:
+        """Check that all of it holds. For tests.
+
+        Raises:
+            BrokenInvariant: Something does not.
+        """
+        check(self.invariants())
 
     # What each event does: first the check, then the change.
 
@@ -160,23 +179,17 @@ class Core:
         if not fits(instance, event):
             raise instances.unfit(event.instance_id, event)
         if moves:
-            note = self._lives.settle(instance, event, turn)
-            self._lives.move_instance(instance, _cause(instance, event), turn, note)
+            self._lives.advance(instance, event, turn)
 
     def _request_session(self, event: events.SessionRequested, turn: Turn) -> None:
         self._check_new_session(event)
         self._check_fresh(event.instance_id, event)
-        session = Session(event.session_id, event.key, offered_id=event.instance_id, requested_at=event.at)
-        self._lives.sessions.add(session.session_id, session)
-        self._lives.move_session(session, type(event), event.at)
         if self._stopping:
-            session.outcome = Outcome(FAILED, "shutting-down", "the supervisor is shutting down")
-            self._lives.end_session(session, SessionOrder.REFUSE, turn)
+            self._lives.refuse(event, _SHUTTING_DOWN, turn)
             return
-        self._lives.offered.add(session.offered_id)
-        self._pool.enqueue(session.session_id, session.key)
+        session = self._lives.request(event)
         self._notice(session.key, turn)
-        self._upkeep.want(session.key, event.at)
+        self._supply.want(session.key, event.at)
         self._serve_queue(turn)
         if session.state is SessionState.QUEUED:
             turn.out.append(effects.TellSession(session_id=session.session_id, phase="queued"))
@@ -200,16 +213,12 @@ class Core:
                 case Aged(instance_id=name):
                     self._give_up([name], turn, "too old")
                 case _:
-                    self._give_up(self._upkeep.due(due, at), turn, "not used for long")
+                    self._give_up(self._supply.due(due, at), turn, "not used for long")
 
     def _make_warm(self, event: events.WarmRequested, turn: Turn) -> None:
         self._check_fresh(event.instance_id, event)
-        key, at = event.key, event.at
-        if event.available_mib is not None:
-            self._pool.memory.hear(event.available_mib)
-        if self._upkeep.answer(event.instance_id, key, paused=event.paused, at=at, places=self._places):
-            instance = Instance(event.instance_id, key, made_at=at, to_pause=event.paused)
-            self._lives.add_instance(instance, type(event), turn)
+        if self._supply.answer(event, places=self._places):
+            self._lives.make_ahead(event, turn)
 
     def _find(self, event: events.InstanceFound | events.WarmFound | events.SessionFound, turn: Turn) -> None:
         """Take over what a dead supervisor left."""
@@ -219,23 +228,15 @@ class Core:
         self._check_fresh(name, event)
         match event:
             case events.InstanceFound():
-                self._lives.add_instance(Instance(name), type(event), turn, event.reason)
-            case events.WarmFound(key=key, made_at=made_at, at=at):
+                self._lives.discard(name, event.reason, turn)
+            case events.WarmFound(key=key):
                 self._notice(key, turn)
-                places = 0 if self._stopping else self._places
-                if self._upkeep.adopt(name, key, made_at=made_at, at=at, places=places):
-                    self._lives.add_instance(Instance(name, key, made_at=made_at), type(event), turn)
+                if self._supply.adopt(event, places=0 if self._stopping else self._places):
+                    self._lives.adopt(event, turn)
                 else:
-                    self._lives.add_instance(
-                        Instance(name, key), events.InstanceFound, turn, "no place for it"
-                    )
+                    self._lives.discard(name, "no place for it", turn, key)
             case _:
-                session_id, key = event.session_id, event.key
-                session = Session(session_id, key, "", event.at, instance_id=name, source="resumed")
-                self._lives.sessions.add(session_id, session)
-                self._lives.move_session(session, type(event), event.at, name)
-                self._upkeep.lease(key, event.at)
-                self._lives.add_instance(Instance(name, key, session_id), type(event), turn, session_id)
+                session = self._lives.resume(event, turn)
                 if self._stopping:
                     self._lives.stop(session, _DAEMON_STOPPED, events.ShutdownRequested, turn)
 
@@ -245,31 +246,31 @@ class Core:
             case events.FillRequested(key=key, size=size, at=at):
                 if not self._stopping:
                     self._notice(key, turn)
-                    self._upkeep.fill(key, size, at)
+                    self._supply.fill(key, size, at)
             case events.DrainRequested(key=None):
-                self._give_up(self._upkeep.forget_all(), turn, "drained")
+                self._give_up(self._supply.forget_all(), turn, "drained")
             case events.DrainRequested(key=PoolKey() as key):
-                self._give_up(self._upkeep.forget(key), turn, "drained")
+                self._give_up(self._supply.forget(key), turn, "drained")
             case events.TemplateChanged(driver=driver, template=template, generation=new, sizes=sizes, at=at):
-                gone = self._upkeep.change_template(driver, template, new, at, sizes=sizes)
+                gone = self._supply.change_template(driver, template, new, at, sizes=sizes)
                 self._give_up(gone, turn, _TEMPLATE_CHANGED)
             case events.PolicyChanged(policy=policy, at=at):
-                if policy != self._pool.policy:
-                    self._give_up(self._upkeep.change_policy(policy, at), turn, "other settings")
+                if policy != self._supply.policy:
+                    self._give_up(self._supply.change_policy(policy, at), turn, "other settings")
             case events.Measured(available_mib=available_mib, taken=taken, at=at):
-                self._upkeep.measure(taken, available_mib, at)
+                self._supply.measure(taken, available_mib, at)
             case _:
                 raise TypeError(f"no event of the core: {event}")
 
     def _notice(self, key: PoolKey, turn: Turn) -> None:
         """Give up what is of an older generation than a key that comes fresh from disk."""
-        self._give_up(self._upkeep.notice(key, turn.event.at), turn, _TEMPLATE_CHANGED)
+        self._give_up(self._supply.notice(key, turn.event.at), turn, _TEMPLATE_CHANGED)
 
     def _shut_down(self, turn: Turn) -> None:
         if self._stopping:  # people press Ctrl-C twice
             return
         self._stopping = True
-        self._upkeep.forget_all()  # its instances are given up below, in their turn
+        self._supply.forget_all()  # its instances are given up below, in their turn
         for session in self._lives.sessions.all():
             if session.state is not SessionState.ENDING:
                 self._lives.stop(session, _DAEMON_STOPPED, events.ShutdownRequested, turn)
@@ -282,53 +283,43 @@ class Core:
     # What follows from it.
 
     def _serve_queue(self, turn: Turn) -> None:
-        """Give those who wait what there is."""
-        lives, at = self._lives, turn.event.at
-        while choice := self._pool.assign(held=lives.held, leaving=lives.going):
-            deed, session_id, instance_id = choice
-            if deed is Assign.EVICT:
-                self._let_give_way(instance_id, "a session needed the place", turn)
-                continue
-            session = lives.sessions[session_id]
-            self._pool.dequeue(session_id)
-            lives.offered.remove(session.offered_id)
-            session.instance_id = instance_id or session.offered_id
-            lives.move_session(session, SessionOrder.ADMIT, at, session.instance_id)
-            if deed is Assign.CLAIM:
-                instance = lives.instances[instance_id]
-                is_ready = instance.state in READY
-                session.source = instance.state.value if is_ready else "making"
-                self._upkeep.lose(instance_id, instance.key, at)
-                if is_ready:  # else nobody knows yet whether it comes to anything
-                    self._upkeep.succeed(instance.key)
-                self._upkeep.lease(session.key, at)
-                instance.session_id = session_id
-                instance.to_pause = False
-                lives.move_instance(instance, InstanceOrder.CLAIM, turn, session_id)
+        """Give those who wait what there is.
+
+        The first one gets what is ready of its key, else what is being made without a session, else one of
+        its own. When there is no place for that, unclaimed instances of other keys give way.
+        """
+        lives, supply = self._lives, self._supply
+        while (session := self._queue.head) is not None:
+            if found := supply.furthest(session.key):
+                lives.claim(session, lives.instances[found], turn)
+            elif self._places > 0:
+                lives.make(session, turn)
+            elif (other := supply.least_missed()) is not None and lives.going < self._queue.need(other[1]):
+                self._let_give_way(*other, "a session needed the place", turn)
             else:
-                session.source = "made"
-                self._upkeep.lease(session.key, at)
-                instance = Instance(session.instance_id, session.key, session_id, made_at=at)
-                lives.add_instance(instance, InstanceOrder.MAKE, turn, session_id)
+                break
 
     def _relieve(self, turn: Turn) -> None:
         """Let unclaimed instances give way as long as there are too many of them."""
-        while (found := self._pool.burden(held=self._lives.held - self._lives.leaving)) is not None:
+        while (found := self._supply.burden(staying=self._lives.staying)) is not None:
             self._let_give_way(*found, turn)
 
     def _fill_pool(self, turn: Turn) -> None:
         """Ask for what the pool lacks, unless a session waits."""
-        lives = self._lives
-        at = turn.event.at
-        while (step := self._upkeep.next_step(places=self._places, leaving=lives.leaving, at=at)) is not None:
-            if isinstance(step, Ask):
-                turn.out.append(effects.RequestWarm(key=step.key, paused=step.paused))
+        lives, supply, at = self._lives, self._supply, turn.event.at
+        while supply.is_short and (
+            step := supply.next_step(
+                places=self._places, leaving=lives.leaving, awaited=bool(self._queue), at=at
+            )
+        ):
+            if isinstance(step, effects.RequestWarm):
+                turn.out.append(step)
             else:
-                self._let_give_way(step.instance_id, "another one needed the room", turn)
+                self._let_give_way(*step, "another one needed the room", turn)
 
-    def _let_give_way(self, name: str, why: str, turn: Turn) -> None:
+    def _let_give_way(self, name: str, key: PoolKey, why: str, turn: Turn) -> None:
         """Give up an unclaimed instance whose key is wanted, and let that be seen."""
-        self._upkeep.note_gave_way(self._lives.instances[name].key, why)
+        self._supply.give_way(key, why)
         self._give_up([name], turn, why)
 
     def _give_up(self, names: Iterable[str], turn: Turn, note: str) -> None:
@@ -339,7 +330,7 @@ class Core:
     @property
     def _places(self) -> int:
         """How many more instances there may be."""
-        return self._pool.policy.max_instances - self._lives.held
+        return self._supply.policy.max_instances - self._lives.held
 
     def _check_new_session(self, event: events.SessionRequested | events.SessionFound) -> None:
         """Raise unless there is, and was, no session of this id."""
@@ -348,20 +339,9 @@ class Core:
 
     def _check_fresh(self, instance_id: str, event: events.Event) -> None:
         """Raise unless nobody has, had or was promised an instance of this id."""
-        if instance_id in self._lives.offered:
+        if self._queue.is_promised(instance_id):
             raise InvalidTransition(
                 key=instance_id, state="promised to a session", event=event, story=Story(instance_id, ())
             )
         if self._lives.instances.state(instance_id) is not InstanceState.ABSENT:
             raise self._lives.instances.unfit(instance_id, event)
-
-
-_TEMPLATE_CHANGED = "its template has changed"
-_DAEMON_STOPPED = Outcome(FAILED, "daemon-stopped", "the supervisor was stopped", asked=True)
-
-
-def _cause(instance: Instance, event: events.Event) -> InstanceCause:
-    """Return by what an event moves an instance; mostly it is the event itself."""
-    if isinstance(event, events.CloneDone) and instance.to_pause and instance.state is InstanceState.CLONING:
-        return InstanceOrder.PRESTART
-    return type(event)

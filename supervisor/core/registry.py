@@ -1,10 +1,12 @@
 """All sessions, or all instances: the live ones, and what is remembered of those that ended last."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from claude_vm.supervisor.core.errors import InvalidTransition
 from claude_vm.supervisor.core.events import Event
+from claude_vm.supervisor.core.invariants import Invariant, Invariants
 from claude_vm.supervisor.core.story import Step, Story, StoryBook
 
 RETIRED_IDS = 4096
@@ -78,6 +80,21 @@ class Registry(Generic[Item, State]):
         """Return the story of any id, as far as it is remembered."""
         return self._stories.of(key)
 
+    def told(self) -> Iterator[str]:
+        """Yield the ids whose story is remembered, the ended ones first."""
+        yield from self._stories
+
     def unfit(self, key: str, event: Event) -> InvalidTransition:
         """Return the error for an event that does not fit."""
         return InvalidTransition(key=key, state=self.state(key), event=event, story=self.story(key))
+
+    def invariants(self) -> Invariants:
+        """Yield what must hold of the ids, living and ended."""
+        for key, item in self._live.items():
+            steps = self.story(key).steps
+            yield Invariant(
+                key, "its story ends where it stands", bool(steps) and steps[-1].after == item.state
+            )
+            yield Invariant(key, "it lives", item.state not in {self._absent, self._ended})
+            yield Invariant(key, "it has not ended before", key not in self._retired)
+        yield Invariant("registry", "few ended ids are kept", len(self._retired) <= RETIRED_IDS)

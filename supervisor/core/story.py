@@ -4,6 +4,7 @@ Not to be confused with the journal, which survives the supervisor. A story is f
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 STEPS_PER_KEY = 32
@@ -13,7 +14,7 @@ FINISHED_KEYS = 256
 """Stories that are kept after their key has come to its end."""
 
 NOTE_LENGTH = 200
-"""Characters of a note that are shown."""
+"""Characters of a note that are kept."""
 
 
 class Step(NamedTuple):
@@ -27,7 +28,7 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         """The step as one line, whatever bytes a guest or a tool put into the note."""
-        note = f" ({_one_line(self.note)})" if self.note else ""
+        note = f" ({''.join(map(_visible, self.note))})" if self.note else ""
         return f"{self.at:.3f} {self.before} --{self.cause}--> {self.after}{note}"
 
 
@@ -66,12 +67,21 @@ class StoryBook:
         if len(self._finished) > FINISHED_KEYS:
             self._finished.popitem(last=False)
 
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys, the ended ones first."""
+        yield from self._finished
+        yield from self._live
+
     def of(self, key: str) -> Story:
         """Return the story of a key, as far as it is remembered."""
         steps = self._live.get(key) or self._finished.get(key) or ()
         return Story(key, tuple(steps))
 
 
-def _one_line(note: str) -> str:
-    shown = note if len(note) <= NOTE_LENGTH else note[: NOTE_LENGTH - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
+def cut(note: str) -> str:
+    """Return a note that is not too long to be kept."""
+    return note if len(note) <= NOTE_LENGTH else note[: NOTE_LENGTH - 1] + "…"
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

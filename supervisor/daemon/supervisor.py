@@ -22,7 +22,7 @@ from claude_vm.drivers.process import boot_id
 from claude_vm.drivers.programs import system
 from claude_vm.supervisor.core.events import PolicyChanged, ShutdownRequested
 from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.core.pool import PoolPolicy
+from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import adopt
 from claude_vm.supervisor.daemon.dispatch.clock import follow_drift, watch_host_clock
 from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher

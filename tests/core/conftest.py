@@ -9,7 +9,22 @@ from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.instance import InstanceState
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.core.pool import PoolPolicy
+from claude_vm.supervisor.core.policy import PoolPolicy
+
+
+@pytest.fixture(autouse=True)
+def validated(request, monkeypatch):
+    """All cores of all tests are validated after each event, also a refused one, unless time is measured."""
+    if request.node.get_closest_marker("timed") is None:
+        handle = Core.handle
+
+        def handle_and_validate(core, event):
+            try:
+                return handle(core, event)
+            finally:
+                core.validate()
+
+        monkeypatch.setattr(Core, "handle", handle_and_validate)
 
 
 def pool_key(name="t", generation="1", memory_mib=512, mounts=()):

@@ -16,8 +16,14 @@ from claude_vm.supervisor.core.due import Idle
 from claude_vm.supervisor.core.effects import Run
 from claude_vm.supervisor.core.lives import Turn
 from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.core.pool import PoolPolicy
+from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.registry import RETIRED_IDS, Registry
+
+
+@pytest.fixture(autouse=True)
+def validated():
+    """What is counted here is what an event costs; to validate a crowd costs more, the larger it is."""
+
 
 LIFE = ["request", "cloned", "started", "connected", "run_started", "run_done", "deleted"]
 OTHER_LIVES = [
@@ -85,7 +91,7 @@ def live(rig, words, key):
         "change": lambda: rig.change("2", key.template),
         "fill": lambda: rig.fill(key=key),
         "warm_found": lambda: rig.warm_found("new", key),
-        "idle": lambda: rig.core._upkeep.due(Idle(key), rig.now + 1800.0),
+        "idle": lambda: rig.core._supply.due(Idle(key), rig.now + 1800.0),
         "age": lambda: rig.core._give_up(["inew"], Turn(events.Tick(at=rig.now), []), "too old"),
         "deleted_at_last": lambda: rig.tick(after=0.0),
     }
@@ -170,7 +176,7 @@ def sequences(thing, seen):
 
 def test_no_sequence_that_could_be_scanned_is_as_long_as_the_crowd_but_the_heaps(make_rig, key_of):
     rig = crowd(make_rig, key_of, 100)
-    heaps = [rig.core._agenda._due._heap, rig.core._pool._ready[True]._heap]
+    heaps = [rig.core._agenda._due._heap, rig.core._supply._stock._ready[True]._heap]
     assert all(len(heap) >= 100 for heap in heaps)
     long = [n for n in sequences(rig.core, set()) if n >= 100]
     assert sorted(long) == sorted(map(len, heaps))
@@ -216,7 +222,7 @@ def test_what_is_remembered_does_not_grow_with_the_claims_and_the_keys_of_the_pa
     for part in range(4):
         warm += sum(claim(n) for n in range(1000 * part + 1, 1000 * part + 1001))
         seen = set()
-        sizes.append(sum(sequences((rig.core._pool, rig.core._agenda, rig.core._upkeep), seen)) + len(seen))
+        sizes.append(sum(sequences((rig.core._agenda, rig.core._supply), seen)) + len(seen))
     assert warm > 1000
     assert max(sizes) <= 1.3 * sizes[0]
 

@@ -8,7 +8,7 @@ import pytest
 
 from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.core.pool import PoolPolicy
+from claude_vm.supervisor.core.policy import PoolPolicy
 
 CLAIMS = 10_000
 EVENTS_PER_SECOND = 50_000

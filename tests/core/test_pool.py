@@ -4,7 +4,7 @@ import pytest
 
 from claude_vm.supervisor.core.effects import Clone, Connect, Delete, EndSession, Resume, Run, Start
 from claude_vm.supervisor.core.policy import PoolPolicy
-from claude_vm.supervisor.core.upkeep import KEPT_GENERATIONS
+from claude_vm.supervisor.core.pool.generations import KEPT_GENERATIONS
 
 AHEAD = {"paused": 1, "prestart_drivers": frozenset({"sim"})}
 

@@ -7,7 +7,7 @@ import msgspec
 from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.core.pool import PoolPolicy
+from claude_vm.supervisor.core.policy import PoolPolicy
 
 POLICY = PoolPolicy(
     size=1, max_instances=5, paused=1, memory_budget_mib=1024, prestart_drivers=frozenset({"sim"})

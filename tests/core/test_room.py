@@ -12,8 +12,8 @@ import pytest
 from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.keys import MountKey
 from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.core.memory import FLOOR_MIB, KEPT_KINDS, MARGIN, Memory
 from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.core.pool.memory import FLOOR_MIB, KEPT_KINDS, MARGIN, Memory
 
 LOOK_S = 10.0
 SECONDS = {
@@ -179,6 +179,8 @@ def test_filled_ones_count_as_configured_until_each_is_measured_and_then_as_they
         assert (view.takes_mib, view.is_measured) == (375, True)
     assert town.ready() == list(EIGHT)
     assert town.core.memory.used_mib == 8 * 375
+    assert town.core.takes_mib(big(EIGHT[0])) == 375
+    assert town.core.takes_mib(big("another")) is None
 
 
 def room_for_eight(how):
@@ -402,6 +404,14 @@ def test_figures_of_kinds_without_an_instance_are_forgotten_at_last(key_of):
     assert memory.is_measured(used)
     assert memory.is_measured(key_of(f"k{2 * KEPT_KINDS - 1}"))
     assert not memory.is_measured(key_of("k0"))
+
+
+def test_no_figure_of_a_kind_with_instances_is_forgotten_however_many_there_are(key_of):
+    memory, kinds = Memory(), [key_of(f"k{n}") for n in range(KEPT_KINDS + 1)]
+    for kind in kinds:
+        memory.expect(kind)
+        memory.measure(kind, 200)
+    assert all(memory.is_measured(kind) for kind in kinds)
 
 
 def test_mounts_make_no_other_kind_and_another_generation_does(key_of):

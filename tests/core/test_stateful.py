@@ -22,8 +22,8 @@ from claude_vm.supervisor.core.errors import InvalidTransition
 from claude_vm.supervisor.core.instance import IN_USE, UNCLAIMED, InstanceState
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.core.pool import PoolPolicy
-from claude_vm.supervisor.core.refills import MAX_MAKING
+from claude_vm.supervisor.core.policy import PoolPolicy
+from claude_vm.supervisor.core.pool.refills import MAX_MAKING
 from claude_vm.supervisor.core.session import SessionState
 
 MEMORY_MIB = {"a": 512, "b": 1024}
@@ -781,7 +781,7 @@ class World(RuleBasedStateMachine):
             assert view.wanted or view.warm or view.making or view.paused or view.claimed or key in self.used
         assert {v.key for v in self.unclaimed()} <= views.keys()
         assert self.core.memory.used_mib == self.used_mib()
-        assert self.core._pool.making == len(self.keys_in_the_making())
+        assert self.core._supply._stock.making == len(self.keys_in_the_making())
 
     @invariant()
     def nobody_waits_for_nothing(self):
@@ -843,7 +843,7 @@ class World(RuleBasedStateMachine):
 
     def nothing_lower_is_in_the_way(self, view):
         """What is left of a lower rank would not make enough room, or its own credit is used up."""
-        shelf = self.core._pool.find(view.key)
+        shelf = self.core._supply._stock.find(view.key)
         if not shelf.credit:
             return
         lower = [

@@ -53,10 +53,12 @@ def test_notes_can_not_break_the_line_or_reach_the_terminal():
     assert line == "1.000 a --b--> c (\\x1b[2J\\r\\n\\x9bcafé\\u202e\\ud800)"
 
 
-def test_a_long_note_is_cut_with_a_mark():
-    shown = str(Step(1.0, "a", "b", "c", "x" * 1000))
-    assert shown.endswith("x…)")
-    assert shown.count("x") == story.NOTE_LENGTH - 1
+def test_a_long_note_is_cut_with_a_mark(rig):
+    rig.request()
+    rig.failed(message="x" * 1000)
+    note = rig.core.instance_story("i1").steps[-1].note
+    assert note.endswith("x…")
+    assert len(note) == story.NOTE_LENGTH
 
 
 def test_a_story_keeps_its_last_steps():
@@ -74,6 +76,15 @@ def test_the_stories_of_the_last_ended_keys_are_kept_and_no_more():
         book.finish(f"k{n}")
     assert book.of("k0").steps == ()
     assert len(book.of("k1").steps) == 1
+
+
+def test_the_ids_with_a_story_are_told_those_that_ended_too(rig):
+    rig.run(1)
+    rig.run_done(1)
+    rig.deleted(1)
+    rig.request(2)
+    assert rig.core.told() == ["s1", "s2", "i1", "i2"]
+    assert [rig.core.knows(name) for name in ("s1", "i1", "s2", "i2", "s3")] == [True] * 4 + [False]
 
 
 def test_a_session_that_ended_long_ago_counts_as_unknown(rig, monkeypatch):

@@ -17,42 +17,32 @@ no storm: what gave way has a lower rank than what came, until its key is used a
 give way for as many instances as it asks for, however often those fail.
 """
 
-import msgspec
+from typing import NamedTuple
 
 from claude_vm.supervisor.core.deadlines import Ranking
 from claude_vm.supervisor.core.due import Agenda, Refill
+from claude_vm.supervisor.core.effects import RequestWarm
+from claude_vm.supervisor.core.invariants import Invariant, Invariants
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.pool import Pool, Worth
-from claude_vm.supervisor.core.shelf import Shelf
+from claude_vm.supervisor.core.pool.shelf import Shelf
+from claude_vm.supervisor.core.pool.stock import Stock, Worth
 
 MAX_MAKING = 2
 """Unclaimed instances that are made at the same time, of all keys together. One key has one."""
 
-PATIENCE_S = 30.0
-"""So long after a session's request nobody gives a place up for the next one: mostly its own comes back."""
 
-MOST_DELAYS = 4
-"""So many delays after a claim are the longest that further claims hold a refill up."""
-
-
-class Ask(msgspec.Struct, frozen=True):
-    """One more instance of this key is to be made."""
-
-    key: PoolKey
-    paused: bool
-
-
-class Displace(msgspec.Struct, frozen=True):
-    """This instance is to be given up for the sake of one that is of a higher rank."""
+class Displace(NamedTuple):
+    """This instance, of this key, is to be given up for the sake of one that is of a higher rank."""
 
     instance_id: str
+    key: PoolKey
 
 
 class Refills:
     """The stations of all keys that lack something."""
 
-    def __init__(self, pool: Pool, agenda: Agenda) -> None:
-        self._pool = pool
+    def __init__(self, stock: Stock, agenda: Agenda) -> None:
+        self._stock = stock
         self._agenda = agenda
         self._in_line: Ranking[PoolKey, tuple[bool, bool, float]] = Ranking()
         self._starved: Ranking[PoolKey, float] = Ranking()
@@ -60,32 +50,29 @@ class Refills:
         self._asked: dict[PoolKey, int] = {}  # with the MiB that each will take
 
     @property
+    def is_short(self) -> bool:
+        """Whether a key is in line, or starves."""
+        return bool(self._in_line) or bool(self._starved)
+
+    @property
     def room_mib(self) -> float:
         """The memory that is left for further unclaimed instances; below 0 if it has shrunk."""
-        return self._pool.memory.room_mib(self._pool.policy) - sum(self._asked.values())
+        return self._stock.memory.room_mib(self._stock.policy) - sum(self._asked.values())
 
     def has_room(self, kind: PoolKey, *, places: int) -> bool:
         """Tell whether one more unclaimed instance of a kind may be there; so many `places` are free."""
-        return places > len(self._asked) and self._pool.memory.takes_mib(kind) <= self.room_mib
-
-    def postpone(self, shelf: Shelf, at: float) -> None:
-        """Let the next instance wait for the delay after a claim, and after the next, but not for ever."""
-        if shelf.postponed_at is None:
-            shelf.postponed_at = at
-        delay_s = self._pool.policy.refill_delay_s
-        latest = shelf.postponed_at + MOST_DELAYS * delay_s
-        shelf.not_before = max(shelf.not_before, min(at + delay_s, latest))
+        return places > len(self._asked) and self._stock.memory.takes_mib(kind) <= self.room_mib
 
     def consider(self, shelf: Shelf, at: float, *, anew: bool = False) -> None:
         """Bring a shelf to the station where it belongs. `anew`: what starved may have a chance now."""
         key = shelf.key
         if anew:
             self._starved.discard(key)
-        paused = shelf.lack(self._pool.policy)
+        paused = shelf.lack(self._stock.policy)
         if paused is None:
-            shelf.postponed_at = None
+            shelf.cease_postponing()
             self.leave(key)
-            self._pool.tidy(shelf)
+            self._stock.tidy(shelf)
         elif shelf.not_before > at:
             if self._agenda.at(Refill(key)) != shelf.not_before:
                 self.leave(key)
@@ -94,14 +81,14 @@ class Refills:
                 self._waiting[key] = shelf
         elif key not in self._starved:
             self._stop_waiting(key)
-            rank = not shelf.credit, paused, -shelf.recency
+            rank = _rank(shelf, paused=paused)
             if self._in_line.rank(key) != rank:
                 self._in_line.put(key, rank)
 
     def consider_starved(self, at: float) -> None:
         """Give all that starves another chance: perhaps the memory or the ranks are different now."""
         for key in list(self._starved):
-            self.consider(self._pool.shelf(key), at, anew=True)
+            self.consider(self._stock.shelf(key), at, anew=True)
 
     def leave(self, key: PoolKey) -> None:
         """Take a key from whichever station it is at."""
@@ -109,24 +96,26 @@ class Refills:
         self._in_line.discard(key)
         self._starved.discard(key)
 
-    def next_step(self, *, places: int, leaving: int, at: float) -> Ask | Displace | None:
+    def next_step(
+        self, *, places: int, leaving: int, awaited: bool, at: float
+    ) -> RequestWarm | Displace | None:
         """Return what to do next; None: nothing until something happens.
 
         `places` is how many more instances there may be, `leaving` how many are on their way out, each of
-        which leaves a place. An `Ask` counts as an instance, until its answer. Sessions come first: whoever
-        waits was served before, as far as there were places.
+        which leaves a place. A request counts as an instance, until its answer. Sessions come first: whoever
+        waits (`awaited`) was served before, as far as there were places.
         """
-        if not (self._in_line or self._starved) or len(self._asked) + self._pool.making >= MAX_MAKING:
+        if len(self._asked) + self._stock.making >= MAX_MAKING:
             return None
         lacks_place = places <= len(self._asked)
-        if lacks_place and (self._pool.is_awaited or places + leaving > len(self._asked)):
+        if lacks_place and (awaited or places + leaving > len(self._asked)):
             return None  # a session would have the place, or one comes free by itself
         self._call_back()
         while (first := self._in_line.first()) is not None:
             (no_credit, paused, _), key = first
-            shelf = self._pool.shelf(key)
+            shelf = self._stock.shelf(key)
             worth = not paused, shelf.recency
-            takes_mib = self._pool.memory.takes_mib(shelf.kind)
+            takes_mib = self._stock.memory.takes_mib(shelf.kind)
             room_mib = self.room_mib - self._kept_mib(worth)
             if not lacks_place and takes_mib <= room_mib:
                 return self._ask(shelf, takes_mib, paused=paused)
@@ -141,17 +130,17 @@ class Refills:
 
     def _displace(self, shelf: Shelf, worth: Worth, lacking_mib: float) -> Displace | None:
         """Return what gives way first to one more of a shelf, if all of a lower rank makes enough room."""
-        if shelf.claimed and not self._pool.memory.is_measured(shelf.kind):
+        if shelf.claimed and not self._stock.memory.is_measured(shelf.kind):
             return None  # what its session's VM takes will be known in a moment, and is mostly much less
-        other = self._pool.lowest(below=worth)
-        if other is None or lacking_mib > self._pool.displaceable_mib(worth):
+        other = self._stock.lowest(below=worth)
+        if other is None or lacking_mib > self._stock.displaceable_mib(worth):
             return None
-        shelf.displaces = True
-        return Displace(other[0])
+        shelf.displace()
+        return Displace(*other)
 
     def _kept_mib(self, below: Worth) -> int:
         """Return the memory that is kept for those who wait, from whoever has a lower rank."""
-        policy, takes_mib = self._pool.policy, self._pool.memory.takes_mib
+        policy, takes_mib = self._stock.policy, self._stock.memory.takes_mib
         return sum(
             takes_mib(shelf.kind)
             for shelf in self._waiting.values()
@@ -167,20 +156,44 @@ class Refills:
         room_mib = self.room_mib
         while (smallest := self._starved.first()) is not None and smallest[0] <= room_mib:
             self._starved.discard(smallest[1])
-            shelf = self._pool.shelf(smallest[1])
-            paused = bool(shelf.lack(self._pool.policy))
-            self._in_line.put(shelf.key, (not shelf.credit, paused, -shelf.recency))
+            shelf = self._stock.shelf(smallest[1])
+            paused = bool(shelf.lack(self._stock.policy))
+            self._in_line.put(shelf.key, _rank(shelf, paused=paused))
 
-    def _ask(self, shelf: Shelf, takes_mib: int, *, paused: bool) -> Ask:
-        shelf.asked = True
-        shelf.postponed_at = None
-        shelf.credit -= shelf.displaces
-        shelf.displaces = False
+    def _ask(self, shelf: Shelf, takes_mib: int, *, paused: bool) -> RequestWarm:
+        shelf.ask()
         self._asked[shelf.key] = takes_mib
         self.leave(shelf.key)
-        return Ask(shelf.key, paused)
+        return RequestWarm(key=shelf.key, paused=paused)
 
     def take_answer(self, shelf: Shelf) -> None:
-        """An `Ask` has been answered."""
-        shelf.asked = False
+        """A request has been answered."""
+        shelf.take_answer()
         del self._asked[shelf.key]
+
+    def invariants(self) -> Invariants:
+        """Yield what must hold of the stations."""
+        asked, shelves = set(), self._stock.by_use()
+        for shelf in shelves:
+            key = name = shelf.key
+            waits = self._agenda.at(Refill(key))
+            stations = (waits is not None) + (key in self._in_line) + (key in self._starved)
+            lacks = shelf.lack(self._stock.policy)
+            yield Invariant(name, "what lacks something is at one station", stations == (lacks is not None))
+            yield Invariant(name, "it waits until its instant", waits in {None, shelf.not_before})
+            rank = self._in_line.rank(key)
+            yield Invariant(
+                name, "it stands where it belongs", rank in {None, _rank(shelf, paused=bool(lacks))}
+            )
+            yield Invariant(name, "room is kept for who waits", key not in self._waiting or waits is not None)
+            if shelf.asked:
+                asked.add(key)
+        yield Invariant("refills", "what is asked for is known", asked == self._asked.keys())
+        known = {shelf.key for shelf in shelves}
+        stations_of = {*self._in_line, *self._starved, *self._waiting}
+        yield Invariant("refills", "nothing else is at a station", stations_of <= known)
+
+
+def _rank(shelf: Shelf, *, paused: bool) -> tuple[bool, bool, float]:
+    """Return where a shelf stands in line: the lowest goes first."""
+    return not shelf.credit, paused, -shelf.recency

@@ -5,8 +5,9 @@ with a margin; with its configured memory as long as none was measured. The figu
 falls only when it is far too high, so that the room does not flicker.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
+from claude_vm.supervisor.core.invariants import Invariant, Invariants
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
 
@@ -91,6 +92,16 @@ class Memory:
     def take_out(self, kind: PoolKey, *, is_ready: bool) -> None:
         """Count an instance no longer."""
         self._count(kind, -1, -int(is_ready))
+
+    def invariants(self, unclaimed: Counter[PoolKey], ready: Counter[PoolKey]) -> Invariants:
+        """Yield what must hold, given how many instances of each kind there really are."""
+        counts = {kind: (count, ready[kind]) for kind, count in unclaimed.items()}
+        yield Invariant("memory", "each kind is counted right", counts == self._counts)
+        used_mib = sum(count * self.takes_mib(kind) for kind, count in unclaimed.items())
+        ready_mib = sum(count * self.takes_mib(kind) for kind, count in ready.items())
+        yield Invariant(
+            "memory", "the sums are right", (used_mib, ready_mib) == (self.used_mib, self._ready_mib)
+        )
 
     def _count(self, kind: PoolKey, more: int, more_ready: int) -> None:
         takes_mib = self.takes_mib(kind)
