@@ -22,7 +22,8 @@ LONGEST_REPORT = 8192
 _NAMES = frozenset(
     {
         "HOME",
-        *("CLAUDE_VM_HOME", "CLAUDE_VM_IDLE_EXIT", "CLAUDE_VM_RAM_CLONES", "CLAUDE_VM_FAULT"),
+        *("CLAUDE_VM_HOME", "CLAUDE_VM_IDLE_EXIT", "CLAUDE_VM_RAM_CLONES"),
+        *("CLAUDE_VM_FAULT", "CLAUDE_VM_VALIDATE"),  # for tests
     }
 )
 """Variables that are the daemon's own. All others (proxies, certificates, npm's) come with each command."""

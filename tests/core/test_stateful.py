@@ -781,7 +781,6 @@ class World(RuleBasedStateMachine):
             assert view.wanted or view.warm or view.making or view.paused or view.claimed or key in self.used
         assert {v.key for v in self.unclaimed()} <= views.keys()
         assert self.core.memory.used_mib == self.used_mib()
-        assert self.core._supply._stock.making == len(self.keys_in_the_making())
 
     @invariant()
     def nobody_waits_for_nothing(self):

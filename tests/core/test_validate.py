@@ -112,7 +112,7 @@ def test_every_invariant_is_broken_above(inside):
 def test_what_does_not_hold_is_raised_with_what_it_is_about(inside):
     inside.core.validate()
     inside.session.source = ""
-    with pytest.raises(BrokenInvariant, match="^s1: how its instance came is known$") as caught:
+    with pytest.raises(BrokenInvariant, match=r"^s1: how its instance came is known$") as caught:
         inside.core.validate()
     assert caught.value.code == "broken-invariant"
     assert [invariant.subject for invariant in caught.value.broken] == ["s1"]

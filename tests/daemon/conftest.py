@@ -20,6 +20,12 @@ memory = load("memory")
 users = load("user")
 
 
+@pytest.fixture(autouse=True)
+def validated(monkeypatch):
+    """Each supervisor in this process validates its core after each event."""
+    monkeypatch.setenv("CLAUDE_VM_VALIDATE", "1")
+
+
 @pytest.fixture
 def anyio_backend():
     return "asyncio"

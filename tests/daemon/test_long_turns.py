@@ -35,6 +35,7 @@ class Watched(User):
 
     def __init__(self, root):
         super().__init__(root)
+        del self.env["CLAUDE_VM_VALIDATE"]  # what is timed is the daemon as users have it
         self.turns = root / "turns"
         self.daemon = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("watched_daemon.py"), self.turns],

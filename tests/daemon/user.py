@@ -24,6 +24,7 @@ class User:
         # What is left of a session is easier to see when nothing is made ready for the next one.
         (self.home / ".claude-vm.toml").write_text("[pool]\nsize = 0\n")
         self.env = {"HOME": str(self.home), "PATH": os.environ["PATH"], "CLAUDE_VM_DRIVER": "sim"}
+        self.env["CLAUDE_VM_VALIDATE"] = "1"
         self.started = []
 
     def run(self, *args, env=None, cwd=None, data=b""):
@@ -74,6 +75,9 @@ class User:
             process.kill()
             process.communicate()
         self.run("daemon", "stop", "--force")
+        for log in (self.data / "logs").glob("*.log*"):
+            broken = [line for line in log.read_text().splitlines() if '"core-broken"' in line]
+            assert not broken, broken[0]
 
 
 def sleeper(user, *flags):

@@ -5,6 +5,7 @@ arise meanwhile wait in a queue. So what the core decided is under way, and in t
 else can happen.
 """
 
+import os
 import secrets
 import sqlite3
 import time
@@ -18,6 +19,7 @@ from claude_vm.drivers.api import Access, TemplateRecord
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core import effects as fx
 from claude_vm.supervisor.core import events as ev
+from claude_vm.supervisor.core.invariants import BrokenInvariant
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.daemon.dispatch.books import Books
@@ -33,6 +35,9 @@ from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.ssh.errors import SshError
 
 log = structlog.get_logger()
+
+VALIDATE = "CLAUDE_VM_VALIDATE"
+"""For tests only: with this variable in its environment a supervisor validates its core after each event."""
 
 
 def fresh_instance_id() -> str:
@@ -87,6 +92,7 @@ class Dispatcher:
         self._changed: anyio.Event | None = None
         self._queue: deque[ev.Event] = deque()
         self._draining = False
+        self._validates = VALIDATE in os.environ
         tasks.start_soon(self._alarm.run)
         tasks.start_soon(self._memory.run)
         self._memory.recall()
@@ -102,11 +108,20 @@ class Dispatcher:
                 taken = self._queue.popleft()
                 for effect in self.core.handle(taken):
                     self._start(effect)
+                if self._validates:
+                    self._validate(taken)
         finally:
             self._draining = False
             if self._changed is not None:
                 self._changed.set()
                 self._changed = None
+
+    def _validate(self, event: ev.Event) -> None:
+        try:
+            self.core.validate()
+        except BrokenInvariant as error:  # not everybody who posts an event lets a daemon die of it
+            log.critical("core-broken", after=type(event).__name__, broken=str(error))
+            raise
 
     async def change(self) -> None:
         """Wait until the core has taken another event. Look at it before; there is no await in between."""

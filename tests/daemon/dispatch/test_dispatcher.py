@@ -4,9 +4,11 @@ import anyio
 import pytest
 import trio
 from claude_vm_tests_memory import NAME, in_virtual_time, key, settled, template
+from structlog.testing import capture_logs
 
 from claude_vm.drivers.errors import DriverError, GuestError
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
+from claude_vm.supervisor.core.invariants import BrokenInvariant
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon.dispatch.instance import WATCH_AGAIN_S
 
@@ -35,6 +37,39 @@ def test_a_wish_for_a_warm_vm_is_answered_at_once_and_both_shells_wait_in_it(wor
             assert supervisor.dispatcher.warm_count == 1
             (vm,) = world.cloud.vms.values()
             assert vm.primed == {"pty", "pipes"}
+
+    in_virtual_time(main)
+
+
+def test_a_core_that_contradicts_itself_is_told_in_the_log_and_goes_no_further(world):
+    async def main():
+        async with world.supervisor(POOL) as supervisor:
+            fill(supervisor)
+            await settled()
+            supervisor.dispatcher.core._supply._stock.memory.used_mib += 1
+            with capture_logs() as logs, pytest.raises(BrokenInvariant):
+                fill(supervisor)
+            assert logs == [
+                {
+                    "event": "core-broken",
+                    "log_level": "critical",
+                    "after": "FillRequested",
+                    "broken": "memory: the sums are right",
+                }
+            ]
+
+    in_virtual_time(main)
+
+
+def test_a_core_is_not_validated_where_nobody_asks_for_it(world, monkeypatch):
+    monkeypatch.delenv("CLAUDE_VM_VALIDATE")
+
+    async def main():
+        async with world.supervisor(POOL) as supervisor:
+            supervisor.dispatcher.core.validate = None  # it would be called
+            fill(supervisor)
+            await settled()
+            assert supervisor.dispatcher.warm_count == 1
 
     in_virtual_time(main)
 

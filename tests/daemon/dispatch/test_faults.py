@@ -90,6 +90,7 @@ def claude_vm(tmp_path):
     project.mkdir()
     (home / ".claude-vm.toml").write_text("[pool]\nsize = 0\n")  # nothing is made beside the session
     environ = {"HOME": str(home), "PATH": os.environ["PATH"], "CLAUDE_VM_DRIVER": "sim"}
+    environ["CLAUDE_VM_VALIDATE"] = "1"
 
     def run(*words, **more):
         return subprocess.run(

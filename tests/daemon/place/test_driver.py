@@ -208,7 +208,7 @@ def test_a_secret_of_a_client_is_not_in_the_daemons_environment(host):
     environ = Path(f"/proc/{host.daemon_pid()}/environ").read_bytes()
     assert canary.encode() not in environ
     names = {line.partition(b"=")[0].decode() for line in environ.split(b"\0") if line}
-    assert names <= {"HOME", "CLAUDE_VM_HOME", "CLAUDE_VM_READY_FD", "LC_CTYPE"}
+    assert names <= {"HOME", "CLAUDE_VM_HOME", "CLAUDE_VM_READY_FD", "CLAUDE_VM_VALIDATE", "LC_CTYPE"}
 
 
 def test_the_first_clients_limits_are_not_those_of_the_daemon(host):
