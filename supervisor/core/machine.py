@@ -120,6 +120,12 @@ class Core:
         session = self._lives.sessions.find(session_id)
         return "" if session is None else session.source
 
+    def knows(self, name: str) -> bool:
+        """Tell whether an id is that of a session or an instance, or was not long ago."""
+        sessions, instances = self._lives.sessions, self._lives.instances
+        absent = sessions.state(name) is SessionState.ABSENT
+        return not absent or instances.state(name) is not InstanceState.ABSENT
+
     def told(self) -> list[str]:
         """Return the sessions and instances whose story is remembered."""
         return [*self._lives.sessions.told(), *self._lives.instances.told()]

@@ -84,6 +84,8 @@ def edits(one: str, other: str, most: int) -> int:
             if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
                 best = min(best, last[j - 2] + 1)
             row.append(best)
+        if min(row) > most:
+            return most + 1
     return row[-1]
 
 

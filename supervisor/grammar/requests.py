@@ -54,9 +54,10 @@ class Setup(Request, frozen=True):
 
 
 class Ps(Request, frozen=True):
-    """List sessions; with `all` also those that ended."""
+    """List sessions, with `all` also those that ended; or tell the `story` of one id, if it is not ""."""
 
     all: bool = False
+    story: str = ""
     json: bool = False
 
 

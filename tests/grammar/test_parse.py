@@ -50,6 +50,7 @@ def nothing_is_printed(capfd):
         ("ps", Ps()),
         ("ps --json", Ps(json=True)),
         ("ps --all", Ps(all=True)),
+        ("ps --story a1 --json", Ps(story="a1", json=True)),
         ("pool status", Pool(action="status")),
         ("pool status --json", Pool(action="status", json=True)),
         ("pool fill", Pool(action="fill")),
@@ -192,6 +193,10 @@ def test_bytes_that_are_no_utf8_survive_in_values():
     [
         ("ps --jsno", "--json"),
         ("ps extra", "extra"),
+        ("ps --story", "--story needs a value"),
+        ("ps --story=", "with --story"),
+        ("ps --story a1 --all", "with --story"),
+        ("ps --stroy a1", "--story"),
         ("daemon", "needs one of its commands: run, status, stop"),
         ("daemon stpo", "stop"),
         ("pool", "needs one of its commands: status, fill, drain"),

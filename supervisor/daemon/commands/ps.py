@@ -10,6 +10,7 @@ from claude_vm.supervisor.core.views import SessionView
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago, table
 from claude_vm.supervisor.daemon.clients.turns import in_turns
+from claude_vm.supervisor.daemon.commands.story import story
 from claude_vm.supervisor.daemon.ports.published import PublishedPort
 from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session
 from claude_vm.supervisor.grammar.requests import Ps
@@ -55,7 +56,9 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def ps(command: Command, request: Ps) -> int:
-    """List sessions, oldest first."""
+    """List sessions, oldest first; or tell the story of one."""
+    if request.story:
+        return await story(command, request.story, json=request.json)
     dispatcher = command.supervisor.dispatcher
     views = {view.session_id: view for view in dispatcher.core.sessions()}
     reports = {r.session: r.lines for r in command.supervisor.looker.reports.all()} if request.all else {}
