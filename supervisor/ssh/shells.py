@@ -58,6 +58,8 @@ class HeldSession(msgspec.Struct, frozen=True):
 class HeldProcess:
     """A session's main process. One reader per output and one writer at a time.
 
+    Who reads an output again has taken what came before: until then the guest keeps it for who comes next.
+
     From `keep` on it outlives its connection: who reads, writes or waits then waits until `attach` has found
     it again by another one.
     """

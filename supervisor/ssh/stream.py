@@ -25,10 +25,10 @@ ANSWER_S = 20.0
 """How long the holder may take to answer, in seconds."""
 
 ACKNOWLEDGE = 256 * 1024
-"""Output is acknowledged when so many bytes were read: less than the holder keeps without an answer."""
+"""Output is acknowledged when so many bytes were taken: less than the holder keeps without an answer."""
 
 ACKNOWLEDGE_S = 0.02
-"""What was read is acknowledged after this time at the latest, in seconds; not piece by piece, because each
+"""What was taken is acknowledged after this time at the latest, in seconds; not piece by piece, because each
 message costs both sides more than the piece."""
 
 MOST_WAITING = 4 * 1024 * 1024
@@ -99,6 +99,7 @@ class Stream:
         self._begun = [False, False]
         self._told = [0, 0]  # offsets behind what came
         self._read = [0, 0]  # offsets behind what was read
+        self._taken = [0, 0]  # offsets behind what whoever reads has done with
         self._acknowledged = 0
         self._acknowledges: asyncio.TimerHandle | None = None
 
@@ -316,8 +317,12 @@ class Stream:
         return ShellError(message, detail=self.refusal)
 
     async def read(self, index: int, limit: int) -> bytes:
-        """Return up to `limit` bytes of an output, empty at its end."""
+        """Return up to `limit` bytes of an output, empty at its end.
+
+        The call says that what the former one returned was taken: only now the holder may forget that.
+        """
         output = self._outputs[index]
+        self._count_taken(index)
         while not output.chunks:
             if self._ended[index]:
                 return b""
@@ -325,21 +330,26 @@ class Stream:
             await output.news.wait()
         data = output.take(limit)
         self._read[index] += len(data)
-        if sum(self._read) - self._acknowledged >= ACKNOWLEDGE:
+        return data
+
+    def _count_taken(self, index: int) -> None:
+        if self._taken[index] == self._read[index]:
+            return
+        self._taken[index] = self._read[index]
+        if sum(self._taken) - self._acknowledged >= ACKNOWLEDGE:
             self._acknowledge()
         elif self._acknowledges is None and not self.closed:
             self._acknowledges = asyncio.get_running_loop().call_later(ACKNOWLEDGE_S, self._acknowledge)
-        return data
 
     def _acknowledge(self) -> None:
         if self._acknowledges is not None:
             self._acknowledges.cancel()
             self._acknowledges = None
-        self._acknowledged = sum(self._read)
-        self.send(b"A", struct.pack(">QQ", *self._read))
+        self._acknowledged = sum(self._taken)
+        self.send(b"A", struct.pack(">QQ", *self._taken))
 
     def close(self) -> None:
-        """End the stream. What was read is not told again to who comes next."""
+        """End the stream. What was taken is not told again to who comes next."""
         if not self.closed:
             if self._acknowledges is not None:
                 self._acknowledge()

@@ -217,16 +217,20 @@ async def test_pipes_that_nobody_watches_lose_nothing(link, put):
     await again.aclose()
 
 
-async def test_what_was_read_is_not_told_again(link, put):
+@pytest.mark.parametrize("taken", [True, False])
+async def test_what_was_taken_is_not_told_again_and_what_was_only_read_is(link, put, taken):
     shells = await prime(link, (Kind.PIPES,), term="xterm-256color")
     name = put(Mode.EXEC, ["sh", "-c", "echo first; read x; echo second"])
     process = await shells.start(name, pty=None)
-    assert await until(process, b"first\n") == b"first\n"
+    assert await process.read_stdout(100) == b"first\n"
+    if taken:
+        with anyio.move_on_after(0):  # whoever wants more has taken what came before
+            await process.read_stdout(100)
     await process.aclose()
     await held_sessions(link)  # the acknowledgement is before it on the way
     again = await attach(link, name)
     await again.write(b"\n")
-    assert await whole(again.read_stdout) == b"second\n"
+    assert await whole(again.read_stdout) == (b"second\n" if taken else b"first\nsecond\n")
     await again.aclose()
 
 
