@@ -17,6 +17,7 @@ from claude_vm.bench.site import Site, open_folder
 from claude_vm.bench.ssh import Login
 from claude_vm.bench.stock import make_stock
 from claude_vm.context.config.layers import load_settings
+from claude_vm.context.config.setting import Value
 from claude_vm.context.project import find_project, template_name
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Capabilities, Owner, TemplateRecord
@@ -44,7 +45,7 @@ class Facts:
         self.capabilities = facts
 
 
-def find_facts(cwd: Path, environ: Mapping[str, str], flags: Mapping[str, str]) -> Facts:
+def find_facts(cwd: Path, environ: Mapping[str, str], flags: Mapping[str, Value]) -> Facts:
     """Find the project of a directory, its template and its driver.
 
     Raises:
@@ -247,7 +248,7 @@ def open_lab(
     environ: Mapping[str, str],
     tell: Callable[[str], None],
     *,
-    flags: Mapping[str, str] | None = None,
+    flags: Mapping[str, Value] | None = None,
 ) -> Iterator[Lab]:
     """Open a lab for the project of a directory; all that it made is gone at the end."""
     facts, why = None, ""

@@ -17,7 +17,14 @@ from claude_vm.bench.plan import PATTERNS, unit
 from claude_vm.bench.records import Environment, Line, Report, Sample, read, write
 from claude_vm.context.errors import ContextError
 from claude_vm.drivers.errors import DriverError, words_of
-from claude_vm.supervisor.grammar.requests import Bench
+from claude_vm.supervisor.grammar.commands.bench import (
+    Bench,
+    BenchCompare,
+    BenchGate,
+    BenchPicture,
+    BenchRun,
+    BenchTargets,
+)
 from claude_vm.supervisor.wire.complaint import beneath, complaint
 from claude_vm.supervisor.wire.escape import printed
 
@@ -34,7 +41,7 @@ def main(request: Bench) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        return _ACTIONS[request.action](request)
+        return _ACTIONS[type(request)](request)
     except (BenchError, ContextError, DriverError) as error:
         line, more = complaint(error)
         _say(line, *(beneath(text) for text in more))
@@ -50,7 +57,7 @@ def _say(*lines: str) -> None:
     sys.stderr.write(printed(lines))
 
 
-def _run(request: Bench) -> int:
+def _run(request: BenchRun) -> int:
     modes = request.modes or MODES
     patterns = request.patterns or PATTERNS
     _check("mode", modes, MODES)
@@ -68,9 +75,11 @@ def _run(request: Bench) -> int:
             lab.tell(f"not measured: {mode} ({why})")
         return samples, []
 
-    report = _measured(request, measure)
+    report = _measured(request, measure, (request.json, request.csv), request.picture)
     measured = {sample.mode for sample in report.samples if sample.ok}
-    return _finish(request, report) or (0 if measured.issuperset(modes) else FAILED)
+    return _finish(report, request.json, request.csv, request.picture) or (
+        0 if measured.issuperset(modes) else FAILED
+    )
 
 
 def _has_baseline(mode: str, pattern: str) -> bool:
@@ -78,25 +87,25 @@ def _has_baseline(mode: str, pattern: str) -> bool:
     return mode == "warm" or (mode == "clone" and pattern == "sequential")
 
 
-def _targets(request: Bench) -> int:
+def _targets(request: BenchTargets) -> int:
     figures = request.figures or registry.TARGETS
-    report = _measured_for(figures, request.rounds, request)
+    report = _measured_for(figures, request.rounds, request, (request.json, request.csv))
     missing = any(line.judged and line.value is None for line in report.lines)
-    return _finish(request, report) or (FAILED if missing else 0)
+    return _finish(report, request.json, request.csv) or (FAILED if missing else 0)
 
 
-def _compare(request: Bench) -> int:
-    before, after = (read(Path(file)) for file in request.files)
+def _compare(request: BenchCompare) -> int:
+    before, after = read(Path(request.before)), read(Path(request.after))
     sys.stdout.write(printed(compare_lines(before, after)))
     return 0
 
 
-def _gate(request: Bench) -> int:
-    bounds = gate.read_gate(Path(request.files[0]))
+def _gate(request: BenchGate) -> int:
+    bounds = gate.read_gate(Path(request.file))
     if request.result:
         verdicts = gate.judge(bounds, read(Path(request.result)).lines)
     else:
-        report = _measured_for(bounds.run.figures, bounds.run.rounds, request)
+        report = _measured_for(bounds.run.figures, bounds.run.rounds, request, (request.json,))
         if request.json:
             write(report, Path(request.json))
         verdicts = gate.judge(bounds, report.lines)
@@ -109,13 +118,12 @@ def _gate(request: Bench) -> int:
     return 0 if all(verdict.kept for verdict in verdicts) else FAILED
 
 
-def _measured_for(figures: Sequence[str], rounds: int, request: Bench) -> Report:
-    return _measured(request, lambda lab: registry.measure(lab, figures, rounds))
+def _measured_for(figures: Sequence[str], rounds: int, request: Bench, files: Sequence[str] = ()) -> Report:
+    return _measured(request, lambda lab: registry.measure(lab, figures, rounds), files)
 
 
-def _picture(request: Bench) -> int:
-    result, file = request.files
-    picture.draw(read(Path(result)), Path(file))
+def _picture(request: BenchPicture) -> int:
+    picture.draw(read(Path(request.result)), Path(request.file))
     return 0
 
 
@@ -125,28 +133,33 @@ def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
             raise BadRequestError(f"there is no {what} '{name}'", f"known are: {', '.join(known)}")
 
 
-def _check_files(request: Bench) -> None:
+def _check_files(files: Sequence[str], drawn: str) -> None:
     """Notice before a long measurement that its result could not be written."""
-    if request.picture:
-        picture.check(Path(request.picture))
-    for file in (request.json, request.csv, request.picture):
+    if drawn:
+        picture.check(Path(drawn))
+    for file in (*files, drawn):
         path = Path(file)
         if file and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
             raise BenchError(f"{path} can't be written", "name a file in a folder that is there and yours")
 
 
-def _measured(request: Bench, measure: Callable[[Lab], tuple[list[Sample], list[Line]]]) -> Report:
-    _check_files(request)
+def _measured(
+    request: Bench,
+    measure: Callable[[Lab], tuple[list[Sample], list[Line]]],
+    files: Sequence[str] = (),
+    drawn: str = "",
+) -> Report:
+    _check_files(files, drawn)
     surroundings.leave_out_of_path(Path.cwd())
     before = surroundings.load_now()
-    flags = {"driver.name": request.flags.driver} if request.flags.driver else {}
-    with open_lab(Path.cwd(), os.environ, _teller(quiet=request.flags.quiet), flags=flags) as lab:
+    driver = {key: value for key, value in request.flags.settings.items() if key == "driver.name"}
+    with open_lab(Path.cwd(), os.environ, _teller(quiet=request.flags.quiet), flags=driver) as lab:
         samples, lines = measure(lab)
         found = _environment(lab, before)
     return Report(
         created_at=time.time(),
         environment=found,
-        command=request.action,
+        command=request.command,
         samples=tuple(samples),
         lines=tuple(lines),
     )
@@ -183,25 +196,26 @@ def _teller(*, quiet: bool) -> Callable[[str], None]:
     return tell
 
 
-def _finish(request: Bench, report: Report) -> int:
+def _finish(report: Report, json: str, csv: str, drawn: str = "") -> int:
     sys.stdout.write(printed(table.report_lines(report)))
-    if request.json:
-        write(report, Path(request.json))
-    if request.csv:
+    if json:
+        write(report, Path(json))
+    if csv:
         try:
-            with Path(request.csv).open("w", newline="") as file:
+            with Path(csv).open("w", newline="") as file:
                 phases.write_csv(report.samples, file)
         except OSError as error:
-            raise BenchError(f"{request.csv} can't be written: {error.strerror}") from error
-    if request.picture:
-        picture.draw(report, Path(request.picture))
+            raise BenchError(f"{csv} can't be written: {error.strerror}") from error
+    if drawn:
+        picture.draw(report, Path(drawn))
     return 0
 
 
-_ACTIONS: dict[str, Callable[[Bench], int]] = {
-    "run": _run,
-    "targets": _targets,
-    "compare": _compare,
-    "gate": _gate,
-    "picture": _picture,
+# Each function takes the request of its key's type; a table can't say that.
+_ACTIONS: dict[type[Bench], Callable[..., int]] = {
+    BenchRun: _run,
+    BenchTargets: _targets,
+    BenchCompare: _compare,
+    BenchGate: _gate,
+    BenchPicture: _picture,
 }

@@ -7,7 +7,7 @@ the value that a setting then has, or raise `BadValueError` with what is wrong. 
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +40,11 @@ class Kind(Protocol):
     @property
     def valid(self) -> str:
         """What is valid, for documents and reports."""
+        ...
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """Values that can be listed, each with what it means, for completion."""
         ...
 
     def read(self, value: object, place: Place) -> object:
@@ -83,6 +88,8 @@ def _text(value: object) -> str:
 class FromToml(ABC):
     """Base of the kinds whose text is what stands between the quotes in TOML."""
 
+    words: Mapping[str, str] = {}
+
     @abstractmethod
     def read(self, value: object, place: Place) -> object:
         """Return the setting's value for a TOML value."""
@@ -94,6 +101,8 @@ class FromToml(ABC):
 
 class Integer:
     """A whole number in a range."""
+
+    words: Mapping[str, str] = {}
 
     def __init__(self, low: int, high: int) -> None:
         self.low = low
@@ -132,15 +141,16 @@ class Switch(FromToml):
 
 
 class Choice(FromToml):
-    """One of a few words.
+    """One of a few words. `told` says what some of them mean.
 
     Words in `unenforced` are known, but nothing would do what they promise yet. They are refused: who asks
     for protection must not believe to have it.
     """
 
-    def __init__(self, *choices: str, unenforced: tuple[str, ...] = ()) -> None:
+    def __init__(self, *choices: str, unenforced: tuple[str, ...] = (), **told: str) -> None:
         self.choices = choices
         self.unenforced = unenforced
+        self.words = {choice: told.get(choice, "") for choice in choices}
 
     @property
     def valid(self) -> str:

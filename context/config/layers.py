@@ -7,8 +7,8 @@ import msgspec
 
 from claude_vm.context.config.problems import ConfigError, Problem
 from claude_vm.context.config.schema import EXCLUSIVE, Sections, settings_table
-from claude_vm.context.config.setting import Layer
-from claude_vm.context.config.sources import Source, Value, read_file, read_flags, read_variables
+from claude_vm.context.config.setting import Layer, Value
+from claude_vm.context.config.sources import Source, read_file, read_flags, read_variables
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
 from claude_vm.drivers.programs import Guard, nobody_writes
@@ -83,16 +83,16 @@ def global_file_size(home: Path) -> int:
 
 def load_settings(
     *,
-    flags: Mapping[str, str | Sequence[str]],
+    flags: Mapping[str, Value],
     environ: Mapping[str, str],
     home: Path,
     guard: Guard = nobody_writes,
 ) -> Settings:
     """Return the settings of a command.
 
-    `flags` has the text of each given flag by dotted key (``vm.disk``), or the texts of one that may be
-    repeated. Read are: ``.claude-vm.toml`` in
-    `home`, then the environment, then the flags. A project's own files are not: see `Layer`.
+    `flags` has the text of each given flag by the dotted key that it sets (``vm.disk``), or a tuple of texts.
+    Read are: ``.claude-vm.toml`` in `home`, then the environment, then the flags. A project's own files are
+    not: see `Layer`.
 
     Raises:
         ConfigError: With every problem of every layer.

@@ -11,6 +11,10 @@ class Ports(FromToml):
     """Ports as ``[HOST:]GUEST``, and perhaps ``auto``; or one of the words alone."""
 
     valid = 'auto, none, or a list of ports as "[HOST:]GUEST" (and perhaps auto)'
+    words = {  # noqa: RUF012 - never changed
+        AUTO: "the ports that the guest listens at",
+        NONE: "no port, whatever the configuration says",
+    }
 
     def read(self, value: object, place: Place) -> tuple[PortSpec | str, ...]:  # noqa: ARG002 - see Integer
         """Return the ports, and the word `AUTO` if it is there."""

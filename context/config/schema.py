@@ -25,7 +25,7 @@ from claude_vm.context.config.port_kinds import Ports, PortTables
 from claude_vm.context.config.setting import HOST_FILES, Setting
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
-from claude_vm.drivers.names import NAMES
+from claude_vm.drivers import names
 
 WORDS = ListOf(Text(), "strings")
 SCRIPTS = ListOf(ExistingFile(), "files that exist")
@@ -46,17 +46,13 @@ class Vm(Section, frozen=True):
 
     disk: Annotated[
         int,
-        Setting(
-            kind=Integer(1, 1000), doc="Size of the disk, in GB", variable="CLAUDE_VM_DISK", flag="--disk"
-        ),
+        Setting(kind=Integer(1, 1000), doc="Size of the disk, in GB", variable="CLAUDE_VM_DISK"),
     ] = 20
     memory: Annotated[
         int,
-        Setting(kind=Integer(1, 64), doc="Memory, in GB", variable="CLAUDE_VM_MEMORY", flag="--memory"),
+        Setting(kind=Integer(1, 64), doc="Memory, in GB", variable="CLAUDE_VM_MEMORY"),
     ] = 8
-    cpus: Annotated[
-        int, Setting(kind=Integer(1, 32), doc="Number of CPUs", variable="CLAUDE_VM_CPUS", flag="--cpus")
-    ] = 4
+    cpus: Annotated[int, Setting(kind=Integer(1, 32), doc="Number of CPUs", variable="CLAUDE_VM_CPUS")] = 4
     image: Annotated[
         Path | str | None,
         Setting(
@@ -83,7 +79,7 @@ class Driver(Section, frozen=True):
     name: Annotated[
         str,
         Setting(
-            kind=Choice(*NAMES),
+            kind=Choice(*names.NAMES, **names.WORDS),
             doc=(
                 "The driver; `sim` isolates nothing. `auto`: of those that can be used (Lima, then QEMU), the"
                 " first that has a usable template of the project, else the first that has a stale one, else"
@@ -91,7 +87,6 @@ class Driver(Section, frozen=True):
             ),
             files=HOST_FILES,
             variable="CLAUDE_VM_DRIVER",
-            flag="--driver",
         ),
     ] = "auto"
 
@@ -136,11 +131,17 @@ class Setup(Section, frozen=True):
     """More for the building of the template."""
 
     scripts: Annotated[
-        tuple[Path, ...], Setting(kind=SCRIPTS, doc="Scripts to run", adds_up=True, in_effect=False)
+        tuple[Path, ...],
+        Setting(kind=SCRIPTS, doc="Scripts to run", adds_up=True, in_effect=False),
     ] = ()
     mounts: Annotated[
         tuple[MountSpec, ...],
-        Setting(kind=MountTables(), doc="Mounts during the building only", adds_up=True, in_effect=False),
+        Setting(
+            kind=MountTables(),
+            doc="Mounts during the building only",
+            adds_up=True,
+            in_effect=False,
+        ),
     ] = ()
 
 
@@ -249,7 +250,10 @@ class Session(Section, frozen=True):
     on_disconnect: Annotated[
         str,
         Setting(
-            kind=Choice("keep", "stop"), doc="When the terminal is lost", files=HOST_FILES, in_effect=False
+            kind=Choice("keep", "stop"),
+            doc="When the terminal is lost",
+            files=HOST_FILES,
+            in_effect=False,
         ),
     ] = "keep"
     detach_keys: Annotated[
@@ -262,11 +266,17 @@ class Session(Section, frozen=True):
         ),
     ] = "ctrl-p,ctrl-q"
     record: Annotated[
-        bool, Setting(kind=Switch(), doc="Record sessions", files=HOST_FILES, in_effect=False)
+        bool,
+        Setting(kind=Switch(), doc="Record sessions", files=HOST_FILES, in_effect=False),
     ] = True
     retention: Annotated[
         int,
-        Setting(kind=Duration(), doc="How long records and logs are kept", files=HOST_FILES, in_effect=False),
+        Setting(
+            kind=Duration(),
+            doc="How long records and logs are kept",
+            files=HOST_FILES,
+            in_effect=False,
+        ),
     ] = 30 * 86400
 
 
@@ -284,11 +294,14 @@ class Claude(Section, frozen=True):
     credentials: Annotated[
         str,
         Setting(
-            kind=Choice("share", "copy-back", "none"), doc="What becomes of Claude's login", in_effect=False
+            kind=Choice("share", "copy-back", "none"),
+            doc="What becomes of Claude's login",
+            in_effect=False,
         ),
     ] = "copy-back"
     conversations: Annotated[
-        bool, Setting(kind=Switch(), doc="Share this project's conversations", in_effect=False)
+        bool,
+        Setting(kind=Switch(), doc="Share this project's conversations", in_effect=False),
     ] = True
 
 
@@ -333,7 +346,6 @@ class Network(Section, frozen=True):
         Setting(
             kind=Ports(),
             doc="Ports of the guest that the host's loopback gets; `auto`: those that it listens at",
-            flag="--publish",
         ),
     ] = ()
 
@@ -352,7 +364,8 @@ class Batch(Section, frozen=True):
     ] = "auto"
     timeout: Annotated[int, Setting(kind=Duration(), doc="Longest time of a task", in_effect=False)] = 3600
     retries: Annotated[
-        int, Setting(kind=Integer(0, 10), doc="How often a failed task is repeated", in_effect=False)
+        int,
+        Setting(kind=Integer(0, 10), doc="How often a failed task is repeated", in_effect=False),
     ] = 0
 
 

@@ -32,8 +32,15 @@ HOST_FILES = frozenset({Layer.GLOBAL})
 """For what concerns the host and not one project."""
 
 
+class Value(msgspec.Struct, frozen=True):
+    """A value and who said it: `where` is a file with its line, a variable, or a flag."""
+
+    value: object
+    where: str
+
+
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user may say about a setting. `variable` and `flag` are its names there; "" means none.
+    """What a user may say about a setting. `variable` is its name in the environment; "" means none.
 
     `adds_up`: lists of all layers count, the global one first. `in_effect` is False for a setting that is
     checked now and will be used by a later version.
@@ -43,6 +50,5 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     doc: str
     files: frozenset[Layer] = FILES
     variable: str = ""
-    flag: str = ""
     adds_up: bool = False
     in_effect: bool = True

@@ -6,7 +6,7 @@ Whatever is wrong becomes a `Problem`; a value that is wrong is left out, so tha
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -16,19 +16,12 @@ from claude_vm.context.config.kinds import BadValueError, Place, type_name
 from claude_vm.context.config.locator import KeyPath, key_lines, line_of
 from claude_vm.context.config.problems import Problem, shown
 from claude_vm.context.config.schema import ALIASES, LATER, Entry, settings_table
-from claude_vm.context.config.setting import Layer
+from claude_vm.context.config.setting import Layer, Value
 from claude_vm.context.opening import read_file as read_host_file
 from claude_vm.drivers.programs import Guard, nobody_writes
 
 LIMIT = 64 * 1024
 """Largest configuration file, in bytes."""
-
-
-class Value(msgspec.Struct, frozen=True):
-    """A value and who said it: `where` is a file with its line, a variable, or a flag."""
-
-    value: object
-    where: str
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -91,30 +84,28 @@ def read_variables(environ: Mapping[str, str], home: Path, problems: list[Proble
     return Source(Layer.ENVIRONMENT, dict(_texts(given, "environment", home, problems)))
 
 
-def read_flags(flags: Mapping[str, str | Sequence[str]], home: Path, problems: list[Problem]) -> Source:
-    """Return what flags set, given by dotted key; texts of a repeated flag are read as a list.
+def read_flags(flags: Mapping[str, Value], home: Path, problems: list[Problem]) -> Source:
+    """Return what flags set, given by dotted key; the texts of a repeated flag are read as a list.
 
     Raises:
-        KeyError: A key is no setting with a flag: a mistake of the caller.
+        KeyError: There is no such setting: a mistake of the caller.
     """
     table = settings_table()
-    given = [(table[key].setting.flag, table[key], text) for key, text in flags.items()]
-    if not all(flag for flag, _, _ in given):
-        raise KeyError(next(entry.key for flag, entry, _ in given if not flag))
+    given = [(found.where, table[key], found.value) for key, found in flags.items()]
     return Source(Layer.FLAG, dict(_texts(given, "command line", home, problems)))
 
 
 def _texts(
-    given: Iterable[tuple[str, Entry, str | Sequence[str]]], where: str, home: Path, problems: list[Problem]
+    given: Iterable[tuple[str, Entry, object]], where: str, home: Path, problems: list[Problem]
 ) -> Iterator[tuple[str, Value]]:
     place = Place(folder=home, home=home)
     for name, entry, text in given:
         kind = entry.setting.kind
         try:
-            value = kind.from_text(text, place) if isinstance(text, str) else kind.read([*text], place)
+            value = kind.from_text(text, place) if isinstance(text, str) else kind.read(text, place)
             yield entry.key, Value(value, name)
         except BadValueError as error:
-            wrong = text if error.item is None else text[error.item]
+            wrong = text[error.item] if error.item is not None and isinstance(text, tuple) else text
             problems.append(
                 Problem(
                     where=where,

@@ -81,7 +81,11 @@ def run(argv: list[str]) -> int:
     if len(argv) > MAX_WORDS:
         return _refuse_words(len(argv), MAX_WORDS)
 
-    if os.environ.get("_CLAUDE_VM_COMPLETE") or _is_for_us(argv):
+    if shell := os.environ.get("_CLAUDE_VM_COMPLETE"):
+        from claude_vm.supervisor.grammar.completion import completed  # noqa: PLC0415 - likewise
+
+        return write_lines(completed(shell, argv))
+    if _is_for_us(argv):
         return _run_here(argv)
     connection = session.connect()
     if connection is None:
@@ -128,11 +132,10 @@ def _refuse_words(count: int, most: int) -> int:
 
 def _failed_status(argv: list[str]) -> int:
     """Return the exit status of a failure of ours: a session has its own (feature A4)."""
-    from claude_vm.supervisor.grammar import requests  # noqa: PLC0415 - takes long to load
-    from claude_vm.supervisor.grammar.parse import parse  # noqa: PLC0415 - likewise
+    from claude_vm.supervisor.grammar.parse import Output, parse  # noqa: PLC0415 - takes long to load
 
-    answer = parse(argv, completing="")
-    return FAILED if isinstance(answer, requests.Agent | requests.Shell) else 1
+    answer = parse(argv)
+    return FAILED if not isinstance(answer, Output) and answer.runs_others else 1
 
 
 def _is_for_us(argv: list[str]) -> bool:
@@ -144,18 +147,19 @@ def _run_here(argv: list[str]) -> int:
     """Parse the words here; then answer, run in this process, or start the daemon."""
     gc.enable()
     from claude_vm.supervisor.cli import session, tty  # noqa: PLC0415 - see the module's text
-    from claude_vm.supervisor.grammar import requests  # noqa: PLC0415 - takes long to load
+    from claude_vm.supervisor.grammar.commands.bench import Bench  # noqa: PLC0415 - takes long to load
+    from claude_vm.supervisor.grammar.commands.installation import RunDaemon  # noqa: PLC0415 - likewise
     from claude_vm.supervisor.grammar.parse import Output, parse  # noqa: PLC0415 - likewise
 
     answer = parse(argv, columns=tty.window_size()[1] or 80)
     if isinstance(answer, Output):
         closed = write_lines(answer.lines, to_stderr=answer.to_stderr)
         return answer.status or closed
-    if isinstance(answer, requests.Daemon) and answer.action == "run":
+    if isinstance(answer, RunDaemon):
         from claude_vm.supervisor.daemon.process.main import main as run_daemon  # noqa: PLC0415 - likewise
 
         return run_daemon(foreground=True)
-    if isinstance(answer, requests.Bench):
+    if isinstance(answer, Bench):
         from claude_vm.bench.main import main as run_bench  # noqa: PLC0415 - likewise
 
         return run_bench(answer)
@@ -165,27 +169,26 @@ def _run_here(argv: list[str]) -> int:
 
 
 def _ask_daemon(answer: "Request", argv: list[str]) -> int:
-    """Have the words carried out by the daemon, which is started unless there is a shorter answer."""
+    """Have the words carried out by the daemon, which is started unless there is an answer without one."""
     from claude_vm.supervisor.cli import session  # noqa: PLC0415 - see the module's text
-    from claude_vm.supervisor.grammar import requests  # noqa: PLC0415 - takes long to load
+    from claude_vm.supervisor.grammar.commands.installation import (  # noqa: PLC0415 - takes long to load
+        ShowDaemon,
+        StopDaemon,
+        Version,
+    )
 
     connection = session.connect()
     if connection is None:
-        if isinstance(answer, requests.Daemon):
-            return _tell_no_daemon(answer.action, as_json=answer.json)
-        if isinstance(answer, requests.Version) and not answer.json:
+        if isinstance(answer, StopDaemon):
+            _write("no daemon runs\n", to_stderr=True)
+            return 0
+        if isinstance(answer, ShowDaemon):
+            _write('{"pid": null}\n' if answer.json else "not running\n")
+            return 1
+        if isinstance(answer, Version) and not answer.json:
             return _print_version()
         return session.run_by_daemon(argv)
     return session.attend(connection, argv)
-
-
-def _tell_no_daemon(action: str, *, as_json: bool) -> int:
-    """Answer ``daemon stop`` and ``daemon status`` when none runs: not a reason to start one."""
-    if action == "stop":
-        _write("no daemon runs\n", to_stderr=True)
-        return 0
-    _write('{"pid": null}\n' if as_json else "not running\n")
-    return 1
 
 
 def _print_version() -> int:

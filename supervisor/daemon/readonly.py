@@ -28,22 +28,13 @@ from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.daemon.state.places import Places
 from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.daemon.supervisor import NO_POOL, Supervisor
-from claude_vm.supervisor.grammar import requests
+from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.shortage import NotWritableError
 from claude_vm.supervisor.wire.version import VERSION
 
 DELETION_S = 30.0
 """How long the deletion of what nobody uses may take, in seconds, before a command that wants it gone."""
-
-_READ = (
-    requests.Ps,
-    requests.ListTemplates,
-    requests.Info,
-    requests.Doctor,
-    requests.Daemon,
-    requests.Version,
-)
 
 
 @asynccontextmanager
@@ -67,7 +58,7 @@ async def open_readonly_supervisor(
         drivers = DriverSet(Owner(home=home, supervisor_id=supervisor_id, runtime=runtime), tasks, system())
         dispatcher = Dispatcher(Core(NO_POOL), journal, drivers, tasks)
 
-        async def prepare(request: requests.Request) -> str:
+        async def prepare(request: Request) -> str:
             makes_room = _makes_room(request, short)
             if folder is None:
                 return short.consequence  # there was no daemon yet
@@ -102,17 +93,12 @@ def _sweep_nothing() -> None:
     """Leave what dead supervisors left to those that can write."""
 
 
-def _makes_room(request: requests.Request, short: NotWritableError) -> bool:
+def _makes_room(request: Request, short: NotWritableError) -> bool:
     """Tell whether a command is there to delete what nobody uses.
 
     Raises:
         CommandError: It needs what can't be written.
     """
-    match request:
-        case requests.Clean() | requests.CleanAll() | requests.Pool(action="drain"):
-            return True
-        case requests.Stop() | requests.Pool(action="status"):
-            return False
-        case _ if isinstance(request, _READ):
-            return False
+    if not request.writes:
+        return request.makes_room
     raise CommandError(short.code, str(short), hint=short.hint)

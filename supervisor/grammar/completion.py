@@ -1,14 +1,18 @@
 """Shell completion: the scripts, and the candidates that they ask for.
 
 The script of a shell runs ``_CLAUDE_VM_COMPLETE=<shell> claude-vm WORDS…`` with the words up to the cursor;
-the last word is the one to complete. No candidates: the shell completes file names. typer's own
-machinery is not used: it knows nothing of where Claude's words begin, splits words at blanks, and prints.
+the last word is the one to complete. No candidates: the shell completes file names. typer is not used,
+and not even loaded: it knows nothing of where Claude's words begin, splits words at blanks, and prints.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from enum import Enum
 
-from claude_vm.drivers.names import WORDS
+from claude_vm.supervisor.grammar.commands import COMMANDS, Command
+from claude_vm.supervisor.grammar.commands.installation import ShellName
+from claude_vm.supervisor.grammar.declaring import Argument, Flag, fields, flags_of
+from claude_vm.supervisor.grammar.flags import VERSION, Flags, help_of, words_of
+from claude_vm.supervisor.grammar.requests import Group, Request
 from claude_vm.supervisor.grammar.words import OWN_WORDS, WordsError, split
 
 BASH = """\
@@ -45,16 +49,7 @@ end
 complete -c claude-vm -a '(__claude_vm_complete)'
 """
 
-SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
-
-VALUES = {
-    "--driver": tuple(WORDS.items()),
-    "--publish": (
-        ("auto", "the ports that the guest listens at"),
-        ("none", "no port, whatever the configuration says"),
-    ),
-}
-"""Values of our flags that can be listed."""
+SCRIPTS = {ShellName.BASH: BASH, ShellName.ZSH: ZSH, ShellName.FISH: FISH}
 
 CURSOR = "\0"
 """Stands for the word to complete: it is no flag, no sub-command, and in no argument list."""
@@ -62,15 +57,10 @@ CURSOR = "\0"
 Candidates = Sequence[tuple[str, str]]
 
 
-def script(shell: str) -> str:
-    """Return the completion script of a shell (a key of `SCRIPTS`)."""
-    return SCRIPTS[shell]
-
-
-def completed(shell: str, words: Sequence[str], root: Any) -> tuple[str, ...]:
+def completed(shell: str, words: Sequence[str]) -> tuple[str, ...]:
     """Return the candidates for the last word as the shell's script wants them; none for an unknown shell."""
     given, incomplete = (tuple(words[:-1]), words[-1]) if words else ((), "")
-    rows = [row for row in candidates(given, root) if row[0].startswith(incomplete)]
+    rows = [row for row in candidates(given) if row[0].startswith(incomplete)]
     if not incomplete.startswith("-"):
         rows = [row for row in rows if not row[0].startswith("-")]
     if shell == "bash":
@@ -84,53 +74,53 @@ def completed(shell: str, words: Sequence[str], root: Any) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def candidates(given: Sequence[str], root: Any) -> Candidates:
+def candidates(given: Sequence[str]) -> Candidates:
     """Return all that may follow these words, with a short text each; nothing where files may."""
     try:
         parts = split((*given, CURSOR))
     except WordsError:
         return ()
     if CURSOR in parts.flags:
-        return VALUES.get(parts.flags[-2], ())
+        return _values(parts.flags[-2])
     if parts.asks or parts.ended:
         return ()
     before = parts.operands[:-1]
     if parts.command in OWN_WORDS:
-        first = () if parts.explicit else _subcommands(root)
-        return () if before else (*first, *_options(root))
-    return _of_command(root.commands[parts.command], before, root)
+        first = () if parts.explicit else _names(COMMANDS.values())
+        return () if before else (*first, *_OURS)
+    command = COMMANDS[parts.command]
+    if isinstance(command, Group):
+        named = next((c for c in command.commands if c.command in before), None)
+        if named is None:
+            return (*_names(command.commands), *_OURS)
+        command = named
+    return (*_choices(command, before), *_flags(command), *_OURS)
 
 
-def _of_command(command: Any, before: Sequence[str], root: Any) -> Candidates:
-    if hasattr(command, "commands"):
-        action = next((word for word in before if word in command.commands), None)
-        if action is None:
-            return (*_subcommands(command), *_options(root))
-        command = command.commands[action]
-    return (*_choices(command, before), *_options(command), *_options(root))
+def _values(flag: str) -> Candidates:
+    return [row for known, _ in flags_of(Flags) if known.name == flag for row in words_of(known).items()]
 
 
-def _subcommands(group: Any) -> Candidates:
-    return [(name, command.get_short_help_str(60)) for name, command in group.commands.items()]
+def _names(commands: Iterable[Command]) -> Candidates:
+    texts = ((c.command, c.help if isinstance(c, Group) else c.__doc__ or "") for c in commands)
+    return [(name, text.partition("\n")[0]) for name, text in texts]
 
 
-def _options(command: Any) -> Candidates:
-    return [
-        (name, (parameter.help or "").partition(". ")[0].rstrip("."))
-        for parameter in command.params
-        if parameter.param_type_name == "option"
-        for name in parameter.opts
-        if name.startswith("--")
-    ]
+def _flags(record: type[Request] | type[Flags]) -> Candidates:
+    return [_row(flag) for flag, _ in flags_of(record)]
 
 
-def _choices(command: Any, before: Sequence[str]) -> Candidates:
+def _row(flag: Flag) -> tuple[str, str]:
+    return flag.name, help_of(flag).partition(". ")[0].rstrip(".")
+
+
+_OURS = (*_flags(Flags), _row(VERSION))
+
+
+def _choices(command: type[Request], before: Sequence[str]) -> Candidates:
     """Return the choices of the command's first argument, as long as it is not given."""
     if any(not word.startswith("-") for word in before):
         return ()
-    return [
-        (str(choice), "")
-        for parameter in command.params
-        if parameter.param_type_name == "argument"
-        for choice in getattr(parameter.type, "choices", ())
-    ]
+    types = [field.type for field in fields(command) if isinstance(field.declared, Argument)]
+    choices = next((kind for kind in types if isinstance(kind, type) and issubclass(kind, Enum)), ())
+    return [(str(choice), "") for choice in choices]

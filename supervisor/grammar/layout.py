@@ -9,9 +9,8 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from claude_vm.supervisor.grammar.near_misses import cut
-
-ABOUT = "About"
+from claude_vm.supervisor.grammar.declaring import cut
+from claude_vm.supervisor.grammar.flags import ABOUT
 
 # typer has a copy of click in itself since 0.26 and used the real one before; under both, this is the
 # base of a public name.
@@ -62,7 +61,7 @@ def _write_parameters(command: Any, context: Any, formatter: Any) -> None:
     _write_sections(formatter, "Flags", rows)
 
 
-class Command(TyperCommand):
+class HelpCommand(TyperCommand):
     """A sub-command."""
 
     def get_help_option(self, ctx: Any) -> Any:
@@ -74,7 +73,7 @@ class Command(TyperCommand):
         _write_parameters(self, ctx, formatter)
 
 
-class Group(TyperGroup):
+class HelpGroup(TyperGroup):
     """A command with sub-commands."""
 
     def get_help_option(self, ctx: Any) -> Any:

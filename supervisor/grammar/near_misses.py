@@ -9,6 +9,7 @@ never taken for ours, nor are words that people say to it.
 from collections.abc import Iterable
 
 from claude_vm.context.claude_command import ALIASES, OPTIONS, SUBCOMMANDS
+from claude_vm.supervisor.grammar.declaring import LONGEST_SHOWN
 
 NATURAL = frozenset({"clear", "lint", "match", "patch", "rust", "step", "watch", "work"})
 """Prompts of one word that look like commands: no finger slips from one to the other."""
@@ -19,9 +20,6 @@ DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 SHORTEST_BEGINNING = 3
 LONGEST_ENDING = 2
 FLAG_EDITS = 2
-
-LONGEST_SHOWN = 60
-"""Characters of a wrong word that a message repeats."""
 
 
 def near_commands(word: str, commands: Iterable[str]) -> list[str]:
@@ -87,8 +85,3 @@ def edits(one: str, other: str, most: int) -> int:
         if min(row) > most:
             return most + 1
     return row[-1]
-
-
-def cut(word: str) -> str:
-    """Return a word of the command line, bounded."""
-    return word if len(word) <= LONGEST_SHOWN else f"{word[:LONGEST_SHOWN]}…"

@@ -1,42 +1,32 @@
 """From a command line to a request, or to the text that answers it at once."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from claude_vm.supervisor.grammar import usage
-from claude_vm.supervisor.grammar.application import application
-from claude_vm.supervisor.grammar.completion import completed
+from claude_vm.supervisor.grammar.application import Invocation, application
+from claude_vm.supervisor.grammar.commands.installation import Completion
+from claude_vm.supervisor.grammar.completion import SCRIPTS
+from claude_vm.supervisor.grammar.flags import Flags
 from claude_vm.supervisor.grammar.layout import HelpRequestedError, UsageError
 from claude_vm.supervisor.grammar.output import Output
-from claude_vm.supervisor.grammar.requests import Flags, Request
-from claude_vm.supervisor.grammar.runtime import Invocation
+from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.grammar.words import OWN_WORDS, Split, WordsError, split
 
-__all__ = ["COMPLETE_VARIABLE", "Output", "Request", "parse"]
-
-COMPLETE_VARIABLE = "_CLAUDE_VM_COMPLETE"
-"""Set by the completion scripts to the name of their shell."""
+__all__ = ["Output", "Request", "parse"]
 
 MIN_COLUMNS, MAX_COLUMNS = 50, 100
 
 
-def parse(
-    argv: Sequence[str], *, columns: int = 80, program: str = "claude-vm", completing: str | None = None
-) -> Request | Output:
+def parse(argv: Sequence[str], *, columns: int = 80, program: str = "claude-vm") -> Request | Output:
     """Return what a command line asks for.
 
     `argv` is without the program's name; bytes that are no UTF-8 may stand in it as surrogate escapes. Help
-    is laid out for `columns`. `completing` is the value of `COMPLETE_VARIABLE`: if it is not empty, the
-    answer is the completion of the last word; None looks into this process's environment, so a daemon
-    says "". Nothing is printed, and nothing exits.
+    is laid out for `columns`. Nothing is printed, and nothing exits.
 
     Raises:
         Nothing: a wrong command line gives an `Output` with status 2.
     """
-    shell = os.environ.get(COMPLETE_VARIABLE, "") if completing is None else completing
-    if shell:
-        return Output(lines=completed(shell, argv, application()))
     try:
         parts = split(argv)
     except WordsError as error:
@@ -72,7 +62,9 @@ def _run(parts: Split, columns: int, program: str) -> Request | Output:
         return _wrong(usage.message(error), _path(error, program), _usage(error))
     finally:  # typer keeps each function's last arguments, and these may have secrets
         given.operands, given.flags = (), Flags()
-    if not isinstance(answer, Request | Output):  # pragma: no cover - every command returns one
+    if isinstance(answer, Completion):
+        return Output(lines=tuple(SCRIPTS[answer.shell].splitlines()))
+    if not isinstance(answer, Request):  # pragma: no cover - every command makes one
         raise TypeError(answer)
     return answer
 

@@ -1,148 +1,45 @@
-"""What a command line asks for: one record for each command, made by `claude_vm.supervisor.grammar.parse`."""
+"""What a command line asks for: the base of all records that `claude_vm.supervisor.grammar.parse` makes."""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import msgspec
 
+from claude_vm.supervisor.grammar.declaring import Flag
+from claude_vm.supervisor.grammar.flags import Flags
 
-class Flags(msgspec.Struct, frozen=True, kw_only=True):
-    """The runtime flags (feature A10), as given; None and empty mean: not given.
+Json = Annotated[bool, Flag("--json", "Print JSON.")]
+"""The flag of all listings."""
 
-    Sizes in GB (disk, memory) and counts (cpus), not yet checked against their ranges: configuration does
-    that, together with the other layers, so that one report has every problem.
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all requests. A subclass is a command, see `claude_vm.supervisor.grammar.declaring`.
+
+    `command` is its name, for one of a group without the group's. `runs_others`: its words are those of
+    another program, and are all in its only argument. `in_client`: no daemon can carry it out. `writes`: it
+    can't be carried out where nothing can be written. `makes_room`: it deletes what nobody uses. `later` are
+    flags that a later version will have.
     """
 
-    disk: str | None = None
-    memory: str | None = None
-    cpus: str | None = None
-    driver: str | None = None
-    mounts: tuple[str, ...] = ()
-    publish: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    env_files: tuple[str, ...] = ()
-    inherit_env: tuple[str, ...] = ()
-    forward_ssh_agent: bool = False
-    auto_setup: bool = False
-    any_directory: bool = False
-    accept_growth: bool = False
-    no_daemon: bool = False
-    no_wait: bool = False
-    verbose: bool = False
-    quiet: bool = False
-
-
-class Request(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Base of all requests."""
+    command: ClassVar[str] = ""
+    runs_others: ClassVar[bool] = False
+    in_client: ClassVar[bool] = False
+    writes: ClassVar[bool] = True
+    makes_room: ClassVar[bool] = False
+    later: ClassVar[frozenset[str]] = frozenset()
 
     flags: Flags = Flags()
 
-
-class Agent(Request, frozen=True):
-    """Run Claude with these arguments, byte for byte."""
-
-    args: tuple[str, ...] = ()
-
-
-class Shell(Request, frozen=True):
-    """Run a command, or with no words a login shell."""
-
-    words: tuple[str, ...] = ()
+    @property
+    def flaw(self) -> str:
+        """What is wrong with the words together, or ""."""
+        return ""
 
 
-class Setup(Request, frozen=True):
-    """Build the project's template."""
+class Group(msgspec.Struct, frozen=True):
+    """A command that has commands. `alone` is what its name alone means; None: nothing."""
 
-    agent: bool = True
-
-
-class Ps(Request, frozen=True):
-    """List sessions, with `all` also those that ended; or tell the `story` of one id, if it is not ""."""
-
-    all: bool = False
-    story: str = ""
-    json: bool = False
-
-
-class Stop(Request, frozen=True):
-    """End sessions: the named ones, or all."""
-
-    sessions: tuple[str, ...] = ()
-    all: bool = False
-
-
-class Pool(Request, frozen=True):
-    """`status`, `fill` or `drain`.
-
-    `count` is how many VMs `fill` shall keep ready, None: as many as the settings say. `all` is `drain`'s:
-    the VMs of every project.
-    """
-
-    action: str
-    count: int | None = None
-    all: bool = False
-    json: bool = False
-
-
-class ListTemplates(Request, frozen=True):
-    """List templates."""
-
-    disk_usage: bool = False
-    unused: bool = False
-    json: bool = False
-
-
-class Info(Request, frozen=True):
-    """Describe the current project."""
-
-    json: bool = False
-
-
-class Clean(Request, frozen=True):
-    """Delete the project's template."""
-
-    yes: bool = False
-    force: bool = False
-
-
-class CleanAll(Request, frozen=True):
-    """Delete all templates and caches."""
-
-    yes: bool = False
-    force: bool = False
-
-
-class Daemon(Request, frozen=True):
-    """`run`, `status` or `stop`."""
-
-    action: str
-    force: bool = False
-    json: bool = False
-
-
-class Bench(Request, frozen=True):
-    """`run`, `targets`, `compare`, `gate` or `picture`.
-
-    `rounds` is 0 when it is not given; `modes`, `patterns` and `figures` are empty when they are not. Files
-    are as they were typed, and "" when they are not given.
-    """
-
-    action: str
-    rounds: int = 0
-    modes: tuple[str, ...] = ()
-    patterns: tuple[str, ...] = ()
-    figures: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    result: str = ""
-    json: str = ""
-    csv: str = ""
-    picture: str = ""
-
-
-class Doctor(Request, frozen=True):
-    """Check what this host has and lacks."""
-
-    json: bool = False
-
-
-class Version(Request, frozen=True):
-    """Print our version."""
-
-    json: bool = False
+    command: str
+    help: str
+    commands: Sequence[type[Request]]
+    alone: type[Request] | None = None

@@ -1,26 +1,12 @@
 """What is wrong with a command line, in our words: the library's repeat values as Python spells them."""
 
-from collections.abc import Callable
 from typing import Any
 
-import typer
-
-from claude_vm.supervisor.grammar.near_misses import FLAG_EDITS, cut, edits
+from claude_vm.supervisor.grammar.declaring import cut
+from claude_vm.supervisor.grammar.near_misses import FLAG_EDITS, edits
 
 _EXTRA = "Got unexpected extra argument"
 _MISSING_COMMAND = "Missing command"
-
-
-def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """Return what reads a whole number in a range, both ends included."""
-
-    def read(text: str) -> int:
-        digits = str(text)  # a default is a number already
-        if digits.isascii() and digits.isdigit() and len(digits) < 10 and least <= int(digits) <= most:
-            return int(digits)
-        raise typer.BadParameter(f"is a whole number from {least} to {most}, not '{cut(digits)}'")
-
-    return read
 
 
 def message(error: Any) -> str:

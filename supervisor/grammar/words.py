@@ -19,38 +19,20 @@ Each word is looked at once, and how many there are is bounded before anything e
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from claude_vm.supervisor.grammar.near_misses import DASHES, cut, near_commands, near_flags
+from claude_vm.supervisor.grammar.commands import COMMANDS, REQUESTS
+from claude_vm.supervisor.grammar.declaring import cut, flags_of
+from claude_vm.supervisor.grammar.flags import Flags
+from claude_vm.supervisor.grammar.near_misses import DASHES, near_commands, near_flags
+from claude_vm.supervisor.grammar.requests import Group
 
-RUNTIME_FLAGS: Mapping[str, bool] = {
-    "--disk": True,
-    "--memory": True,
-    "--cpus": True,
-    "--driver": True,
-    "--mount": True,
-    "--publish": True,
-    "--env": True,
-    "--env-file": True,
-    "--inherit-env": True,
-    "--forward-ssh-agent": False,
-    "--auto-setup": False,
-    "--any-directory": False,
-    "--accept-growth": False,
-    "--no-daemon": False,
-    "--no-wait": False,
-    "--verbose": False,
-    "--quiet": False,
-}
+RUNTIME_FLAGS: Mapping[str, bool] = {flag.name: not field.is_switch for flag, field in flags_of(Flags)}
 """Our long flags, and whether each takes a value."""
 
-SHORT_FLAGS: Mapping[str, str] = {"A": "--forward-ssh-agent", "v": "--verbose", "q": "--quiet"}
+SHORT_FLAGS = frozenset(flag.short.removeprefix("-") for flag, _ in flags_of(Flags) if flag.short)
 """Our one-letter flags. None takes a value, so that any of them may stand in one word (``-Av``)."""
 
-COMMANDS = frozenset(
-    {
-        *("agent", "shell", "setup", "ps", "stop", "pool", "list", "info", "clean", "clean-all"),
-        *("bench", "daemon", "doctor", "version", "completion"),
-    }
-)
+OWN_WORDS = frozenset(c.command for c in REQUESTS if c.runs_others)
+"""Sub-commands whose words belong to another program."""
 
 LATER_FLAGS = frozenset({"--worktree", "--runtime-script", "--detach", "--no-conversations"})
 
@@ -60,15 +42,6 @@ LATER_COMMANDS = frozenset(
         *("ssh", "ssh-config", "template", "trust", "unlanded", "update", "wait", "worktree"),
     }
 )
-
-LATER_COMMAND_FLAGS: Mapping[str, frozenset[str]] = {
-    "setup": frozenset(
-        {
-            *("--docker", "--node", "--python", "--chromium", "--gpg", "--gh", "--git", "--rust", "--all"),
-            "--setup-script",
-        }
-    )
-}
 
 MOST_FLAGS = 1000
 """Words of ours (flags and their values) that a command line may have."""
@@ -103,8 +76,6 @@ class Split(NamedTuple):
 
 
 QUESTIONS = {"--help": "help", "--version": "version"}
-OWN_WORDS = frozenset({"agent", "shell"})
-"""Sub-commands whose words belong to another program."""
 
 
 def split(argv: Sequence[str]) -> Split:
@@ -123,7 +94,7 @@ def split(argv: Sequence[str]) -> Split:
     if first == "--":
         return Split(taken, "agent", rest[1:], explicit=False, ended=True)
     about = rest[1:] if first == "help" else ()
-    if first in QUESTIONS or (first == "help" and len(about) <= 1 and COMMANDS.issuperset(about)):
+    if first in QUESTIONS or (first == "help" and len(about) <= 1 and COMMANDS.keys() >= {*about}):
         return Split(taken, "".join(about), (), explicit=bool(about), asks=QUESTIONS.get(first, "help"))
     if first in LATER_COMMANDS:
         raise WordsError(f"'{first}' is not available yet {_if_for_claude(first)}")
@@ -151,7 +122,8 @@ def _split_own_words(words: tuple[str, ...], at: int, flags: tuple[str, ...], co
 def _split_anywhere(words: tuple[str, ...], at: int, flags: tuple[str, ...], command: str) -> Split:
     operands: list[str] = []
     taken = list(flags)
-    later = LATER_COMMAND_FLAGS.get(command, frozenset())
+    declared = COMMANDS[command]
+    later: frozenset[str] = frozenset() if isinstance(declared, Group) else declared.later
     while True:
         end = _flags_end(words, at, command)
         taken += words[at:end]
@@ -201,7 +173,7 @@ def _refuse_near_miss(first: str) -> None:
     """
     if first.startswith(tuple(DASHES)):
         _refuse_flag(first, "")
-    elif near := near_commands(first, sorted(COMMANDS | LATER_COMMANDS)):
+    elif near := near_commands(first, sorted(COMMANDS.keys() | LATER_COMMANDS)):
         raise WordsError(f"'{first}' is no command; {_meant(near)} {_if_for_claude(first)}")
 
 

@@ -53,6 +53,21 @@ def test_the_thin_client_loads_nothing_heavy(scripted, words):
     assert not any(name.startswith(("claude_vm.supervisor.daemon", "claude_vm.context")) for name in loaded)
 
 
+def test_a_completion_is_found_without_the_parser(scripted):
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT, "pool", ""],
+        env=scripted.environ | {"_CLAUDE_VM_COMPLETE": "bash"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.stdout.split() == ["status", "fill", "drain"]
+    loaded = set(done.stderr.rsplit("\n", 1)[1].split(" "))
+    assert loaded & {"typer", "click", "asyncio", "anyio"} == set()
+
+
 def test_the_rare_parts_are_loaded_only_when_needed(scripted):
     done = subprocess.run(
         [sys.executable, "-c", REPORT, "outputs"],

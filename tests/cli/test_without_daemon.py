@@ -44,7 +44,7 @@ def test_the_version_is_said_as_the_parser_says_it(idle, home):
     from claude_vm.supervisor.wire.escape import printed
 
     fast = idle.run("--version")
-    assert fast.stdout.decode() == printed(parse(["--version"], completing="").lines)
+    assert fast.stdout.decode() == printed(parse(["--version"]).lines)
     assert idle.run("version").stdout == fast.stdout
     assert list(home.iterdir()) == []
 

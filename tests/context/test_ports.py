@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from claude_vm.context.config.layers import load_settings
 from claude_vm.context.config.problems import ConfigError
+from claude_vm.context.config.setting import Value
 from claude_vm.context.ports import (
     AUTO,
     PortError,
@@ -22,7 +23,7 @@ from claude_vm.context.ports import (
 def load(home):
     def loaded(text="", *flags):
         (home / ".claude-vm.toml").write_text(text)
-        given = {"network.publish": flags} if flags else {}
+        given = {"network.publish": Value(flags, "--publish")} if flags else {}
         return load_settings(flags=given, environ={}, home=home)
 
     return loaded

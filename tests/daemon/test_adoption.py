@@ -23,7 +23,9 @@ from claude_vm.supervisor.daemon.sessions.looking import Looker
 from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.daemon.state.records import JournaledSession, LeftInstance
 from claude_vm.supervisor.daemon.state.reports import Reports
-from claude_vm.supervisor.grammar import requests
+from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool, ShowPool
+from claude_vm.supervisor.grammar.commands.sessions import Ps, Shell, Stop
+from claude_vm.supervisor.grammar.commands.templates import Setup
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, ShellError, StatusLostError
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.wire.shortage import NotWritableError
@@ -424,7 +426,7 @@ async def leave_a_session_and_a_ready_vm(world):
     world.cloud.calls.clear()
 
 
-@pytest.mark.parametrize("request_", [requests.Ps(), requests.Pool(action="status"), requests.Stop(all=True)])
+@pytest.mark.parametrize("request_", [Ps(), ShowPool(), Stop(all=True)])
 def test_who_stands_in_takes_over_sessions_and_leaves_all_as_it_was(world, stand_in, request_):
     async def main():
         await leave_a_session_and_a_ready_vm(world)
@@ -447,7 +449,7 @@ def test_what_was_ready_gives_way_to_who_makes_room_and_the_session_goes_on(worl
     async def main():
         await leave_a_session_and_a_ready_vm(world)
         async with stand_in() as supervisor:
-            await supervisor.prepare(requests.Pool(action="drain", all=True))
+            await supervisor.prepare(DrainPool(all=True))
             assert supervisor.dispatcher.instance_count == len(supervisor.dispatcher.sessions) == 1
         (vm,) = world.cloud.vms.values()
         assert vm.running
@@ -460,7 +462,7 @@ def test_for_a_session_that_was_stopped_without_room_the_next_daemon_does_what_i
     async def main():
         await leave_a_session_and_a_ready_vm(world)
         async with stand_in() as supervisor:
-            await supervisor.prepare(requests.Stop(all=True))
+            await supervisor.prepare(Stop(all=True))
             await settled()
             supervisor.dispatcher.stop("s1", "stopped", 143)
             await settled()
@@ -473,7 +475,7 @@ def test_for_a_session_that_was_stopped_without_room_the_next_daemon_does_what_i
     in_virtual_time(main)
 
 
-@pytest.mark.parametrize("request_", [requests.Shell(), requests.Setup(), requests.Pool(action="fill")])
+@pytest.mark.parametrize("request_", [Shell(), Setup(), FillPool()])
 def test_who_stands_in_refuses_what_needs_room(world, stand_in, request_):
     async def main():
         async with stand_in() as supervisor:

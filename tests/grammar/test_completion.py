@@ -7,20 +7,18 @@ import sys
 import pytest
 
 from claude_vm.supervisor.grammar import words
-from claude_vm.supervisor.grammar.completion import SCRIPTS
+from claude_vm.supervisor.grammar.commands import COMMANDS
+from claude_vm.supervisor.grammar.completion import SCRIPTS, completed
 from claude_vm.supervisor.grammar.parse import Output, parse
 
 
 def complete(*argv):
-    answer = parse(argv, completing="bash")
-    assert isinstance(answer, Output)
-    assert answer.status == 0
-    return list(answer.lines)
+    return list(completed("bash", argv))
 
 
 def test_first_word_completes_to_sub_commands():
-    assert set(complete("")) == words.COMMANDS
-    assert set(complete()) == words.COMMANDS
+    assert set(complete("")) == COMMANDS.keys()
+    assert set(complete()) == COMMANDS.keys()
     assert complete("cle") == ["clean", "clean-all"]
 
 
@@ -32,6 +30,7 @@ def test_dashes_complete_to_runtime_flags():
 def test_driver_completes_to_its_names():
     assert complete("--driver", "") == ["auto", "lima", "qemu", "sim"]
     assert complete("ps", "--driver", "s") == ["sim"]
+    assert complete("--publish", "") == ["auto", "none"]
 
 
 @pytest.mark.parametrize(
@@ -77,16 +76,16 @@ def test_actions_and_choices_complete():
     ("shell", "row"), [("zsh", "ps:List the sessions that run."), ("fish", "ps\tList the sessions that run.")]
 )
 def test_candidates_come_with_descriptions_where_the_shell_shows_them(shell, row):
-    assert parse(["ps"], completing=shell).lines == (row,)
+    assert completed(shell, ["ps"]) == (row,)
 
 
 def test_unknown_shell_gets_nothing():
-    assert parse(["ps"], completing="tcsh") == Output(lines=())
+    assert completed("tcsh", ["ps"]) == ()
 
 
 @pytest.mark.parametrize("shell", sorted(SCRIPTS))
 def test_script_is_printed_by_its_sub_command(shell):
-    assert parse(["completion", shell], completing="") == Output(lines=tuple(SCRIPTS[shell].splitlines()))
+    assert parse(["completion", shell]) == Output(lines=tuple(SCRIPTS[shell].splitlines()))
 
 
 @pytest.fixture
@@ -95,9 +94,7 @@ def stand_in(tmp_path):
     program = tmp_path / "claude-vm"
     program.write_text(
         f"#!{sys.executable}\nimport sys\nsys.path[:0] = {sys.path!r}\n"
-        "from claude_vm.supervisor.grammar.parse import parse\n"
-        "from claude_vm.supervisor.wire.escape import printed\n"
-        "sys.stdout.write(printed(parse(sys.argv[1:]).lines))\n"
+        "from claude_vm.supervisor.cli.main import main\nsys.exit(main())\n"
     )
     program.chmod(0o755)
     return tmp_path

@@ -7,26 +7,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_vm.supervisor.grammar import requests, words
-from claude_vm.supervisor.grammar.application import application
-from claude_vm.supervisor.grammar.parse import COMPLETE_VARIABLE, Output, parse
-from claude_vm.supervisor.grammar.requests import (
-    Agent,
-    Bench,
-    Clean,
-    CleanAll,
-    Daemon,
+from claude_vm.context.config.schema import settings_table
+from claude_vm.supervisor.cli import main as client
+from claude_vm.supervisor.grammar import words
+from claude_vm.supervisor.grammar.commands import COMMANDS, REQUESTS
+from claude_vm.supervisor.grammar.commands.bench import (
+    BenchCompare,
+    BenchGate,
+    BenchPicture,
+    BenchRun,
+    BenchTargets,
+)
+from claude_vm.supervisor.grammar.commands.installation import (
+    Completion,
     Doctor,
-    Flags,
-    Info,
-    ListTemplates,
-    Pool,
-    Ps,
-    Setup,
-    Shell,
-    Stop,
+    RunDaemon,
+    ShowDaemon,
+    StopDaemon,
     Version,
 )
+from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool, ShowPool
+from claude_vm.supervisor.grammar.commands.sessions import Agent, Ps, Shell, Stop
+from claude_vm.supervisor.grammar.commands.templates import Clean, CleanAll, Info, ListTemplates, Setup
+from claude_vm.supervisor.grammar.declaring import flags_of
+from claude_vm.supervisor.grammar.flags import Flags
+from claude_vm.supervisor.grammar.parse import Output, parse
+from claude_vm.supervisor.grammar.requests import Group, Request
 from claude_vm.supervisor.wire.escape import printed
 
 
@@ -46,18 +52,18 @@ def nothing_is_printed(capfd):
         ("shell", Shell()),
         ("shell ls -A", Shell(words=("ls", "-A"))),
         ("setup", Setup()),
-        ("setup --no-agent", Setup(agent=False)),
+        ("setup --no-agent", Setup(no_agent=True)),
         ("ps", Ps()),
         ("ps --json", Ps(json=True)),
         ("ps --all", Ps(all=True)),
         ("ps --story a1 --json", Ps(story="a1", json=True)),
-        ("pool status", Pool(action="status")),
-        ("pool status --json", Pool(action="status", json=True)),
-        ("pool fill", Pool(action="fill")),
-        ("pool fill 4", Pool(action="fill", count=4)),
-        ("pool fill 64 --no-wait", Pool(flags=Flags(no_wait=True), action="fill", count=64)),
-        ("pool drain", Pool(action="drain")),
-        ("pool drain --all", Pool(action="drain", all=True)),
+        ("pool status", ShowPool()),
+        ("pool status --json", ShowPool(json=True)),
+        ("pool fill", FillPool()),
+        ("pool fill 4", FillPool(count=4)),
+        ("pool fill 64 --no-wait", FillPool(flags=Flags(no_wait=True), count=64)),
+        ("pool drain", DrainPool()),
+        ("pool drain --all", DrainPool(all=True)),
         ("stop a b", Stop(sessions=("a", "b"))),
         ("stop --all", Stop(all=True)),
         ("stop -- -A", Stop(sessions=("-A",))),
@@ -67,14 +73,13 @@ def nothing_is_printed(capfd):
         ("clean --yes", Clean(yes=True)),
         ("clean --force", Clean(force=True)),
         ("clean-all -y --force", CleanAll(yes=True, force=True)),
-        ("daemon run", Daemon(action="run")),
-        ("daemon status --json", Daemon(action="status", json=True)),
-        ("daemon stop --force", Daemon(action="stop", force=True)),
-        ("bench", Bench(action="run", rounds=20)),
+        ("daemon run", RunDaemon()),
+        ("daemon status --json", ShowDaemon(json=True)),
+        ("daemon stop --force", StopDaemon(force=True)),
+        ("bench", BenchRun(rounds=20)),
         (
             "bench run --modes warm,clone --patterns burst --rounds 3 --json a --csv b --picture c",
-            Bench(
-                action="run",
+            BenchRun(
                 modes=("warm", "clone"),
                 patterns=("burst",),
                 rounds=3,
@@ -83,34 +88,48 @@ def nothing_is_printed(capfd):
                 picture="c",
             ),
         ),
-        ("bench targets", Bench(action="targets", rounds=20)),
-        ("bench targets F1 F10 --rounds 5", Bench(action="targets", figures=("F1", "F10"), rounds=5)),
-        ("bench compare a b", Bench(action="compare", files=("a", "b"))),
-        ("bench gate f --result r", Bench(action="gate", files=("f",), result="r")),
-        ("bench picture r p.png", Bench(action="picture", files=("r", "p.png"))),
+        ("bench targets", BenchTargets(rounds=20)),
+        ("bench targets F1 F10 --rounds 5", BenchTargets(figures=("F1", "F10"), rounds=5)),
+        ("bench compare a b", BenchCompare(before="a", after="b")),
+        ("bench gate f --result r", BenchGate(file="f", result="r")),
+        ("bench picture r p.png", BenchPicture(result="r", file="p.png")),
         ("doctor --json", Doctor(json=True)),
         ("version", Version()),
         ("version --json", Version(json=True)),
     ],
 )
 def test_each_command_line_makes_its_request(argv, request_):
-    assert parse(argv.split(), completing="") == request_
+    assert parse(argv.split()) == request_
 
 
-COMMAND_LINES = (
-    *("x", "shell", "setup", "ps", "stop a", "list", "info", "clean", "clean-all", "daemon run", "doctor"),
-    *("bench", "version", "pool status"),
+def declared_commands():
+    """Every command line that names a command, with what it makes. What it must be given besides is given."""
+    for command in COMMANDS.values():
+        is_group = isinstance(command, Group)
+        for each in command.commands if is_group else (command,):
+            group = f"{command.command} " if is_group else ""
+            needed = {BenchCompare: " a b", BenchGate: " f", BenchPicture: " r p.png", Stop: " a"}
+            yield f"{group}{each.command}{needed.get(each, '')}", each
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind"), [row for row in declared_commands() if row[1] is not Completion], ids=str
 )
+def test_every_declared_command_is_made_by_its_name(argv, kind):
+    assert type(parse(argv.split())) is kind
 
 
-def test_every_request_has_a_command_that_makes_it():
-    made = {type(parse(argv.split(), completing="")).__name__ for argv in COMMAND_LINES}
-    declared = {
-        name
-        for name, kind in vars(requests).items()
-        if isinstance(kind, type) and issubclass(kind, requests.Request) and kind is not requests.Request
-    }
-    assert made == declared
+def test_every_request_is_declared_as_a_command():
+    def below(kind):
+        return {kind, *(found for child in kind.__subclasses__() for found in below(child))}
+
+    assert {kind for kind in below(Request) if kind.command} == set(REQUESTS)
+
+
+def test_the_thin_client_knows_without_parsing_what_no_daemon_can_do():
+    for argv, kind in declared_commands():
+        assert client._is_for_us(argv.split()) or not kind.in_client
+    assert client._is_for_us(["--no-daemon", "ps"])
 
 
 ALL_FLAGS = (
@@ -138,27 +157,33 @@ AS_RECORD = Flags(
 
 @pytest.mark.parametrize(
     "command",
-    [*sorted(words.COMMANDS - {"completion", "stop", "daemon", "pool"}), "daemon run", "pool fill 2"],
+    [*sorted(COMMANDS.keys() - {"completion", "stop", "daemon", "pool"}), "daemon run", "pool fill 2"],
 )
 def test_runtime_flags_are_taken_before_and_after_every_sub_command(command):
     named = command.split()
-    before = parse([*ALL_FLAGS, *named], completing="")
-    after = parse([*named, *ALL_FLAGS], completing="")
+    before = parse([*ALL_FLAGS, *named])
+    after = parse([*named, *ALL_FLAGS])
     assert before == after
     assert before.flags == AS_RECORD
 
 
-def test_every_runtime_flag_of_the_splitter_is_declared_and_the_other_way_round():
-    declared = {
-        name: not parameter.is_flag
-        for parameter in application().params
-        for name in parameter.opts
-        if name.startswith("--") and name != "--version"
+def test_a_flag_sets_a_setting_that_there_is_and_is_given_on_under_its_key():
+    flags = [flag for flag, _ in flags_of(Flags)]
+    for flag in flags:
+        assert {flag.sets, flag.adds_to} - {""} <= settings_table().keys()
+    given = parse(["--disk", "3", "--publish", "1", "--publish=2", "--env", "A=1"]).flags.settings
+    assert {key: (found.value, found.where) for key, found in given.items()} == {
+        "vm.disk": ("3", "--disk"),
+        "network.publish": (("1", "2"), "--publish"),
     }
-    short = {name[1:] for parameter in application().params for name in parameter.opts if name[1] != "-"}
-    assert declared == dict(words.RUNTIME_FLAGS)
-    assert short == set(words.SHORT_FLAGS)
-    assert set(application().commands) == words.COMMANDS
+    assert parse(["--disk=", "ps"]).flags.settings["vm.disk"].value == ""  # which is no number
+
+
+def test_nothing_that_a_later_version_will_have_is_there_already():
+    assert words.LATER_FLAGS.isdisjoint(words.RUNTIME_FLAGS)
+    assert words.LATER_COMMANDS.isdisjoint(COMMANDS)
+    for _, kind in declared_commands():
+        assert kind.later.isdisjoint(flag.name for flag, _ in flags_of(kind))
 
 
 def test_claudes_arguments_survive_byte_for_byte():
@@ -176,16 +201,14 @@ def test_claudes_arguments_survive_byte_for_byte():
         os.fsdecode(b"\xff\xfe"),
         "é\u202e",
     )
-    assert parse(["--", *hostile], completing="") == Agent(args=hostile)
-    assert parse(["shell", "--", *hostile], completing="") == Shell(words=hostile)
-    assert parse(["x", *hostile], completing="") == Agent(args=("x", *hostile))
+    assert parse(["--", *hostile]) == Agent(args=hostile)
+    assert parse(["shell", "--", *hostile]) == Shell(words=hostile)
+    assert parse(["x", *hostile]) == Agent(args=("x", *hostile))
 
 
 def test_bytes_that_are_no_utf8_survive_in_values():
     name = os.fsdecode(b"/\xff")
-    assert parse(["--mount", name, "stop", name], completing="") == Stop(
-        sessions=(name,), flags=Flags(mounts=(name,))
-    )
+    assert parse(["--mount", name, "stop", name]) == Stop(sessions=(name,), flags=Flags(mounts=(name,)))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +249,7 @@ def test_bytes_that_are_no_utf8_survive_in_values():
     ],
 )
 def test_wrong_command_line_is_answered_with_status_2_on_stderr(argv, says):
-    answer = parse(argv.split(), completing="")
+    answer = parse(argv.split())
     assert isinstance(answer, Output)
     assert (answer.status, answer.to_stderr) == (2, True)
     assert printed(answer.lines).startswith("claude-vm: ")
@@ -236,14 +259,12 @@ def test_wrong_command_line_is_answered_with_status_2_on_stderr(argv, says):
 
 
 def test_error_names_the_sub_command_whose_help_says_more():
-    assert "Try 'claude-vm setup --help'." in printed(parse(["setup", "--docker"], completing="").lines)
-    assert "Try 'claude-vm daemon stop --help'." in printed(
-        parse(["daemon", "stop", "x"], completing="").lines
-    )
+    assert "Try 'claude-vm setup --help'." in printed(parse(["setup", "--docker"]).lines)
+    assert "Try 'claude-vm daemon stop --help'." in printed(parse(["daemon", "stop", "x"]).lines)
 
 
 def test_control_characters_of_a_wrong_word_do_not_reach_the_terminal():
-    answer = parse(["ps", "--\x1b[2J\x9b\u202e\udcff"], completing="")
+    answer = parse(["ps", "--\x1b[2J\x9b\u202e\udcff"])
     assert answer.status == 2
     assert all(character == "\n" or character.isprintable() for character in printed(answer.lines))
 
@@ -253,60 +274,50 @@ def test_control_characters_of_a_wrong_word_do_not_reach_the_terminal():
     ["--help", "-A --help", "shell --help", "ps -h", "daemon --help", "daemon stop -h"],
 )
 def test_help_is_a_text_with_status_0(argv):
-    answer = parse(argv.split(), completing="")
+    answer = parse(argv.split())
     assert (answer.status, answer.to_stderr) == (0, False)
     assert printed(answer.lines).startswith("Usage: claude-vm")
 
 
 def test_help_names_every_sub_command_flag_example_and_exit_status():
-    text = printed(parse(["--help"], completing="").lines)
-    for word in (*words.COMMANDS, *words.RUNTIME_FLAGS, "-A", "Examples:", "125", "128+n", "--version"):
+    text = printed(parse(["--help"]).lines)
+    for word in (*COMMANDS, *words.RUNTIME_FLAGS, "-A", "Examples:", "125", "128+n", "--version"):
         assert word in text
 
 
 @pytest.mark.parametrize("columns", [1, 50, 80, 1000])
 def test_help_fits_the_terminal(columns):
-    text = printed(parse(["--help"], columns=columns, completing="").lines)
+    text = printed(parse(["--help"], columns=columns).lines)
     prose = text.partition("Examples:")[0]
     assert max(map(len, prose.splitlines())) <= min(max(columns, 50), 100)
 
 
 def test_program_name_of_an_alias_shows_in_help():
-    assert printed(parse(["--help"], program="claude-vm-x", completing="").lines).startswith(
-        "Usage: claude-vm-x "
-    )
+    assert printed(parse(["--help"], program="claude-vm-x").lines).startswith("Usage: claude-vm-x ")
 
 
 @pytest.mark.parametrize("argv", ["--version", "-A --version x", "ps --version", "shell --version"])
 def test_version_is_one_line(argv):
-    answer = parse(argv.split(), completing="")
+    answer = parse(argv.split())
     assert answer.status == 0
     assert printed(answer.lines).startswith("claude-vm ")
     assert printed(answer.lines).count("\n") == 1
-
-
-def test_environment_asks_for_completion_unless_the_caller_says_otherwise(monkeypatch):
-    monkeypatch.setenv(COMPLETE_VARIABLE, "bash")
-    assert parse(["in"]) == Output(lines=("info",))
-    assert parse(["in"], completing="") == Agent(args=("in",))
 
 
 @given(
     st.lists(
         st.one_of(
             st.text(st.characters(), max_size=5),
-            st.sampled_from(
-                sorted(words.RUNTIME_FLAGS) + sorted(words.COMMANDS) + ["--json", "-h", "--", "-v"]
-            ),
+            st.sampled_from(sorted(words.RUNTIME_FLAGS) + sorted(COMMANDS) + ["--json", "-h", "--", "-v"]),
         ),
         max_size=6,
     )
 )
 def test_any_words_give_a_request_or_a_printable_text(argv):
-    answer = parse(argv, completing="")
+    answer = parse(argv)
     if isinstance(answer, Output):
         shown = printed(answer.lines)
         assert len(shown.splitlines()) == len(answer.lines)
         assert not any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in shown if c not in "\n\t")
     else:
-        assert isinstance(answer, requests.Request)
+        assert isinstance(answer, Request)

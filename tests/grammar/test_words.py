@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from claude_vm.context.claude_command import ALIASES, OPTIONS
 from claude_vm.supervisor.grammar import words
+from claude_vm.supervisor.grammar.commands import COMMANDS
 from claude_vm.supervisor.grammar.near_misses import edits
 from claude_vm.supervisor.grammar.words import WordsError, split
 
@@ -162,7 +163,7 @@ anything = st.lists(
         st.text(max_size=4),
         st.sampled_from(
             sorted(words.RUNTIME_FLAGS)
-            + sorted(words.COMMANDS)
+            + sorted(COMMANDS)
             + ["--", "-A", "-Av", "-p", "--help", "--version", "--disk=1", "--quiet=1", "x", ""]
         ),
     ),
@@ -361,7 +362,7 @@ def test_the_commands_to_come_are_refused_already(later):
         split((later, "x"))
 
 
-@pytest.mark.parametrize("command", sorted(words.COMMANDS - words.OWN_WORDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - words.OWN_WORDS))
 def test_more_words_than_a_command_of_ours_may_have_are_refused(command):
     most = words.MOST_OPERANDS
     assert len(split((command, *["y"] * most)).operands) == most

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from claude_vm.supervisor.grammar.requests import Flags
+from claude_vm.supervisor.grammar.flags import Flags
 from claude_vm.supervisor.wire.records import Terminal
 
 

@@ -16,7 +16,7 @@ from claude_vm.supervisor.daemon.clients.site import Site
 from claude_vm.supervisor.daemon.clients.turns import in_turns
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.supervisor import Supervisor
-from claude_vm.supervisor.grammar.requests import Flags
+from claude_vm.supervisor.grammar.flags import Flags
 from claude_vm.supervisor.wire.escape import escape_json, printed
 from claude_vm.supervisor.wire.server import Client, Signal
 

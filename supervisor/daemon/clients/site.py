@@ -141,16 +141,9 @@ class Site:
         Raises:
             ConfigError: With every problem of every layer.
         """
-        flags: dict[str, str | Sequence[str] | None] = {
-            "vm.disk": self.caller.flags.disk,
-            "vm.memory": self.caller.flags.memory,
-            "vm.cpus": self.caller.flags.cpus,
-            "driver.name": self.caller.flags.driver,
-            "network.publish": self.caller.flags.publish or None,
-        }
         load = partial(
             load_settings,
-            flags={k: v for k, v in flags.items() if v is not None},
+            flags=self.caller.flags.settings,
             environ=self.caller.environ,
             home=self.caller.home,
             guard=self.guard(),

@@ -13,6 +13,7 @@ from claude_vm.supervisor.daemon.commands import (
     doctor,
     info,
     pool,
+    pool_status,
     ps,
     session,
     setup,
@@ -22,8 +23,18 @@ from claude_vm.supervisor.daemon.commands import (
 )
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.supervisor import Supervisor
-from claude_vm.supervisor.grammar import requests
+from claude_vm.supervisor.grammar.commands.installation import (
+    Doctor,
+    RunDaemon,
+    ShowDaemon,
+    StopDaemon,
+    Version,
+)
+from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool, ShowPool
+from claude_vm.supervisor.grammar.commands.sessions import Agent, Ps, Shell, Stop
+from claude_vm.supervisor.grammar.commands.templates import Clean, CleanAll, Info, ListTemplates, Setup
 from claude_vm.supervisor.grammar.parse import Output, parse
+from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.ssh.errors import LaunchError
 from claude_vm.supervisor.wire.complaint import complaint
 from claude_vm.supervisor.wire.escape import printed
@@ -32,20 +43,24 @@ from claude_vm.supervisor.wire.server import Client, OutputClosedError
 log = structlog.get_logger()
 
 # Each function takes the request of its key's type; a table can't say that.
-COMMANDS: dict[type[requests.Request], Callable[..., Awaitable[int]]] = {
-    requests.Agent: session.agent,
-    requests.Shell: session.shell,
-    requests.Setup: setup.setup,
-    requests.Ps: ps.ps,
-    requests.Stop: stop.stop,
-    requests.Pool: pool.pool,
-    requests.ListTemplates: templates.list_templates,
-    requests.Clean: templates.clean,
-    requests.CleanAll: templates.clean_all,
-    requests.Info: info.info,
-    requests.Doctor: doctor.doctor,
-    requests.Daemon: daemon.daemon,
-    requests.Version: version.version,
+COMMANDS: dict[type[Request], Callable[..., Awaitable[int]]] = {
+    Agent: session.agent,
+    Shell: session.shell,
+    Ps: ps.ps,
+    Stop: stop.stop,
+    ShowPool: pool_status.pool_status,
+    FillPool: pool.fill,
+    DrainPool: pool.drain,
+    Setup: setup.setup,
+    ListTemplates: templates.list_templates,
+    Info: info.info,
+    Clean: templates.clean,
+    CleanAll: templates.clean_all,
+    Doctor: doctor.doctor,
+    Version: version.version,
+    RunDaemon: daemon.run,
+    ShowDaemon: daemon.status,
+    StopDaemon: daemon.stop,
 }
 
 SESSION_FAILED = 125
@@ -55,12 +70,12 @@ SIGPIPE_STATUS = 141
 
 async def answer(supervisor: Supervisor, client: Client) -> int:
     """Carry out the command of a client and return its exit status. Raises nothing that a user can cause."""
-    parsed = parse(client.invocation.argv, columns=client.invocation.terminal.columns or 80, completing="")
+    parsed = parse(client.invocation.argv, columns=client.invocation.terminal.columns or 80)
     if isinstance(parsed, Output):
         data = printed(parsed.lines).encode()
         await (client.send_stderr(data) if parsed.to_stderr else client.send_stdout(data))
         return parsed.status
-    is_session = isinstance(parsed, requests.Agent | requests.Shell)
+    failed = SESSION_FAILED if parsed.runs_others else COMMAND_FAILED
     command = Command(supervisor, client, parsed.flags)
     supervisor.sweep()
     log.info("command", name=type(parsed).__name__.lower())
@@ -74,10 +89,10 @@ async def answer(supervisor: Supervisor, client: Client) -> int:
         text, beneath = complaint(error)
         await client.note(text, "error", beneath)
         status = error.status if isinstance(error, CommandError) else None
-        return status or (SESSION_FAILED if is_session else COMMAND_FAILED)
+        return status or failed
     except OSError as error:
         hints = (f"make room in {supervisor.home}",) if error.errno in {errno.ENOSPC, errno.EDQUOT} else ()
         await client.note(f"claude-vm: {words_of(error)} [system-error]", "error", hints)
-        return SESSION_FAILED if is_session else COMMAND_FAILED
+        return failed
     finally:
         client.forget_environment()

@@ -10,7 +10,7 @@ from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.grammar.requests import Daemon
+from claude_vm.supervisor.grammar.commands.installation import RunDaemon, ShowDaemon, StopDaemon
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
@@ -28,38 +28,44 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     warm: int
 
 
-async def daemon(command: Command, request: Daemon) -> int:
-    """Tell the daemon's state, or end it."""
+async def status(command: Command, request: ShowDaemon) -> int:
+    """Tell the daemon's state."""
+    supervisor = command.supervisor
+    found = DaemonStatus(
+        pid=os.getpid(),
+        version=supervisor.version,
+        home=str(supervisor.home),
+        started_at=supervisor.started_at,
+        sessions=len(supervisor.dispatcher.sessions),
+        instances=supervisor.dispatcher.instance_count,
+        warm=supervisor.dispatcher.warm_count,
+    )
+    if request.json:
+        await command.out_json(found)
+    else:
+        await command.out(
+            f"running: pid {found.pid}, version {found.version}, for"
+            f" {ago(time.time() - found.started_at)}, {found.sessions} session(s),"
+            f" {found.instances} VM(s), {found.warm} of them ready, home {found.home}"
+        )
+    return 0
+
+
+async def stop(command: Command, request: StopDaemon) -> int:
+    """End the daemon."""
     supervisor = command.supervisor
     running = len(supervisor.dispatcher.sessions)
-    match request.action:
-        case "status":
-            status = DaemonStatus(
-                pid=os.getpid(),
-                version=supervisor.version,
-                home=str(supervisor.home),
-                started_at=supervisor.started_at,
-                sessions=running,
-                instances=supervisor.dispatcher.instance_count,
-                warm=supervisor.dispatcher.warm_count,
-            )
-            if request.json:
-                await command.out_json(status)
-            else:
-                await command.out(
-                    f"running: pid {status.pid}, version {status.version}, for"
-                    f" {ago(time.time() - status.started_at)}, {running} session(s),"
-                    f" {status.instances} VM(s), {status.warm} of them ready, home {status.home}"
-                )
-        case "stop":
-            if running and not request.force:
-                raise CommandError(
-                    "sessions-running",
-                    f"{running} session(s) run",
-                    hint="end them with: claude-vm stop --all, or pass --force",
-                )
-            supervisor.dispatcher.post(ShutdownRequested(at=anyio.current_time()))
-            await supervisor.dispatcher.stopped.wait()
-        case _:
-            raise CommandError("already-running", f"a daemon runs already, with pid {os.getpid()}")
+    if running and not request.force:
+        raise CommandError(
+            "sessions-running",
+            f"{running} session(s) run",
+            hint="end them with: claude-vm stop --all, or pass --force",
+        )
+    supervisor.dispatcher.post(ShutdownRequested(at=anyio.current_time()))
+    await supervisor.dispatcher.stopped.wait()
     return 0
+
+
+async def run(_command: Command, _request: RunDaemon) -> int:
+    """Refuse to run another one."""
+    raise CommandError("already-running", f"a daemon runs already, with pid {os.getpid()}")

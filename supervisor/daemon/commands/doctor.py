@@ -10,7 +10,7 @@ from claude_vm.drivers.api import Inspection, Problem
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB, budget_problem, host_memory_mib, pool_policy
-from claude_vm.supervisor.grammar.requests import Doctor
+from claude_vm.supervisor.grammar.commands.installation import Doctor
 
 
 class DriverReport(msgspec.Struct, frozen=True):

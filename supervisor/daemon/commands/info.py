@@ -18,7 +18,7 @@ from claude_vm.supervisor.daemon.place.key import session_key, session_mounts
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 from claude_vm.supervisor.daemon.pool.room import pool_of
 from claude_vm.supervisor.daemon.templates.current import current_template, templates_elsewhere
-from claude_vm.supervisor.grammar.requests import Info
+from claude_vm.supervisor.grammar.commands.templates import Info
 from claude_vm.supervisor.wire.escape import escape_cell
 
 

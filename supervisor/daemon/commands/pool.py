@@ -1,4 +1,4 @@
-"""`claude-vm pool status|fill|drain`: the VMs that are kept ready."""
+"""`claude-vm pool fill|drain`: the VMs that are kept ready."""
 
 import time
 
@@ -10,11 +10,10 @@ from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.clients.command import Command
-from claude_vm.supervisor.daemon.commands.pool_status import pool_status
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.place.resolve import note_use, resolve
 from claude_vm.supervisor.daemon.pool.room import Room, is_unclaimed, pool_of, room
-from claude_vm.supervisor.grammar.requests import Pool
+from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool
 from claude_vm.supervisor.wire.server import Level
 
 FAILURES_TO_GIVE_UP = 3
@@ -23,19 +22,7 @@ FAILURES_TO_GIVE_UP = 3
 _ROOM_HINT = "change it in ~/.claude-vm.toml, or ask for fewer or smaller VMs"
 
 
-async def pool(command: Command, request: Pool) -> int:
-    """Show, fill or drain the pool."""
-    match request.action:
-        case "status":
-            await pool_status(command, request)
-        case "fill":
-            await _fill(command, request)
-        case _:
-            await _drain(command, request)
-    return 0
-
-
-async def _fill(command: Command, request: Pool) -> None:
+async def fill(command: Command, request: FillPool) -> int:
     """Have VMs made ready for the key that a session here would ask for; wait until they are."""
     supervisor = command.supervisor
     if supervisor.in_process:
@@ -54,6 +41,7 @@ async def _fill(command: Command, request: Pool) -> None:
         begun = time.monotonic()
         await command.unless_interrupted(lambda: _until_ready(command, key, count))
         await command.say(f"{count} VM(s) ready for {place.project.root} ({time.monotonic() - begun:.1f} s)")
+    return 0
 
 
 def _check_bounds(core: Core, key: PoolKey, count: int) -> None:
@@ -126,7 +114,7 @@ def _check_progress(view: PoolView, count: int, taken: Room) -> None:
         )
 
 
-async def _drain(command: Command, request: Pool) -> None:
+async def drain(command: Command, request: DrainPool) -> int:
     """Have ready VMs given up, also those that are being made; wait until nothing of them is left."""
     dispatcher = command.supervisor.dispatcher
     if request.all:
@@ -141,6 +129,7 @@ async def _drain(command: Command, request: Pool) -> None:
         dispatcher.post(DrainRequested(at=anyio.current_time(), key=key))
     await command.unless_interrupted(lambda: _until_gone(command, given_up))
     await command.say(f"gave up {len(given_up)} VM(s)")
+    return 0
 
 
 async def _until_gone(command: Command, given_up: set[str]) -> None:

@@ -13,7 +13,7 @@ from claude_vm.supervisor.daemon.clients.table import ago, table
 from claude_vm.supervisor.daemon.pool.labels import labels, names
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 from claude_vm.supervisor.daemon.pool.room import Room, room, unclaimed
-from claude_vm.supervisor.grammar.requests import Pool
+from claude_vm.supervisor.grammar.commands.pool import ShowPool
 
 
 class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     pools: list[PoolRow]
 
 
-async def pool_status(command: Command, request: Pool) -> None:
+async def pool_status(command: Command, request: ShowPool) -> int:
     """Print what the pool has."""
     core = command.supervisor.dispatcher.core
     projects = await _projects(command, {pool.key.driver for pool in core.pools()})
@@ -94,6 +94,7 @@ async def pool_status(command: Command, request: Pool) -> None:
         keys = [pool.key for pool in pools]
         called = list(zip(labels(keys, projects), names(keys, projects), strict=True))
         await command.out(*_text(status, called, time.time()))
+    return 0
 
 
 async def _projects(command: Command, drivers: set[str]) -> dict[tuple[str, str], str]:

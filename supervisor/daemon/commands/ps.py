@@ -13,7 +13,7 @@ from claude_vm.supervisor.daemon.clients.turns import in_turns
 from claude_vm.supervisor.daemon.commands.story import story
 from claude_vm.supervisor.daemon.ports.published import PublishedPort
 from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session
-from claude_vm.supervisor.grammar.requests import Ps
+from claude_vm.supervisor.grammar.commands.sessions import Ps
 
 
 class Mark(msgspec.Struct, frozen=True):

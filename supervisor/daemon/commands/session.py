@@ -28,7 +28,7 @@ from claude_vm.supervisor.daemon.sessions.next_steps import next_step
 from claude_vm.supervisor.daemon.sessions.queued import waits_for
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.sessions.source import how_it_came
-from claude_vm.supervisor.grammar.requests import Agent, Shell
+from claude_vm.supervisor.grammar.commands.sessions import Agent, Shell
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.wire.server import Level
 

@@ -3,7 +3,7 @@
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.place.driver import choose_driver
 from claude_vm.supervisor.daemon.templates.current import build_template
-from claude_vm.supervisor.grammar.requests import Setup
+from claude_vm.supervisor.grammar.commands.templates import Setup
 
 
 async def setup(command: Command, request: Setup) -> int:
@@ -12,5 +12,5 @@ async def setup(command: Command, request: Setup) -> int:
     project = await site.mountable_project()
     settings = await site.settings()
     driver = await choose_driver(site, settings, project)
-    await build_template(site, driver, settings, project, agent=request.agent)
+    await build_template(site, driver, settings, project, agent=not request.no_agent)
     return 0

@@ -7,7 +7,7 @@ import anyio
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions.session import Session
-from claude_vm.supervisor.grammar.requests import Stop
+from claude_vm.supervisor.grammar.commands.sessions import Stop
 from claude_vm.supervisor.wire.server import OutputClosedError
 
 STOPPED = 143

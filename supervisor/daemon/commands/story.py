@@ -7,7 +7,8 @@ from claude_vm.supervisor.core.story import FINISHED_KEYS
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import table
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.grammar.near_misses import FLAG_EDITS, cut, edits
+from claude_vm.supervisor.grammar.declaring import cut
+from claude_vm.supervisor.grammar.near_misses import FLAG_EDITS, edits
 
 SUGGESTED = 3
 """Ids that a message names at most."""

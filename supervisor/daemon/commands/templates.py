@@ -15,7 +15,7 @@ from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago, size_text, table
 from claude_vm.supervisor.daemon.commands.stop import stop_sessions
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.grammar.requests import Clean, CleanAll, ListTemplates
+from claude_vm.supervisor.grammar.commands.templates import Clean, CleanAll, ListTemplates
 
 UNUSED_S = 30 * 86400.0
 """A template that was not used for so long counts as unused."""

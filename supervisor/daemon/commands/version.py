@@ -1,7 +1,7 @@
 """`claude-vm version`."""
 
 from claude_vm.supervisor.daemon.clients.command import Command
-from claude_vm.supervisor.grammar.requests import Version
+from claude_vm.supervisor.grammar.commands.installation import Version
 
 
 async def version(command: Command, request: Version) -> int:

@@ -2,106 +2,87 @@
 
 from typing import Annotated
 
-import typer
-
-from claude_vm.supervisor.grammar.requests import Bench
-from claude_vm.supervisor.grammar.runtime import invocation
-from claude_vm.supervisor.grammar.usage import whole_number
+from claude_vm.supervisor.grammar.declaring import Argument, Flag, whole_number, words_with_commas
+from claude_vm.supervisor.grammar.requests import Group, Request
 
 MOST_ROUNDS = 10_000
 
 Rounds = Annotated[
-    int,
-    typer.Option("--rounds", parser=whole_number(1, MOST_ROUNDS), metavar="N", help="Rounds that count."),
+    int, Flag("--rounds", "Rounds that count.", metavar="N", read=whole_number(1, MOST_ROUNDS))
 ]
-Json = Annotated[str, typer.Option("--json", metavar="FILE", help="Write all samples and figures.")]
-Csv = Annotated[str, typer.Option("--csv", metavar="FILE", help="Write the phases of each sample.")]
-Picture = Annotated[str, typer.Option("--picture", metavar="FILE", help="Draw waits and phases (png, svg).")]
-Result = Annotated[str, typer.Argument(metavar="RESULT", help="A file that --json wrote.")]
+JsonFile = Annotated[str, Flag("--json", "Write all samples and figures.", metavar="FILE")]
+CsvFile = Annotated[str, Flag("--csv", "Write the phases of each sample.", metavar="FILE")]
+ResultFile = Annotated[str, Argument("RESULT", "A file that --json wrote.")]
 
 
-def bench(context: typer.Context) -> Bench | None:
-    """Measure how long a user waits, against baselines in the same run."""
-    return run(context) if context.invoked_subcommand is None else None
+class Bench(Request, frozen=True):
+    """Base of the commands that measure; files are as they were typed, and "" when they are not given."""
+
+    in_client = True
 
 
-def run(
-    context: typer.Context,
-    *,
-    modes: Annotated[
-        str, typer.Option("--modes", metavar="LIST", help="Of cold, clone, restore, warm; with commas.")
-    ] = "",
-    patterns: Annotated[
-        str, typer.Option("--patterns", metavar="LIST", help="Of sequential, staggered, burst.")
-    ] = "",
-    rounds: Rounds = 20,
-    json: Json = "",
-    csv: Csv = "",
-    picture: Picture = "",
-) -> Bench:
+class BenchRun(Bench, frozen=True):
     """Measure the waits of each mode and pattern in this project."""
-    return Bench(
-        flags=invocation(context).flags,
-        action="run",
-        modes=_list(modes),
-        patterns=_list(patterns),
-        rounds=rounds,
-        json=json,
-        csv=csv,
-        picture=picture,
-    )
+
+    command = "run"
+    modes: Annotated[
+        tuple[str, ...],
+        Flag(
+            "--modes", "Of cold, clone, restore, warm; with commas.", metavar="LIST", read=words_with_commas
+        ),
+    ] = ()
+    patterns: Annotated[
+        tuple[str, ...],
+        Flag("--patterns", "Of sequential, staggered, burst.", metavar="LIST", read=words_with_commas),
+    ] = ()
+    rounds: Rounds = 20
+    json: JsonFile = ""
+    csv: CsvFile = ""
+    picture: Annotated[str, Flag("--picture", "Draw waits and phases (png, svg).", metavar="FILE")] = ""
 
 
-def targets(
-    context: typer.Context,
-    figures: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FIGURE]...", help="Such as F1 F10; all when none is named."),
-    ] = None,
-    rounds: Rounds = 20,
-    json: Json = "",
-    csv: Csv = "",
-) -> Bench:
+class BenchTargets(Bench, frozen=True):
     """Measure the figures that have a target."""
-    return Bench(
-        flags=invocation(context).flags,
-        action="targets",
-        figures=tuple(figures or ()),
-        rounds=rounds,
-        json=json,
-        csv=csv,
-    )
+
+    command = "targets"
+    figures: Annotated[
+        tuple[str, ...], Argument("[FIGURE]...", "Such as F1 F10; all when none is named.")
+    ] = ()
+    rounds: Rounds = 20
+    json: JsonFile = ""
+    csv: CsvFile = ""
 
 
-def compare(
-    context: typer.Context,
-    before: Annotated[str, typer.Argument(metavar="A", help="A file that --json wrote.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="Another.")],
-) -> Bench:
+class BenchCompare(Bench, frozen=True):
     """Put two results side by side."""
-    return Bench(flags=invocation(context).flags, action="compare", files=(before, after))
+
+    command = "compare"
+    before: Annotated[str, Argument("A", "A file that --json wrote.")]
+    after: Annotated[str, Argument("B", "Another.")]
 
 
-def gate(
-    context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Bounds, in TOML.")],
-    result: Annotated[
-        str, typer.Option("--result", metavar="RESULT", help="Judge this result instead of a fresh run.")
-    ] = "",
-    json: Json = "",
-) -> Bench:
+class BenchGate(Bench, frozen=True):
     """Fail when a figure of a short run is out of its bounds."""
-    return Bench(flags=invocation(context).flags, action="gate", files=(file,), result=result, json=json)
+
+    command = "gate"
+    file: Annotated[str, Argument("FILE", "Bounds, in TOML.")]
+    result: Annotated[
+        str, Flag("--result", "Judge this result instead of a fresh run.", metavar="RESULT")
+    ] = ""
+    json: JsonFile = ""
 
 
-def picture(
-    context: typer.Context,
-    result: Result,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="What to draw: a png or svg file.")],
-) -> Bench:
+class BenchPicture(Bench, frozen=True):
     """Draw the waits and phases of a result."""
-    return Bench(flags=invocation(context).flags, action="picture", files=(result, file))
+
+    command = "picture"
+    result: ResultFile
+    file: Annotated[str, Argument("FILE", "What to draw: a png or svg file.")]
 
 
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+BENCH = Group(
+    "bench",
+    "Measure how long a user waits, against baselines in the same run.",
+    (BenchRun, BenchTargets, BenchCompare, BenchGate, BenchPicture),
+    alone=BenchRun,
+)

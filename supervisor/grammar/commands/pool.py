@@ -2,44 +2,42 @@
 
 from typing import Annotated
 
-import typer
-
-from claude_vm.supervisor.grammar.requests import Pool
-from claude_vm.supervisor.grammar.runtime import invocation
-from claude_vm.supervisor.grammar.usage import whole_number
+from claude_vm.supervisor.grammar.declaring import Argument, Flag, whole_number
+from claude_vm.supervisor.grammar.requests import Group, Json, Request
 
 MOST = 64
 """Most VMs that may be kept ready for one project: as for the setting `pool.size`."""
 
 
-def pool() -> None:
-    """Look after the VMs that are kept ready, so that a session need not wait for one."""
-
-
-def status(
-    context: typer.Context,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> Pool:
+class ShowPool(Request, frozen=True):
     """List what is kept ready, for which project, and what hinders it."""
-    return Pool(flags=invocation(context).flags, action="status", json=json)
+
+    command = "status"
+    writes = False
+    json: Json = False
 
 
-def fill(
-    context: typer.Context,
+class FillPool(Request, frozen=True):
+    """Make VMs ready for this project, with these flags' sizes and mounts; `--no-wait` returns at once."""
+
+    command = "fill"
     count: Annotated[
         int | None,
-        typer.Argument(
-            metavar="[N]", help="How many; else what the settings say.", parser=whole_number(1, MOST)
-        ),
-    ] = None,
-) -> Pool:
-    """Make VMs ready for this project, with these flags' sizes and mounts; `--no-wait` returns at once."""
-    return Pool(flags=invocation(context).flags, action="fill", count=count)
+        Argument("[N]", "How many; else what the settings say.", read=whole_number(1, MOST)),
+    ] = None
 
 
-def drain(
-    context: typer.Context,
-    everything: Annotated[bool, typer.Option("--all", help="Those of every project.")] = False,
-) -> Pool:
+class DrainPool(Request, frozen=True):
     """Give up this project's ready VMs, until its next session."""
-    return Pool(flags=invocation(context).flags, action="drain", all=everything)
+
+    command = "drain"
+    writes = False
+    makes_room = True
+    all: Annotated[bool, Flag("--all", "Those of every project.")] = False
+
+
+POOL = Group(
+    "pool",
+    "Look after the VMs that are kept ready, so that a session need not wait for one.",
+    (ShowPool, FillPool, DrainPool),
+)

@@ -12,7 +12,8 @@ from claude_vm.drivers.errors import TemplateInUseError
 from claude_vm.supervisor.core.events import FillRequested
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon.commands.templates import clean_all
-from claude_vm.supervisor.grammar.requests import CleanAll, Flags
+from claude_vm.supervisor.grammar.commands.templates import CleanAll
+from claude_vm.supervisor.grammar.flags import Flags
 
 pytestmark = pytest.mark.usefixtures("memory_only")
 POOL = PoolPolicy(size=1)

@@ -26,7 +26,9 @@ from claude_vm.supervisor.daemon.commands.stop import _find
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions.ended import EndedSessions
 from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session, SessionPlan
-from claude_vm.supervisor.grammar.requests import Flags, Pool, Ps
+from claude_vm.supervisor.grammar.commands.pool import ShowPool
+from claude_vm.supervisor.grammar.commands.sessions import Ps
+from claude_vm.supervisor.grammar.flags import Flags
 from claude_vm.supervisor.wire.records import Invocation
 
 pytestmark = pytest.mark.anyio
@@ -219,8 +221,8 @@ def machine(state=InstanceState.WARM):
     )
 
 
-STATUS = Pool(action="status")
-AS_JSON = Pool(action="status", json=True)
+STATUS = ShowPool()
+AS_JSON = ShowPool(json=True)
 
 
 async def test_pool_status_json_has_everything_of_a_key_and_the_totals():

@@ -17,13 +17,14 @@ from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.commands import pool as module
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.state.places import Places
-from claude_vm.supervisor.grammar.requests import Flags, Pool
+from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool
+from claude_vm.supervisor.grammar.flags import Flags
 from claude_vm.supervisor.wire.server import Signal
 
 pytestmark = pytest.mark.anyio
 
-FILL = Pool(action="fill")
-DRAIN = Pool(action="drain")
+FILL = FillPool()
+DRAIN = DrainPool()
 NOTHING = {
     **dict.fromkeys(("wanted", "warm", "making", "paused", "claimed", "failures"), 0),
     "last_used_at": None,
@@ -203,7 +204,8 @@ async def finish(command, request, *steps):
 
     async def run():
         try:
-            results.append(await module.pool(command, request))
+            carry_out = module.fill if isinstance(request, FillPool) else module.drain
+            results.append(await carry_out(command, request))
         except CommandError as error:
             results.append(error)
         tasks.cancel_scope.cancel()
@@ -248,7 +250,7 @@ async def test_fill_counts_flags_and_mounts_as_a_session_does(world):
     other.mkdir()
     flags = Flags(driver="sim", memory="3", mounts=(f"{other}:/d:ro",), no_wait=True)
     command = start(world, flags=flags)
-    await module.pool(command, FILL)
+    await module.fill(command, FILL)
     (fill,) = [e for e in world.dispatcher.posted if isinstance(e, FillRequested)]
     assert fill.key.memory_mib == 3072
     assert [(m.guest, m.writable) for m in fill.key.mounts] == [("/d", False), (str(world.project), True)]

@@ -12,7 +12,7 @@ from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.story import FINISHED_KEYS, NOTE_LENGTH, STEPS_PER_KEY
 from claude_vm.supervisor.daemon.commands.ps import ps
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.grammar.requests import Ps
+from claude_vm.supervisor.grammar.commands.sessions import Ps
 
 pytestmark = pytest.mark.anyio
 

@@ -1,6 +1,6 @@
-"""The tables of `docs/configuration.md`, made from the schema.
+"""The table of `docs/configuration.md`, made from the declarations of settings and flags.
 
-``python -m claude_vm.context.config.document FILE`` puts them into a file, between its two markers.
+``python -m claude_vm.supervisor.grammar.settings_document FILE`` puts it between the two markers of a file.
 """
 
 import sys
@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from claude_vm.context.config.kinds import Duration, Switch
-from claude_vm.context.config.mount_tables import MountTables
 from claude_vm.context.config.schema import Entry, settings_table
 from claude_vm.context.config.setting import FILES
+from claude_vm.supervisor.grammar.declaring import flags_of
+from claude_vm.supervisor.grammar.flags import Flags
 
 BEGIN = "<!-- settings: begin -->"
 END = "<!-- settings: end -->"
@@ -50,10 +51,7 @@ def _layers(entry: Entry) -> Iterator[str]:
     yield "any file" if entry.setting.files == FILES else "global file"
     if entry.setting.variable:
         yield f"`{entry.setting.variable}`"
-    if entry.setting.flag:
-        yield f"`{entry.setting.flag}`"
-    if isinstance(entry.setting.kind, MountTables) and entry.key == "mounts":
-        yield "`--mount`"
+    yield from (f"`{flag.name}`" for flag, _ in flags_of(Flags) if entry.key in {flag.sets, flag.adds_to})
 
 
 def _default(entry: Entry) -> str:

@@ -1,16 +1,16 @@
-"""`docs/configuration.md` says what the schema says."""
+"""`docs/configuration.md` says what the declarations say."""
 
 from pathlib import Path
 
 import pytest
 
-from claude_vm.context.config.document import BEGIN, END, document, table
 from claude_vm.context.config.schema import settings_table
+from claude_vm.supervisor.grammar.settings_document import BEGIN, END, document, table
 
 DOCUMENT = Path(__file__).parents[2] / "docs/configuration.md"
 
 
-def test_table_in_the_document_is_the_schemas():
+def test_table_in_the_document_is_that_of_the_declarations():
     text = DOCUMENT.read_text()
     assert document(text) == text
 
