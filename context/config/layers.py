@@ -1,13 +1,13 @@
 """The settings of one command: every layer read, checked and laid over the one before it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from claude_vm.context.config.problems import ConfigError, Problem
 from claude_vm.context.config.schema import EXCLUSIVE, Sections, settings_table
-from claude_vm.context.config.setting import Layer, Value
+from claude_vm.context.config.setting import Layer, Obeyed, Value
 from claude_vm.context.config.sources import Source, read_file, read_flags, read_variables
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
@@ -20,12 +20,12 @@ GLOBAL_FILE = ".claude-vm.toml"
 class Settings(Sections, frozen=True, kw_only=True):
     """All settings, as ``settings.vm.disk``; and who set them.
 
-    Times are in seconds, sizes in GB. `layers` and `places` hold only what is not a default; a list that adds
+    Times are in seconds, sizes in GB. `layers` and `given` hold only what is not a default; a list that adds
     up has the nearest layer that sets it.
     """
 
     layers: Mapping[str, Layer] = {}
-    places: Mapping[str, str] = {}
+    given: Mapping[str, Value] = {}
 
     def origin(self, key: str) -> str:
         """Return the name of the layer that set a dotted key: ``default``, ``global``, ``flag``, and so on.
@@ -43,7 +43,7 @@ class Settings(Sections, frozen=True, kw_only=True):
             KeyError: There is no such setting.
         """
         settings_table()[key]
-        return self.places.get(key, "default")
+        return self.given[key].where if key in self.given else "default"
 
     @property
     def mount_specs(self) -> tuple[MountSpec, ...]:
@@ -67,10 +67,15 @@ class Settings(Sections, frozen=True, kw_only=True):
             + self.ports
         )
 
-    @property
-    def without_effect(self) -> tuple[str, ...]:
-        """Dotted keys that somebody set and that this version only checks."""
-        return tuple(key for key in self.layers if not settings_table()[key].setting.in_effect)
+    def without_effect(self, obeyed: Collection[Obeyed]) -> tuple[str, ...]:
+        """Return a line for each setting that was set, that one of these will obey, and nothing does yet."""
+        found = []
+        for key, given in self.given.items():
+            later = settings_table()[key].setting.later
+            if later is not None and later.by in obeyed and given.value not in (later.today, ()):
+                section, _, name = key.partition(".")
+                found.append(f"[{section}] {name} = {given.written} has no effect yet ({given.where})")
+        return tuple(found)
 
 
 def global_file_size(home: Path) -> int:
@@ -130,7 +135,7 @@ def merge(sources: Sequence[Source]) -> Settings:
             value = found
             if settings_table()[key].setting.adds_up:
                 before = chosen[key].value if key in chosen else ()
-                value = Value(_joined(before, found), found.where)
+                value = msgspec.structs.replace(found, value=_joined(before, found))
             chosen[key] = value
             layers[key] = source.layer
     values: dict[str, dict[str, object]] = {}
@@ -145,8 +150,7 @@ def merge(sources: Sequence[Source]) -> Settings:
     sections: dict[str, object] = {}
     for section, named in values.items():
         sections[section] = msgspec.structs.replace(getattr(defaults, section), **named)
-    places = {key: value.where for key, value in chosen.items()}
-    return Settings(**sections, **top, layers=layers, places=places)  # type: ignore[arg-type]
+    return Settings(**sections, **top, layers=layers, given=chosen)  # type: ignore[arg-type]
 
 
 def _joined(before: object, found: Value) -> tuple[object, ...]:

@@ -22,7 +22,7 @@ from claude_vm.context.config.kinds import (
 )
 from claude_vm.context.config.mount_tables import MountTables
 from claude_vm.context.config.port_kinds import Ports, PortTables
-from claude_vm.context.config.setting import HOST_FILES, Setting
+from claude_vm.context.config.setting import HOST_FILES, Later, Obeyed, Setting
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
 from claude_vm.drivers import names
@@ -36,6 +36,9 @@ KEY_NAME = r"(?:ctrl-[a-z@\[\]\\^_]|[!-+\--~])"
 HOST_NAME = r"(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?(?::[0-9]{1,5})?"
 SHARE = ("CLAUDE.md", "settings.json", "file-suggestion.sh", "statusline.sh", "skills", "commands")
 
+TEMPLATE, SESSION, BATCH = Obeyed
+TOOL = Later(TEMPLATE, today=False)
+
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the sections."""
@@ -44,31 +47,23 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 class Vm(Section, frozen=True):
     """Size of the template and of each session's VM, and what it is made of."""
 
-    disk: Annotated[
-        int,
-        Setting(kind=Integer(1, 1000), doc="Size of the disk, in GB", variable="CLAUDE_VM_DISK"),
-    ] = 20
-    memory: Annotated[
-        int,
-        Setting(kind=Integer(1, 64), doc="Memory, in GB", variable="CLAUDE_VM_MEMORY"),
-    ] = 8
-    cpus: Annotated[int, Setting(kind=Integer(1, 32), doc="Number of CPUs", variable="CLAUDE_VM_CPUS")] = 4
+    disk: Annotated[int, Setting(Integer(1, 1000), "Size of the disk, in GB", variable="CLAUDE_VM_DISK")] = 20
+    memory: Annotated[int, Setting(Integer(1, 64), "Memory, in GB", variable="CLAUDE_VM_MEMORY")] = 8
+    cpus: Annotated[int, Setting(Integer(1, 32), "Number of CPUs", variable="CLAUDE_VM_CPUS")] = 4
     image: Annotated[
         Path | str | None,
         Setting(
-            kind=Either(Text("https://ADDRESS#sha256:DIGEST, template:NAME", IMAGE), ExistingFile()),
-            doc=(
-                "Image to build the template from, with the driver lima; unset: one of Debian's packages, "
-                "or `template:debian-13` where that can't be built"
-            ),
+            Either(Text("https://ADDRESS#sha256:DIGEST, template:NAME", IMAGE), ExistingFile()),
+            "Image to build the template from, with the driver lima; unset: one of Debian's packages, "
+            "or `template:debian-13` where that can't be built",
         ),
     ] = None
     workdir: Annotated[
         str | None,
         Setting(
-            kind=Text("an absolute path", r"/[^\0]*"),
-            doc="Where the project is mounted; unset: at the same path as on the host",
-            in_effect=False,
+            Text("an absolute path", r"/[^\0]*"),
+            "Where the project is mounted; unset: at the same path as on the host",
+            later=Later(SESSION),
         ),
     ] = None
 
@@ -79,12 +74,10 @@ class Driver(Section, frozen=True):
     name: Annotated[
         str,
         Setting(
-            kind=Choice(*names.NAMES, **names.WORDS),
-            doc=(
-                "The driver; `sim` isolates nothing. `auto`: of those that can be used (Lima, then QEMU), the"
-                " first that has a usable template of the project, else the first that has a stale one, else"
-                " the first"
-            ),
+            Choice(*names.NAMES, **names.WORDS),
+            "The driver; `sim` isolates nothing. `auto`: of those that can be used (Lima, then QEMU), the"
+            " first that has a usable template of the project, else the first that has a stale one, else"
+            " the first",
             files=HOST_FILES,
             variable="CLAUDE_VM_DRIVER",
         ),
@@ -94,14 +87,14 @@ class Driver(Section, frozen=True):
 class Tools(Section, frozen=True):
     """What the template has besides its base; a nearer layer may switch one off."""
 
-    docker: Annotated[bool, Setting(kind=Switch(), doc="Docker", in_effect=False)] = False
-    node: Annotated[bool, Setting(kind=Switch(), doc="Node.js", in_effect=False)] = False
-    python: Annotated[bool, Setting(kind=Switch(), doc="Python", in_effect=False)] = False
-    chromium: Annotated[bool, Setting(kind=Switch(), doc="Chromium", in_effect=False)] = False
-    gpg: Annotated[bool, Setting(kind=Switch(), doc="The host's GPG agent", in_effect=False)] = False
-    gh: Annotated[bool, Setting(kind=Switch(), doc="GitHub's command line", in_effect=False)] = False
-    git: Annotated[bool, Setting(kind=Switch(), doc="The host's git identity", in_effect=False)] = False
-    rust: Annotated[bool, Setting(kind=Switch(), doc="Rust", in_effect=False)] = False
+    docker: Annotated[bool, Setting(Switch(), "Docker", later=TOOL)] = False
+    node: Annotated[bool, Setting(Switch(), "Node.js", later=TOOL)] = False
+    python: Annotated[bool, Setting(Switch(), "Python", later=TOOL)] = False
+    chromium: Annotated[bool, Setting(Switch(), "Chromium", later=TOOL)] = False
+    gpg: Annotated[bool, Setting(Switch(), "The host's GPG agent", later=TOOL)] = False
+    gh: Annotated[bool, Setting(Switch(), "GitHub's command line", later=TOOL)] = False
+    git: Annotated[bool, Setting(Switch(), "The host's git identity", later=TOOL)] = False
+    rust: Annotated[bool, Setting(Switch(), "Rust", later=TOOL)] = False
 
 
 class Packages(Section, frozen=True):
@@ -110,19 +103,19 @@ class Packages(Section, frozen=True):
     system: Annotated[
         tuple[str, ...],
         Setting(
-            kind=ListOf(Text("a package name, perhaps with :arch and =version", PACKAGE), "package names"),
-            doc="Packages of the distribution",
+            ListOf(Text("a package name, perhaps with :arch and =version", PACKAGE), "package names"),
+            "Packages of the distribution",
             adds_up=True,
-            in_effect=False,
+            later=Later(TEMPLATE),
         ),
     ] = ()
     setup_script: Annotated[
         tuple[str, ...],
         Setting(
-            kind=Text(empty_is_unset=True),
-            doc="Script that adds package sources; every layer's runs",
+            Text(empty_is_unset=True),
+            "Script that adds package sources; every layer's runs",
             adds_up=True,
-            in_effect=False,
+            later=Later(TEMPLATE),
         ),
     ] = ()
 
@@ -131,17 +124,11 @@ class Setup(Section, frozen=True):
     """More for the building of the template."""
 
     scripts: Annotated[
-        tuple[Path, ...],
-        Setting(kind=SCRIPTS, doc="Scripts to run", adds_up=True, in_effect=False),
+        tuple[Path, ...], Setting(SCRIPTS, "Scripts to run", adds_up=True, later=Later(TEMPLATE))
     ] = ()
     mounts: Annotated[
         tuple[MountSpec, ...],
-        Setting(
-            kind=MountTables(),
-            doc="Mounts during the building only",
-            adds_up=True,
-            in_effect=False,
-        ),
+        Setting(MountTables(), "Mounts during the building only", adds_up=True, later=Later(TEMPLATE)),
     ] = ()
 
 
@@ -150,7 +137,7 @@ class Runtime(Section, frozen=True):
 
     scripts: Annotated[
         tuple[Path, ...],
-        Setting(kind=SCRIPTS, doc="Scripts to run before the command", adds_up=True, in_effect=False),
+        Setting(SCRIPTS, "Scripts to run before the command", adds_up=True, later=Later(SESSION)),
     ] = ()
 
 
@@ -159,7 +146,7 @@ class Defaults(Section, frozen=True):
 
     claude_args: Annotated[
         tuple[str, ...] | None,
-        Setting(kind=WORDS, doc="Arguments of Claude; unset: `--dangerously-skip-permissions`; `[]`: none"),
+        Setting(WORDS, "Arguments of Claude; unset: `--dangerously-skip-permissions`; `[]`: none"),
     ] = None
 
 
@@ -167,16 +154,10 @@ class Context(Section, frozen=True):
     """What Claude is told."""
 
     instructions: Annotated[
-        str | None,
-        Setting(kind=Text(empty_is_unset=True), doc="Text for Claude's CLAUDE.md", in_effect=False),
+        str | None, Setting(Text(empty_is_unset=True), "Text for Claude's CLAUDE.md", later=Later(SESSION))
     ] = None
     instructions_file: Annotated[
-        Path | None,
-        Setting(
-            kind=ExistingFile(empty_is_unset=True),
-            doc="The same from a file",
-            in_effect=False,
-        ),
+        Path | None, Setting(ExistingFile(empty_is_unset=True), "The same from a file", later=Later(SESSION))
     ] = None
 
 
@@ -186,24 +167,24 @@ class Pool(Section, frozen=True):
     size: Annotated[
         int,
         Setting(
-            kind=Integer(0, 64),
-            doc="VMs to keep ready for each project in use (per sizes and mounts); 0: none",
+            Integer(0, 64),
+            "VMs to keep ready for each project in use (per sizes and mounts); 0: none",
             files=HOST_FILES,
         ),
     ] = 1
     paused: Annotated[
         str | int,
         Setting(
-            kind=Either(Choice("auto"), Integer(0, 64)),
-            doc="VMs to start ahead and keep paused, for when none is ready; `auto`: 1 if `size` is not 0",
+            Either(Choice("auto"), Integer(0, 64)),
+            "VMs to start ahead and keep paused, for when none is ready; `auto`: 1 if `size` is not 0",
             files=HOST_FILES,
         ),
     ] = "auto"
     max_instances: Annotated[
         str | int,
         Setting(
-            kind=Either(Choice("auto"), Integer(1, 1000)),
-            doc="Most VMs at a time, in sessions and ready; more sessions wait; `auto`: by this host's memory"
+            Either(Choice("auto"), Integer(1, 1000)),
+            "Most VMs at a time, in sessions and ready; more sessions wait; `auto`: by this host's memory"
             " and cores",
             files=HOST_FILES,
         ),
@@ -211,25 +192,23 @@ class Pool(Section, frozen=True):
     idle_timeout: Annotated[
         int,
         Setting(
-            kind=Duration(),
-            doc="When a project's ready VMs are given up, after its last session",
-            files=HOST_FILES,
+            Duration(), "When a project's ready VMs are given up, after its last session", files=HOST_FILES
         ),
     ] = 30 * 60
     max_age: Annotated[
         int,
         Setting(
             # Counted from its start, so it has to be longer than that takes, or none would ever be ready.
-            kind=Duration(least_s=60),
-            doc="When a ready VM is replaced by a new one",
+            Duration(least_s=60),
+            "When a ready VM is replaced by a new one",
             files=HOST_FILES,
         ),
     ] = 12 * 3600
     memory_budget: Annotated[
         str,
         Setting(
-            kind=Text("1%-100%, or 1GB and more", r"(?:[1-9][0-9]?|100)%|[1-9][0-9]{0,5} ?GB"),
-            doc="Memory that all VMs that are kept ready may take: a share of this host's, or GB",
+            Text("1%-100%, or 1GB and more", r"(?:[1-9][0-9]?|100)%|[1-9][0-9]{0,5} ?GB"),
+            "Memory that all VMs that are kept ready may take: a share of this host's, or GB",
             files=HOST_FILES,
         ),
     ] = "50%"
@@ -240,43 +219,32 @@ class Session(Section, frozen=True):
 
     note_second_writer: Annotated[
         bool,
-        Setting(
-            kind=Switch(),
-            doc="Say it when another session can write in the same directories",
-            files=HOST_FILES,
-        ),
+        Setting(Switch(), "Say it when another session can write in the same directories", files=HOST_FILES),
     ] = True
 
     on_disconnect: Annotated[
         str,
         Setting(
-            kind=Choice("keep", "stop"),
-            doc="When the terminal is lost",
+            Choice("keep", "stop"),
+            "When the terminal is lost",
             files=HOST_FILES,
-            in_effect=False,
+            later=Later(SESSION, today="stop"),
         ),
     ] = "keep"
     detach_keys: Annotated[
         str,
         Setting(
-            kind=Text("keys such as ctrl-p,ctrl-q", rf"{KEY_NAME}(?:,{KEY_NAME})*"),
-            doc="Keys that leave a session running",
+            Text("keys such as ctrl-p,ctrl-q", rf"{KEY_NAME}(?:,{KEY_NAME})*"),
+            "Keys that leave a session running",
             files=HOST_FILES,
-            in_effect=False,
+            later=Later(SESSION),
         ),
     ] = "ctrl-p,ctrl-q"
     record: Annotated[
-        bool,
-        Setting(kind=Switch(), doc="Record sessions", files=HOST_FILES, in_effect=False),
+        bool, Setting(Switch(), "Record sessions", files=HOST_FILES, later=Later(SESSION, today=False))
     ] = True
     retention: Annotated[
-        int,
-        Setting(
-            kind=Duration(),
-            doc="How long records and logs are kept",
-            files=HOST_FILES,
-            in_effect=False,
-        ),
+        int, Setting(Duration(), "How long records and logs are kept", files=HOST_FILES, later=Later(SESSION))
     ] = 30 * 86400
 
 
@@ -286,22 +254,21 @@ class Claude(Section, frozen=True):
     share: Annotated[
         tuple[str, ...],
         Setting(
-            kind=ListOf(Text("a path in ~/.claude, perhaps with :rw", r"(?!/)(?s:.+)"), "paths in ~/.claude"),
-            doc="Files and directories that are given to the guest",
-            in_effect=False,
+            ListOf(Text("a path in ~/.claude, perhaps with :rw", r"(?!/)(?s:.+)"), "paths in ~/.claude"),
+            "Files and directories that are given to the guest",
+            later=Later(SESSION),
         ),
     ] = SHARE
     credentials: Annotated[
         str,
         Setting(
-            kind=Choice("share", "copy-back", "none"),
-            doc="What becomes of Claude's login",
-            in_effect=False,
+            Choice("share", "copy-back", "none"),
+            "What becomes of Claude's login",
+            later=Later(SESSION, today="none"),
         ),
     ] = "copy-back"
     conversations: Annotated[
-        bool,
-        Setting(kind=Switch(), doc="Share this project's conversations", in_effect=False),
+        bool, Setting(Switch(), "Share this project's conversations", later=Later(SESSION, today=False))
     ] = True
 
 
@@ -311,9 +278,9 @@ class Git(Section, frozen=True):
     mode: Annotated[
         str,
         Setting(
-            kind=Choice("rw", unenforced=("protect",)),
-            doc="Hooks and config: `rw`; `protect` is refused until it works",
-            in_effect=False,
+            Choice("rw", unenforced=("protect",)),
+            "Hooks and config: `rw`; `protect` is refused until it works",
+            later=Later(SESSION, today="rw"),
         ),
     ] = "rw"
 
@@ -324,28 +291,27 @@ class Network(Section, frozen=True):
     mode: Annotated[
         str,
         Setting(
-            kind=Choice("open", unenforced=("allowlist", "offline")),
-            doc="What the guest may reach; `allowlist` and `offline` are refused until they work",
-            in_effect=False,
+            Choice("open", unenforced=("allowlist", "offline")),
+            "What the guest may reach; `allowlist` and `offline` are refused until they work",
+            later=Later(SESSION, today="open"),
         ),
     ] = "open"
     allow: Annotated[
         tuple[str, ...],
         Setting(
-            kind=ListOf(Text("a host name, perhaps with *. before it", HOST_NAME), "host names"),
-            doc="Hosts that `allowlist` allows",
+            ListOf(Text("a host name, perhaps with *. before it", HOST_NAME), "host names"),
+            "Hosts that `allowlist` allows",
             adds_up=True,
-            in_effect=False,
+            later=Later(SESSION),
         ),
     ] = ()
     ca: Annotated[
-        str, Setting(kind=Choice("host", "none"), doc="Certificates that the guest trusts besides its own")
+        str, Setting(Choice("host", "none"), "Certificates that the guest trusts besides its own")
     ] = "host"
     publish: Annotated[
         tuple[PortSpec | str, ...],
         Setting(
-            kind=Ports(),
-            doc="Ports of the guest that the host's loopback gets; `auto`: those that it listens at",
+            Ports(), "Ports of the guest that the host's loopback gets; `auto`: those that it listens at"
         ),
     ] = ()
 
@@ -356,16 +322,12 @@ class Batch(Section, frozen=True):
     parallel: Annotated[
         str | int,
         Setting(
-            kind=Either(Choice("auto"), Integer(1, 1000)),
-            doc="Tasks at a time",
-            files=HOST_FILES,
-            in_effect=False,
+            Either(Choice("auto"), Integer(1, 1000)), "Tasks at a time", files=HOST_FILES, later=Later(BATCH)
         ),
     ] = "auto"
-    timeout: Annotated[int, Setting(kind=Duration(), doc="Longest time of a task", in_effect=False)] = 3600
+    timeout: Annotated[int, Setting(Duration(), "Longest time of a task", later=Later(BATCH))] = 3600
     retries: Annotated[
-        int,
-        Setting(kind=Integer(0, 10), doc="How often a failed task is repeated", in_effect=False),
+        int, Setting(Integer(0, 10), "How often a failed task is repeated", later=Later(BATCH))
     ] = 0
 
 
@@ -379,12 +341,11 @@ class Sections(msgspec.Struct, frozen=True, kw_only=True):
     setup: Setup = Setup()
     runtime: Runtime = Runtime()
     mounts: Annotated[
-        tuple[MountSpec, ...],
-        Setting(kind=MountTables(), doc="More host directories for each session", adds_up=True),
+        tuple[MountSpec, ...], Setting(MountTables(), "More host directories for each session", adds_up=True)
     ] = ()
     ports: Annotated[
         tuple[PortSpec, ...],
-        Setting(kind=PortTables(), doc="More such ports, whatever `network.publish` says", adds_up=True),
+        Setting(PortTables(), "More such ports, whatever `network.publish` says", adds_up=True),
     ] = ()
     defaults: Defaults = Defaults()
     context: Context = Context()

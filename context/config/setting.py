@@ -1,6 +1,6 @@
 """What is said of a setting besides its type and default: see `claude_vm.context.config.schema`."""
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 import msgspec
 
@@ -33,17 +33,38 @@ HOST_FILES = frozenset({Layer.GLOBAL})
 
 
 class Value(msgspec.Struct, frozen=True):
-    """A value and who said it: `where` is a file with its line, a variable, or a flag."""
+    """A value and who said it: `where` is a file with its line, a variable, or a flag.
+
+    `written` is the value as it stands there, bounded.
+    """
 
     value: object
     where: str
+    written: str = ""
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
+class Obeyed(Enum):
+    """What obeys a setting: the building of a template, each VM of a session, or a batch of tasks."""
+
+    TEMPLATE = "template"
+    SESSION = "session"
+    BATCH = "batch"
+
+
+class Later(msgspec.Struct, frozen=True):
+    """That nothing obeys a setting yet: `by` will. `today` is the value that says what is so anyway, if any.
+
+    An empty list always does.
+    """
+
+    by: Obeyed
+    today: object = None
+
+
+class Setting(msgspec.Struct, frozen=True):
     """What a user may say about a setting. `variable` is its name in the environment; "" means none.
 
-    `adds_up`: lists of all layers count, the global one first. `in_effect` is False for a setting that is
-    checked now and will be used by a later version.
+    `adds_up`: lists of all layers count, the global one first. `later` stands at one that is only checked.
     """
 
     kind: Kind
@@ -51,4 +72,4 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     files: frozenset[Layer] = FILES
     variable: str = ""
     adds_up: bool = False
-    in_effect: bool = True
+    later: Later | None = None

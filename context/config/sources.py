@@ -103,7 +103,7 @@ def _texts(
         kind = entry.setting.kind
         try:
             value = kind.from_text(text, place) if isinstance(text, str) else kind.read(text, place)
-            yield entry.key, Value(value, name)
+            yield entry.key, Value(value, name, shown(text))
         except BadValueError as error:
             wrong = text[error.item] if error.item is not None and isinstance(text, tuple) else text
             problems.append(
@@ -151,7 +151,7 @@ def _file_values(file: _File, content: Mapping[str, object]) -> Iterator[tuple[s
             continue
         if read is None:  # as if it were not there
             continue
-        yield real, Value(read, f"{file.name}:{line_of(file.lines, path)}")
+        yield real, Value(read, f"{file.name}:{line_of(file.lines, path)}", shown(value))
 
 
 def _flat(file: _File, content: Mapping[str, object]) -> Iterator[tuple[str, KeyPath, object]]:

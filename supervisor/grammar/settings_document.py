@@ -42,7 +42,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     doc = setting.doc
     if setting.adds_up:
         doc += "; the layers' lists add up"
-    if not setting.in_effect:
+    if setting.later is not None:
         doc += " *(later)*"
     return (f"`{entry.key}`", setting.kind.valid, _default(entry), ", ".join(_layers(entry)), doc)
 

@@ -9,7 +9,7 @@ from claude_vm.context.config import layers as module
 from claude_vm.context.config.layers import load_settings, merge
 from claude_vm.context.config.problems import ConfigError
 from claude_vm.context.config.schema import ALIASES, Sections, settings_table
-from claude_vm.context.config.setting import Layer, Value
+from claude_vm.context.config.setting import Layer, Obeyed, Value
 from claude_vm.context.config.sources import Source, read_file
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
@@ -211,7 +211,15 @@ def test_mounts_may_be_texts(load):
 
 
 def test_settings_of_later_versions_that_are_set_are_named(load):
-    assert load("[tools]\ndocker = true\n[vm]\ndisk = 3").without_effect == ("tools.docker",)
+    settings = load(
+        "[vm]\ndisk = 3\n[tools]\ndocker = true\n[session]\nretention = '10d'\n[batch]\nretries = 2"
+    )
+    assert settings.without_effect({Obeyed.TEMPLATE, Obeyed.SESSION}) == (
+        "[tools] docker = true has no effect yet (~/.claude-vm.toml:4)",
+        "[session] retention = '10d' has no effect yet (~/.claude-vm.toml:6)",
+    )
+    assert len(settings.without_effect({Obeyed.TEMPLATE})) == 1
+    assert len(settings.without_effect(Obeyed)) == 3
 
 
 def test_one_report_has_every_problem_of_every_layer(problems):

@@ -15,6 +15,7 @@ import anyio
 import msgspec
 
 from claude_vm.context.config.layers import Settings, global_file_size, load_settings
+from claude_vm.context.config.setting import Obeyed
 from claude_vm.context.errors import ContextError, GrowthError
 from claude_vm.context.known import Growth, Known, growth, remembered
 from claude_vm.context.opening import real_path
@@ -135,8 +136,8 @@ class Site:
         check_text(str(project.root), "project")
         return project
 
-    async def settings(self) -> Settings:
-        """Return the settings of this caller.
+    async def settings(self, *obeyed: Obeyed) -> Settings:
+        """Return the settings of this caller, which is told which of `obeyed` it sets in vain.
 
         Raises:
             ConfigError: With every problem of every layer.
@@ -150,8 +151,12 @@ class Site:
         )
         # A large file takes long, and others wait; for a small one a thread would be the longer part.
         if global_file_size(self.caller.home) > SMALL_FILE:
-            return await anyio.to_thread.run_sync(load)
-        return load()
+            found = await anyio.to_thread.run_sync(load)
+        else:
+            found = load()
+        for line in found.without_effect(obeyed):
+            await self.voice.say(f"claude-vm: {line}")
+        return found
 
     def apply_pool_settings(self, settings: Settings) -> None:
         """Let the pool obey what the global file of the daemon's user says now.

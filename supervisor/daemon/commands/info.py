@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from claude_vm.context.config.setting import Obeyed
 from claude_vm.context.errors import BrokenRepositoryError, LinkError
 from claude_vm.context.ports import plan_ports
 from claude_vm.context.project import Project, template_name
@@ -60,7 +61,7 @@ async def info(command: Command, request: Info) -> int:
     """Describe the project; a missing template is a fact, not a failure."""
     site = command.site
     project, problem = _project(site)
-    settings = await site.settings()
+    settings = await site.settings(*Obeyed)
     driver = await choose_driver(site, settings, project)
     template = await current_template(driver, project)
     facts = await driver.capabilities()

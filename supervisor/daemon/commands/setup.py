@@ -1,5 +1,6 @@
 """`claude-vm setup`: build the project's template beside the old one and swap at the end."""
 
+from claude_vm.context.config.setting import Obeyed
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.place.driver import choose_driver
 from claude_vm.supervisor.daemon.templates.current import build_template
@@ -10,7 +11,7 @@ async def setup(command: Command, request: Setup) -> int:
     """Build the template; 0 when it is the current one."""
     site = command.site
     project = await site.mountable_project()
-    settings = await site.settings()
+    settings = await site.settings(Obeyed.TEMPLATE)
     driver = await choose_driver(site, settings, project)
     await build_template(site, driver, settings, project, agent=not request.no_agent)
     return 0

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from claude_vm.context.config.layers import Settings
+from claude_vm.context.config.setting import Obeyed
 from claude_vm.context.project import Project
 from claude_vm.drivers.api import Driver, TemplateRecord
 from claude_vm.supervisor.core.keys import PoolKey
@@ -38,7 +39,7 @@ async def resolve(site: Site, check: Callable[[Settings], None] = _check_nothing
         Exception: What `check` raises, before anything is built.
     """
     project = await site.mountable_project()
-    settings = await site.settings()
+    settings = await site.settings(Obeyed.TEMPLATE, Obeyed.SESSION)
     check(settings)
     site.apply_pool_settings(settings)
     driver = await choose_driver(site, settings, project)

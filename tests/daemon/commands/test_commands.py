@@ -46,6 +46,23 @@ def test_a_rebuilt_template_is_a_new_generation_in_the_same_place(ready):
     assert len(ready.json("list")) == 1
 
 
+def test_a_setting_without_effect_is_told_by_the_commands_that_would_obey_it(ready):
+    with (ready.home / ".claude-vm.toml").open("a") as file:
+        file.write("[tools]\ndocker = true\n[session]\nrecord = true\n[batch]\nretries = 3\n")
+    told = {"[tools] docker = true": 4, "[session] record = true": 6, "[batch] retries = 3": 8}
+    lines = [f"claude-vm: {what} has no effect yet (~/.claude-vm.toml:{at})" for what, at in told.items()]
+
+    def said(*words):
+        done = ready.run(*words)
+        assert done.returncode == 0
+        return [line for line in done.stderr.decode().splitlines() if "no effect" in line]
+
+    assert said("setup", "--no-agent") == lines[:1]
+    assert said("shell", "true") == lines[:2]
+    assert said("info") == lines
+    assert said("-q", "info") == said("ps") == []
+
+
 def test_without_a_template_a_session_is_refused_with_the_way_out(user):
     done = user.run("shell", "true")
     assert done.returncode == 125
