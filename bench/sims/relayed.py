@@ -19,7 +19,10 @@ from msgspec.structs import replace
 from claude_vm.bench.sims.access import read_access
 from claude_vm.bench.sims.holder import open_holder
 from claude_vm.drivers.api import Access
-from claude_vm.supervisor.daemon.sessions.relay import relay
+from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.daemon.sessions.attachment import Attachment
+from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
+from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.ssh.launch import Mode, launch_file
 from claude_vm.supervisor.ssh.link import Link, open_link
 from claude_vm.supervisor.ssh.process import Pty
@@ -28,6 +31,8 @@ from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.server import Client, serve
 
 CONNECT_S = 20.0
+
+NO_VM = PoolKey("bench", "none", "none", cpus=1, memory_mib=1, disk_gib=1)
 
 
 async def _handle(access: Access, client: Client) -> int:
@@ -50,8 +55,14 @@ async def _run(link: Link, run: Path, client: Client) -> int:
     shells = await prime(link, [Kind.PIPES if pty is None else Kind.PTY], term=terminal.term or "dumb")
     process = await shells.start(session_id, pty=pty)
     try:
-        await client.started(pty=pty is not None)
-        return await relay(client, process, lambda _: None, anyio.sleep_forever)
+        plan = SessionPlan(key=NO_VM, project="", label="", launch=None, pty=pty)
+        session = Session(session_id, plan)
+        attachment = Attachment(session, client, quiet=False, verbose=False)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(attachment.serve, lambda _: None)
+            status = await session.carry(process, lambda _, work: work())
+            tasks.cancel_scope.cancel()
+        return status
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(2):
             await process.aclose()

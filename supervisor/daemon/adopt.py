@@ -8,13 +8,13 @@ its successor's alone: sessions go on in it.
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from claude_vm.context.worktree_locks import release_stale
+from claude_vm.context.ports import parse_publish
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Access, InstanceRecord, InstanceStatus, Owner
 from claude_vm.drivers.errors import DriverError
@@ -22,16 +22,21 @@ from claude_vm.drivers.programs import system
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
-from claude_vm.supervisor.daemon.sessions.detached import found_session
 from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
 from claude_vm.supervisor.daemon.sessions.session import Session
+from claude_vm.supervisor.daemon.sessions.surroundings import Surroundings
 from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.state.journal import RESUME, RUN, WARM, Journal
 from claude_vm.supervisor.daemon.state.records import JournaledSession, LeftInstance
+from claude_vm.supervisor.ssh.process import Pty
 
 log = structlog.get_logger()
 
 REASON = "its supervisor died"
+
+UNKNOWN_TERMINAL = Pty(term="", rows=0, columns=0)
+"""The terminal of a session of which only is known that it has one."""
 
 
 class Adopted(msgspec.Struct, frozen=True):
@@ -81,8 +86,8 @@ async def adopt(
                     warm.append(record.instance_id)
                     log.info("warm-instance-adopted", instance=record.instance_id, driver=name)
                 case Running(row=row, key=key, access=access):
-                    session = found_session(row, key)
-                    dispatcher.adopt_session(session, record.instance_id, access)
+                    session = _found(row, key)
+                    await dispatcher.adopt_session(session, record.instance_id, access)
                     sessions.append(session)
                     log.info("session-adopted", session=row.session_id, instance=record.instance_id)
                 case Garbage(reason=reason):
@@ -152,16 +157,19 @@ def _flaw(left: LeftInstance | None, record: InstanceRecord) -> str:
     return "" if record.status is InstanceStatus.RUNNING else ", and its VM does not run"
 
 
-def release_worktrees(journal: Journal, supervisor_id: str, running: Collection[str] = ()) -> None:
-    """Unlock the worktrees that the predecessor's sessions had locked, but for the sessions that go on."""
-    locks = journal.locked_repositories()
-    needed = {repository for repository, session_id in locks if session_id in running}
-    for repository, session_id in locks:
-        if session_id in running:
-            continue
-        if repository not in needed:
-            release_stale(Path(repository), supervisor_id)
-        journal.unlock_worktrees(repository, session_id)
+def _found(row: JournaledSession, key: PoolKey) -> Session:
+    """Return a session that was found running."""
+    plan = SessionPlan(
+        key=key,
+        project=row.project,
+        label=row.label,
+        launch=None,
+        pty=UNKNOWN_TERMINAL if row.pty else None,
+        publish=parse_publish(row.publish),
+    )
+    session = Session(row.session_id, plan, created_at=row.created_at, found=True)
+    session.tell("resume", "resumed")
+    return session
 
 
 async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, looker: Looker) -> int:
@@ -176,8 +184,7 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, loo
                 swept += await _sweep(Owner(home=home, supervisor_id=other, runtime=runtime))
                 try:
                     with Journal.open(folder / "journal.db", boot_id) as (journal, _):
-                        release_worktrees(journal, other)
-                        owe_looks(journal.left_instances(), looker)
+                        await Surroundings(journal, other, looker).settle(journal.left_instances())
                 except sqlite3.Error as error:
                     log.warning("journal-not-read", supervisor=other, error=str(error))
                 identity.remove(home, other)
@@ -186,14 +193,6 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, loo
         except (DriverError, OSError) as error:  # its folder stays, so the next start tries again
             log.warning("supervisor-not-swept", supervisor=other, error=str(error))
     return swept
-
-
-def owe_looks(lost: Iterable[LeftInstance], looker: Looker) -> None:
-    """Let somebody look at what the sessions did that had started in these instances."""
-    for left in lost:
-        if left.session is not None and left.key is not None:
-            session = left.session
-            looker.owe(session.session_id, session.project, session.created_at, left.key.mounts)
 
 
 async def _sweep(owner: Owner) -> int:

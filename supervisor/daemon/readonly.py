@@ -23,6 +23,7 @@ from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.sessions import Sessions, nothing_around
 from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.daemon.state.places import Places
@@ -56,7 +57,8 @@ async def open_readonly_supervisor(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         runtime = Path(paths.runtime_directory(str(home)))
         drivers = DriverSet(Owner(home=home, supervisor_id=supervisor_id, runtime=runtime), tasks, system())
-        dispatcher = Dispatcher(Core(NO_POOL), journal, drivers, tasks)
+        sessions = Sessions(tasks, nothing_around)
+        dispatcher = Dispatcher(Core(NO_POOL), journal, drivers, tasks, sessions)
 
         async def prepare(request: Request) -> str:
             makes_room = _makes_room(request, short)
@@ -66,7 +68,7 @@ async def open_readonly_supervisor(
                 return f"{short.consequence}; its sessions and VMs are not known: the journal can't be read"
             adopted = await adopt(dispatcher, drivers, journal, spare=not makes_room)
             with anyio.move_on_after(DELETION_S):
-                while makes_room and dispatcher.instance_count > len(dispatcher.sessions):
+                while makes_room and dispatcher.instance_count > len(sessions.running):
                     await dispatcher.change()
             count = len(adopted.spared)
             left = f"; {count} VM(s) without a session are left to the next daemon" if count else ""
@@ -78,6 +80,7 @@ async def open_readonly_supervisor(
             version=VERSION,
             started_at=time.time(),
             dispatcher=dispatcher,
+            sessions=sessions,
             drivers=drivers,
             journal=journal,
             places=places,

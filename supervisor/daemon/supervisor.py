@@ -30,8 +30,9 @@ from claude_vm.supervisor.daemon.dispatch.execution import Admit, admit_all
 from claude_vm.supervisor.daemon.dispatch.faults import read_faults
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.pool.memory import Available, unknown
-from claude_vm.supervisor.daemon.sessions import detached
 from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.sessions import Sessions
+from claude_vm.supervisor.daemon.sessions.surroundings import Surroundings
 from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.daemon.state.places import Places
@@ -64,6 +65,7 @@ class Supervisor(msgspec.Struct, frozen=True):
     version: str
     started_at: float
     dispatcher: Dispatcher
+    sessions: Sessions
     drivers: DriverSet
     journal: Journal
     places: Places
@@ -116,14 +118,13 @@ async def open_supervisor(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         owner = Owner(home=home, supervisor_id=supervisor_id, runtime=runtime)
         drivers = DriverSet(owner, tasks, system(), lambda: _prestart_where_possible(dispatcher, drivers))
+        surroundings = Surroundings(journal, supervisor_id, looker)
+        sessions = Sessions(tasks, surroundings.around)
         dispatcher = Dispatcher(
-            Core(policy), journal, drivers, tasks, admit=admit, available=available, faults=faults
+            Core(policy), journal, drivers, tasks, sessions, admit=admit, available=available, faults=faults
         )
         adopted = await adopt.adopt(dispatcher, drivers, journal)
-        adopt.release_worktrees(journal, supervisor_id, {s.session_id for s in adopted.sessions})
-        for session in adopted.sessions:
-            tasks.start_soon(detached.attend, session, journal, supervisor_id, looker)
-        adopt.owe_looks(adopted.lost, looker)
+        await surroundings.settle(adopted.lost, sessions.running)
         tasks.start_soon(looker.serve)
         tasks.start_soon(_clean_up, drivers, runtime, boot, looker)
         tasks.start_soon(_checkpoint, journal)
@@ -135,6 +136,7 @@ async def open_supervisor(
             version=VERSION,
             started_at=time.time(),
             dispatcher=dispatcher,
+            sessions=sessions,
             drivers=drivers,
             journal=journal,
             places=places,

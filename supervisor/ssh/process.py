@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from typing import Protocol
 
 import asyncssh
 import msgspec
@@ -48,35 +47,6 @@ class Pty(msgspec.Struct, frozen=True):
     width: int = 0
     height: int = 0
     modes: tuple[tuple[int, int], ...] = ()
-
-
-class GuestProcess(Protocol):
-    """What carries a process's streams: a session's process, or a small command's."""
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether there is no connection to it now, which will be found again."""
-        ...
-
-    async def write(self, data: bytes) -> None:
-        """Pass bytes to its input; return when there is room for more."""
-        ...
-
-    def write_eof(self) -> None:
-        """End its input."""
-        ...
-
-    async def read_stdout(self, limit: int) -> bytes:
-        """Return up to `limit` bytes, empty at the end."""
-        ...
-
-    async def read_stderr(self, limit: int) -> bytes:
-        """Return up to `limit` bytes, empty at the end."""
-        ...
-
-    async def wait(self) -> int:
-        """Return its exit status; 128+n when signal n ended it."""
-        ...
 
 
 class Output:

@@ -24,9 +24,12 @@ from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import adopt
 from claude_vm.supervisor.daemon.dispatch import execution
 from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
-from claude_vm.supervisor.daemon.sessions import detached
+from claude_vm.supervisor.daemon.sessions.attachment import Attachment
 from claude_vm.supervisor.daemon.sessions.looking import Looker
-from claude_vm.supervisor.daemon.sessions.session import Launch, Session, SessionPlan
+from claude_vm.supervisor.daemon.sessions.plan import Launch, SessionPlan
+from claude_vm.supervisor.daemon.sessions.session import Session
+from claude_vm.supervisor.daemon.sessions.sessions import Sessions
+from claude_vm.supervisor.daemon.sessions.surroundings import Surroundings
 from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.ssh.errors import ConnectError, SessionUnknownError
@@ -421,6 +424,9 @@ class MemoryClient:
     async def receive_stdin(self):
         await anyio.sleep_forever()
 
+    async def next_control(self):
+        await anyio.sleep_forever()
+
     async def send_stdout(self, data):
         self.output += data
 
@@ -470,18 +476,19 @@ class World:
         with Journal.open(self.folder / "journal.db", self.boot) as (journal, _):
             async with anyio.create_task_group() as tasks:
                 drivers = MemoryDrivers(self.cloud)
-                dispatcher = Dispatcher(Core(policy or PoolPolicy()), journal, drivers, tasks, **options)
-                looker = Looker(Reports(self.folder))
+                surroundings = Surroundings(journal, "test", Looker(Reports(self.folder)))
+                sessions = Sessions(tasks, surroundings.around)
+                core = Core(policy or PoolPolicy())
+                dispatcher = Dispatcher(core, journal, drivers, tasks, sessions, **options)
                 adopted = await adopt.adopt(dispatcher, drivers, journal)
-                for session in adopted.sessions:
-                    tasks.start_soon(detached.attend, session, journal, "test", looker)
-                yield Supervisor(dispatcher, journal, adopted)
+                await surroundings.settle(adopted.lost, sessions.running)
+                yield Supervisor(dispatcher, sessions, journal, adopted, tasks)
                 tasks.cancel_scope.cancel()
 
     async def left_session(self, name, **changes):
         """Run a session, kill its supervisor, and return the VM in which it goes on."""
         async with self.supervisor() as supervisor:
-            supervisor.session(name, **changes)
+            await supervisor.session(name, **changes)
             await settled()
         (vm,) = self.cloud.vms.values()
         return vm
@@ -507,19 +514,25 @@ class World:
 
 
 class Supervisor:
-    def __init__(self, dispatcher, journal, adopted):
+    def __init__(self, dispatcher, sessions, journal, adopted, tasks):
         self.dispatcher = dispatcher
+        self.sessions = sessions
         self.journal = journal
         self.adopted = adopted
+        self.tasks = tasks
 
-    def session(self, name="a1", **changes):
+    async def session(self, name="a1", **changes):
+        """Begin a session that is attached to a client."""
         client = changes.pop("client", None) or MemoryClient()
         plan = SessionPlan(
             key=changes.pop("key", key()), project="/p", label="sleep",
             launch=Launch(mode=Mode.EXEC, argv=("sleep",), env={}, cwd="/p"), **changes,
         )  # fmt: skip
-        session = Session(name, plan, client)
-        self.dispatcher.request(session)
+        session = Session(name, plan)
+        session.client = client
+        attachment = Attachment(session, client, quiet=True, verbose=False)
+        await self.dispatcher.begin(session)
+        self.tasks.start_soon(attachment.serve, lambda signal: self.dispatcher.stop(name, signal, 130))
         return session
 
     def fill(self, size=None):

@@ -5,24 +5,15 @@ import socket
 import sqlite3
 import time
 
-import anyio
-import msgspec
 import pytest
 import trio
 from claude_vm_tests_memory import MemoryDrivers, in_virtual_time, key, settled
 
 from claude_vm.context.ports import PortSpec, Publish
-from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
-from claude_vm.supervisor.core.keys import MountKey
 from claude_vm.supervisor.core.policy import PoolPolicy
-from claude_vm.supervisor.daemon import adopt, readonly
+from claude_vm.supervisor.daemon import readonly
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.sessions import detached
-from claude_vm.supervisor.daemon.sessions.looking import Looker
-from claude_vm.supervisor.daemon.state.journal import Journal
-from claude_vm.supervisor.daemon.state.records import JournaledSession, LeftInstance
-from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool, ShowPool
 from claude_vm.supervisor.grammar.commands.sessions import Ps, Shell, Stop
 from claude_vm.supervisor.grammar.commands.templates import Setup
@@ -54,7 +45,7 @@ def test_a_warm_vm_is_adopted_and_claimed_without_another_clone(world):
             await settled()
             assert second.adopted.warm == (vm.spec.instance_id,)
             assert second.dispatcher.warm_count == 1
-            session = second.session()
+            session = await second.session()
             await settled()
             assert session.source == "warm"
             assert vm.sessions == {"a1": None}
@@ -68,7 +59,7 @@ def test_what_was_being_prepared_is_deleted(world, method):
     async def main():
         gate = world.cloud.gate(method)
         async with world.supervisor() as first:
-            first.session()
+            await first.session()
             await settled()
             assert gate.reached == 1
         world.cloud.gates.clear()
@@ -88,7 +79,7 @@ def test_a_vm_that_a_session_was_given_is_never_taken_for_warm(world):
         async with world.supervisor(POOL) as first:
             await fill(first)
             world.cloud.gate("put_files")
-            first.session()
+            await first.session()
             await settled()
         world.cloud.gates.clear()
         async with world.supervisor(POOL) as second:
@@ -157,16 +148,16 @@ def test_a_running_session_goes_on_and_is_found(world):
         vm = await world.left_session("a1")
         async with world.supervisor() as second:
             await settled()
-            (session,) = second.dispatcher.sessions.values()
-            assert (session.session_id, session.client, session.source) == ("a1", None, "resumed")
+            (session,) = second.sessions.running.values()
+            assert (session.session_id, session.attached, session.source) == ("a1", None, "resumed")
             assert (session.plan.project, session.plan.label) == ("/p", "sleep")
             assert [str(s.state) for s in second.dispatcher.core.sessions()] == ["running"]
             assert vm.running
             vm.end_session("a1", 7)
             await settled()
             assert session.outcome.status == 7
-            assert second.dispatcher.sessions == {}
-            assert [s.session_id for s in second.dispatcher.finished] == ["a1"]
+            assert second.sessions.running == {}
+            assert [s.session_id for s in second.sessions.ended] == ["a1"]
             assert world.cloud.vms == {}
 
     in_virtual_time(main)
@@ -174,18 +165,17 @@ def test_a_running_session_goes_on_and_is_found(world):
 
 @pytest.mark.parametrize("taken", [False, True])
 def test_the_ports_of_a_session_that_goes_on_are_opened_again_or_told(world, taken):
-    with socket.create_server(("127.0.0.1", 0)) as somebody:
-        port = somebody.getsockname()[1]
-        if not taken:
-            somebody.close()
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
 
-        async def main():
-            async with world.supervisor() as first:
-                first.session("a1", publish=Publish((PortSpec(80, port),)))
-                await settled()
+    async def main():
+        async with world.supervisor() as first:
+            await first.session("a1", publish=Publish((PortSpec(80, port),)))
+            await settled()
+        with socket.create_server(("127.0.0.1", port if taken else 0)):
             async with world.supervisor() as second:
                 await settled()
-                (session,) = second.dispatcher.sessions.values()
+                (session,) = second.sessions.running.values()
                 assert session.plan.publish.words == [f"{port}:80"]
                 ((host, guest, problem),) = ((p.host, p.guest, p.problem) for p in session.ports.listed)
                 assert (host, guest, session.ports.has(port)) == (port, 80, not taken)
@@ -195,7 +185,7 @@ def test_the_ports_of_a_session_that_goes_on_are_opened_again_or_told(world, tak
                 await settled()
                 assert session.ports.listed == []
 
-        in_virtual_time(main)
+    in_virtual_time(main)
 
 
 @pytest.mark.parametrize(("pty", "ended"), [(None, ["a1"]), (Pty("xterm", 24, 80), [])], ids=["pipes", "pty"])
@@ -205,7 +195,7 @@ def test_the_input_of_a_session_on_pipes_ends_when_nobody_is_left_to_write_it(wo
         assert vm.ended_inputs == []
         async with world.supervisor() as second:
             await settled()
-            assert list(second.dispatcher.sessions) == ["a1"]
+            assert list(second.sessions.running) == ["a1"]
             assert vm.ended_inputs == ended
 
     in_virtual_time(main)
@@ -228,7 +218,7 @@ def test_a_session_that_ended_while_nobody_watched_has_its_status(world):
         vm.end_session("a1", 9)
         async with world.supervisor() as second:
             await settled()
-            (ended,) = second.dispatcher.finished
+            (ended,) = second.sessions.ended
             assert (ended.outcome.status, ended.outcome.code) == (9, "")
         assert world.cloud.vms == {}
 
@@ -241,14 +231,14 @@ def test_a_session_that_is_out_of_reach_is_not_given_up_as_long_as_its_vm_lives(
         world.cloud.refuse_connections = True
         async with world.supervisor() as second:
             await trio.sleep(100)
-            assert list(second.dispatcher.sessions) == ["a1"]
+            assert list(second.sessions.running) == ["a1"]
             world.cloud.refuse_connections = False
             await trio.sleep(100)
             vm.links[-1].lose("no answer to keep-alives")
             await trio.sleep(100)
             vm.end_session("a1", 5)
             await settled()
-            assert [s.outcome.status for s in second.dispatcher.finished] == [5]
+            assert [s.outcome.status for s in second.sessions.ended] == [5]
         assert world.cloud.vms == {}
 
     in_virtual_time(main)
@@ -264,10 +254,10 @@ def test_a_session_whose_holder_does_not_answer_is_not_given_up_as_long_as_its_v
         async with world.supervisor() as second:
             await trio.sleep(100)
             assert world.cloud.failures["attach"] == []
-            assert list(second.dispatcher.sessions) == ["a1"]
+            assert list(second.sessions.running) == ["a1"]
             vm.end_session("a1", 5)
             await settled()
-            assert [s.outcome.status for s in second.dispatcher.finished] == [5]
+            assert [s.outcome.status for s in second.sessions.ended] == [5]
 
     in_virtual_time(main)
 
@@ -278,7 +268,7 @@ def test_a_session_that_its_guest_forgot_is_told_as_lost_and_its_vm_deleted(worl
         vm.sessions.clear()
         async with world.supervisor() as second:
             await settled()
-            (ended,) = second.dispatcher.finished
+            (ended,) = second.sessions.ended
             assert (ended.outcome.status, ended.outcome.code) == (125, "session-lost")
         assert world.cloud.vms == {}
 
@@ -292,8 +282,8 @@ def test_a_session_without_a_client_can_be_stopped(world):
             await settled()
             second.dispatcher.stop("a1", "stopped", 143)
             await settled()
-            assert [s.outcome.status for s in second.dispatcher.finished] == [143]
-            assert second.dispatcher.sessions == {}
+            assert [s.outcome.status for s in second.sessions.ended] == [143]
+            assert second.sessions.running == {}
         assert world.cloud.vms == {}
 
     in_virtual_time(main)
@@ -306,7 +296,7 @@ def test_a_vm_that_dies_under_a_session_without_a_client_ends_it(world):
             await settled()
             vm.die("somebody killed it")
             await settled()
-            (ended,) = second.dispatcher.finished
+            (ended,) = second.sessions.ended
             assert (ended.outcome.code, ended.outcome.message) == ("vm-died", "somebody killed it")
         assert world.cloud.vms == {}
 
@@ -344,54 +334,11 @@ def test_an_adopted_vm_keeps_its_age(world):
     in_virtual_time(main)
 
 
-def test_worktrees_stay_locked_for_the_sessions_that_go_on(tmp_path, monkeypatch):
-    released = []
-    monkeypatch.setattr(adopt, "release_stale", lambda path, _: released.append(str(path)))
-    with Journal.open(tmp_path / "journal.db", "boot") as (journal, _):
-        for repository, session in (("/one", "a1"), ("/one", "gone"), ("/two", "gone")):
-            journal.lock_worktrees(repository, session)
-        adopt.release_worktrees(journal, "daemon", {"a1"})
-        assert journal.locked_repositories() == [("/one", "a1")]
-    assert released == ["/two"]
-
-
-@pytest.mark.anyio
-async def test_what_follows_a_session_follows_also_one_without_a_client(tmp_path, monkeypatch):
-    released = []
-    monkeypatch.setattr(detached.worktree_locks, "release_stale", lambda path, _: released.append(str(path)))
-    row = JournaledSession(session_id="a1", project="/p", label="x", pty=True, created_at=time.time() - 100)
-    mounts = (MountKey(host="/p", guest="/p", writable=True),)
-    session = detached.found_session(row, msgspec.structs.replace(key(), mounts=mounts))
-    looker = Looker(Reports(tmp_path))
-    with Journal.open(tmp_path / "journal.db", "boot") as (journal, _):
-        journal.lock_worktrees("/one", "a1")
-        journal.lock_worktrees("/two", "another")
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(detached.attend, session, journal, "daemon", looker)
-            await anyio.wait_all_tasks_blocked()
-            session.finish(EndSession(session_id="a1", status=0))
-            tasks.cancel_scope.cancel()  # the supervisor ends at that very moment
-        assert journal.locked_repositories() == [("/two", "another")]
-    assert released == ["/one"]
-    (owed,) = looker.reports.of("/p")
-    assert (owed.session, owed.since, owed.findings) == ("a1", row.created_at, None)
-
-
-def test_a_session_whose_vm_died_with_its_supervisor_is_looked_at_too(tmp_path):
-    row = JournaledSession(session_id="a1", project="/p", label="x", pty=True, created_at=100.0)
-    mounts = (MountKey(host="/p", guest="/p", writable=True),)
-    left = LeftInstance("i-1", "qemu", "run", same_boot=False, session=row)
-    with_key = msgspec.structs.replace(left, key=msgspec.structs.replace(key(), mounts=mounts))
-    looker = Looker(Reports(tmp_path))
-    adopt.owe_looks((left, with_key, msgspec.structs.replace(with_key, session=None)), looker)
-    assert [report.session for report in looker.reports.of("/p")] == ["a1"]
-
-
 def test_the_sessions_that_were_lost_are_told_from_those_that_go_on(world):
     async def main():
         async with world.supervisor() as first:
             for name in ("a1", "b2"):
-                first.session(name)
+                await first.session(name)
                 await settled()
         for instance_id, vm in list(world.cloud.vms.items()):
             if "b2" in vm.sessions:
@@ -419,7 +366,7 @@ def stand_in(world, tmp_path, monkeypatch):
 async def leave_a_session_and_a_ready_vm(world):
     async with world.supervisor(POOL) as first:
         await fill(first)
-        first.session("s1")
+        await first.session("s1")
         await settled()
         await fill(first)
     assert len(world.cloud.vms) == 2
@@ -433,7 +380,7 @@ def test_who_stands_in_takes_over_sessions_and_leaves_all_as_it_was(world, stand
         async with stand_in() as supervisor:
             remark = await supervisor.prepare(request_)
             await settled()
-            assert list(supervisor.dispatcher.sessions) == ["s1"]
+            assert list(supervisor.sessions.running) == ["s1"]
             assert "1 VM(s) without a session are left" in remark
             assert [str(i.state) for i in supervisor.dispatcher.core.instances()] == ["running"]
         assert [vm.running for vm in world.cloud.vms.values()] == [True, True]
@@ -450,7 +397,7 @@ def test_what_was_ready_gives_way_to_who_makes_room_and_the_session_goes_on(worl
         await leave_a_session_and_a_ready_vm(world)
         async with stand_in() as supervisor:
             await supervisor.prepare(DrainPool(all=True))
-            assert supervisor.dispatcher.instance_count == len(supervisor.dispatcher.sessions) == 1
+            assert supervisor.dispatcher.instance_count == len(supervisor.sessions.running) == 1
         (vm,) = world.cloud.vms.values()
         assert vm.running
         assert vm.sessions == {"s1": None}

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from claude_vm_tests_reading import until, whole
 
-from claude_vm.supervisor.daemon.sessions.detached import outcome
+from claude_vm.supervisor.daemon.sessions.outputs import Outputs
 from claude_vm.supervisor.ssh.errors import InputClosedError, LinkLostError, ShellError, SshError
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
@@ -177,7 +177,9 @@ async def test_what_reads_its_input_on_pipes_ends_when_its_session_is_followed_w
     await process.aclose()
     await settled(link, name)
     with anyio.fail_after(20):
-        assert await outcome(await attach(link, name), pty=False) == 3
+        again = await attach(link, name)
+        again.write_eof()
+        assert await Outputs(again, ()).carry() == 3
 
 
 async def settled(link, name):

@@ -36,7 +36,7 @@ async def status(command: Command, request: ShowDaemon) -> int:
         version=supervisor.version,
         home=str(supervisor.home),
         started_at=supervisor.started_at,
-        sessions=len(supervisor.dispatcher.sessions),
+        sessions=len(supervisor.sessions.running),
         instances=supervisor.dispatcher.instance_count,
         warm=supervisor.dispatcher.warm_count,
     )
@@ -54,7 +54,7 @@ async def status(command: Command, request: ShowDaemon) -> int:
 async def stop(command: Command, request: StopDaemon) -> int:
     """End the daemon."""
     supervisor = command.supervisor
-    running = len(supervisor.dispatcher.sessions)
+    running = len(supervisor.sessions.running)
     if running and not request.force:
         raise CommandError(
             "sessions-running",

@@ -67,7 +67,7 @@ async def info(command: Command, request: Info) -> int:
     facts = await driver.capabilities()
     name = template_name(project.template_root)
     sessions = [
-        s.session_id for s in command.supervisor.dispatcher.sessions.values() if s.plan.key.template == name
+        s.session_id for s in command.supervisor.sessions.running.values() if s.plan.key.template == name
     ]
     mounts: tuple[Mount, ...] = ()
     key = ready = None

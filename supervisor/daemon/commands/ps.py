@@ -59,13 +59,13 @@ async def ps(command: Command, request: Ps) -> int:
     """List sessions, oldest first; or tell the story of one."""
     if request.story:
         return await story(command, request.story, json=request.json)
-    dispatcher = command.supervisor.dispatcher
-    views = {view.session_id: view for view in dispatcher.core.sessions()}
+    sessions = command.supervisor.sessions
+    views = {view.session_id: view for view in command.supervisor.dispatcher.core.sessions()}
     reports = {r.session: r.lines for r in command.supervisor.looker.reports.all()} if request.all else {}
-    running = list(dispatcher.sessions.values())
+    running = list(sessions.running.values())
     rows: dict[str, SessionRow] = {}
     if request.all:
-        rows |= {s.session_id: _row(s, None, reports) async for s in in_turns(dispatcher.finished)}
+        rows |= {s.session_id: _row(s, None, reports) async for s in in_turns(sessions.ended)}
     rows |= {s.session_id: _row(s, views.get(s.session_id)) async for s in in_turns(running)}
     found = sorted(rows.values(), key=lambda row: row.created_at)
     if request.json:
@@ -107,7 +107,7 @@ def _row(
         pty=plan.pty is not None,
         source=session.source,
         status=settled,
-        attached=isinstance(session, Session) and session.client is not None,
+        attached=isinstance(session, Session) and session.attached is not None,
         marks=[Mark(name, at) for name, at in session.marks],
         ports=session.ports.listed if isinstance(session, Session) else [],
         reports=list(reports.get(session.session_id, ())),

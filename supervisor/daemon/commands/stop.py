@@ -16,7 +16,7 @@ STOPPED = 143
 
 async def stop(command: Command, request: Stop) -> int:
     """End the named sessions (unambiguous beginnings of ids are enough), or all; wait until they are gone."""
-    running = command.supervisor.dispatcher.sessions
+    running = command.supervisor.sessions.running
     known = sorted(running)
     chosen = list(running.values()) if request.all else [running[_find(known, n)] for n in request.sessions]
     await stop_sessions(command, chosen)
@@ -33,7 +33,7 @@ async def stop_sessions(command: Command, sessions: list[Session]) -> None:
 
     async def end(session: Session) -> None:
         command.supervisor.dispatcher.stop(session.session_id, "stopped by `claude-vm stop`", STOPPED)
-        await session.ended.wait()
+        await session.over.wait()
         try:
             await command.out(session.session_id)
         except OutputClosedError as error:

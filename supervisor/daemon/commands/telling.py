@@ -7,7 +7,7 @@ from claude_vm.context.config.layers import Settings
 from claude_vm.context.project import Project
 from claude_vm.drivers.process import boot_id
 from claude_vm.supervisor.daemon.clients.command import Command
-from claude_vm.supervisor.daemon.sessions.session import SessionPlan
+from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
 from claude_vm.supervisor.daemon.sessions.sharing import shared, warning, writers, writers_elsewhere
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ async def tell_sharing(command: Command, settings: Settings, plan: SessionPlan) 
         return
     supervisor = command.supervisor
     others = (
-        *writers(supervisor.dispatcher.sessions.values()),
+        *writers(supervisor.sessions.running.values()),
         *writers_elsewhere(supervisor.home, supervisor.supervisor_id, boot_id()),
     )
     if found := tuple(shared(plan.writes, others)):

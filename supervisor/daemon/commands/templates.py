@@ -109,7 +109,7 @@ async def _delete(command: Command, found: list[tuple[Driver, TemplateRecord]], 
     names = {(d.name, t.name) for d, t in found}
     using = [
         s
-        for s in command.supervisor.dispatcher.sessions.values()
+        for s in command.supervisor.sessions.running.values()
         if (s.plan.key.driver, s.plan.key.template) in names
     ]
     if using and not force:

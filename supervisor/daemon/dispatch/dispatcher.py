@@ -10,6 +10,7 @@ import secrets
 import sqlite3
 import time
 from collections import deque
+from collections.abc import Callable
 
 import anyio
 import structlog
@@ -29,8 +30,8 @@ from claude_vm.supervisor.daemon.dispatch.faults import Action, Faults, inflict
 from claude_vm.supervisor.daemon.dispatch.instance import Instance, Watchers
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.pool.memory import Available, MemoryWatch, unknown
-from claude_vm.supervisor.daemon.sessions.ended import EndedSessions
 from claude_vm.supervisor.daemon.sessions.session import Session
+from claude_vm.supervisor.daemon.sessions.sessions import Sessions
 from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.ssh.errors import SshError
 
@@ -51,10 +52,9 @@ def fresh_session_id() -> str:
 
 
 class Dispatcher:
-    """Owns the tasks of all effects.
+    """Owns the tasks of all effects, also those that are for `sessions`.
 
-    `sessions` are those whose client has not been told their end yet, by id; `finished` the last ones that
-    are over, oldest first. `idle_since` is an instant of `time.monotonic`.
+    `idle_since` is an instant of `time.monotonic`.
     """
 
     def __init__(
@@ -63,26 +63,26 @@ class Dispatcher:
         journal: Journal,
         drivers: DriverSet,
         tasks: TaskGroup,
+        sessions: Sessions,
         *,
         admit: Admit = admit_all,
         available: Available = unknown,
         faults: Faults | None = None,
     ) -> None:
         self.core = core
-        self.sessions: dict[str, Session] = {}
-        self.finished = EndedSessions()
         self.idle_since = time.monotonic()
         self.stopped = anyio.Event()
         self._books = Books(journal)
         self._drivers = drivers
         self._tasks = tasks
+        self._sessions = sessions
         self._faults = faults
         self._alarm = Alarm(lambda now: self.post(ev.Tick(at=now)))
         self._watchers = Watchers(drivers, tasks, self.post)
         self._memory = MemoryWatch(core, drivers, journal, self.post, available)
         self._execution = Execution(
             drivers,
-            self.sessions,
+            sessions.running,
             self._watchers,
             started=self._command_started,
             admit=admit,
@@ -129,17 +129,23 @@ class Dispatcher:
             self._changed = anyio.Event()
         await self._changed.wait()
 
-    def request(self, session: Session) -> None:
-        """A session wants an instance."""
-        self._enlist(session)
+    async def begin(self, session: Session) -> None:
+        """Let a session live, with an instance of its own.
+
+        Raises:
+            CommandError: See `Sessions.begin`.
+        """
         self._execution.expect(session)
-        self.post(
-            ev.SessionRequested(
-                at=anyio.current_time(),
-                session_id=session.session_id,
-                instance_id=fresh_instance_id(),
-                key=session.plan.key,
-            )
+        await self._begin(
+            session,
+            lambda: self.post(
+                ev.SessionRequested(
+                    at=anyio.current_time(),
+                    session_id=session.session_id,
+                    instance_id=fresh_instance_id(),
+                    key=session.plan.key,
+                )
+            ),
         )
 
     @property
@@ -157,12 +163,6 @@ class Dispatcher:
         self.post(
             ev.StopRequested(at=anyio.current_time(), session_id=session_id, reason=reason, status=status)
         )
-
-    def forget(self, session: Session) -> None:
-        """The client of a session has been told its end, or nobody needs to be."""
-        if self.sessions.pop(session.session_id, None) is not None:
-            self.finished.add(session.kept())
-        self.idle_since = time.monotonic()
 
     def template_changed(self, driver: str, template: str, record: TemplateRecord | None) -> None:
         """A template has a new generation, or none any more: what is ready of another one has to go."""
@@ -198,18 +198,21 @@ class Dispatcher:
         now = anyio.current_time()
         self.post(ev.WarmFound(at=now, instance_id=instance_id, key=key, made_at=now - age_s))
 
-    def adopt_session(self, session: Session, instance_id: str, access: Access) -> None:
+    async def adopt_session(self, session: Session, instance_id: str, access: Access) -> None:
         """A session goes on in an instance."""
-        self._enlist(session)
-        self._adopt_running(instance_id, session.plan.key, access)
-        self.post(
-            ev.SessionFound(
-                at=anyio.current_time(),
-                session_id=session.session_id,
-                instance_id=instance_id,
-                key=session.plan.key,
+
+        def found() -> None:
+            self._adopt_running(instance_id, session.plan.key, access)
+            self.post(
+                ev.SessionFound(
+                    at=anyio.current_time(),
+                    session_id=session.session_id,
+                    instance_id=instance_id,
+                    key=session.plan.key,
+                )
             )
-        )
+
+        await self._begin(session, found)
 
     def set_clocks(self) -> None:
         """Set the clocks of all running guests to the host's."""
@@ -217,9 +220,9 @@ class Dispatcher:
             if instance.access is not None:
                 self._tasks.start_soon(self._set_clock, instance_id, instance.driver)
 
-    def _enlist(self, session: Session) -> None:
-        self.sessions[session.session_id] = session
+    async def _begin(self, session: Session, request: Callable[[], None]) -> None:
         session.ports.keep_out(lambda: self._vms_beside(session.session_id))
+        await self._sessions.begin(session, request)
 
     def _vms_beside(self, session_id: str) -> tuple[int, ...]:
         """Return the processes of all VMs in which others than this session may have run something."""
@@ -265,13 +268,11 @@ class Dispatcher:
                 self.stopped.set()
 
     def _notify(self, effect: fx.TellSession | fx.EndSession) -> None:
-        session = self.sessions.get(effect.session_id)
+        session = self._sessions.running.get(effect.session_id)
         if isinstance(effect, fx.EndSession):
             log.info("session-ended", session=effect.session_id, status=effect.status, code=effect.code)
             if session is not None:
                 session.finish(effect)
-                if session.client is None:
-                    self.forget(session)
         elif session is not None:
             session.tell(effect.phase, self.core.source_of(effect.session_id))
 
@@ -280,7 +281,7 @@ class Dispatcher:
         if isinstance(effect, fx.Clone):
             self._instances[name] = Instance(name, effect.key.driver, effect.key)
         instance = self._instances[name]
-        session = self.sessions.get(self.core.session_of(name))
+        session = self._sessions.running.get(self.core.session_of(name))
         try:
             row = self._books.begin(effect, instance, session)
         except sqlite3.Error as error:

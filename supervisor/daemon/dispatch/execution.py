@@ -16,7 +16,6 @@ from claude_vm.supervisor.daemon.dispatch.faults import Faults
 from claude_vm.supervisor.daemon.dispatch.instance import Instance, Watchers
 from claude_vm.supervisor.daemon.dispatch.reach import Reach
 from claude_vm.supervisor.daemon.drivers import DriverSet
-from claude_vm.supervisor.daemon.sessions import detached
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError, SshError
 from claude_vm.supervisor.ssh.link import Link, connect
@@ -88,7 +87,7 @@ class Execution:
             await self._faults.strike(f"after:{kind}", name, driver, instance.link)
         return answer
 
-    async def _do(  # noqa: PLR0911 - one answer for each effect
+    async def _do(
         self, effect: fx.InstanceEffect, instance: Instance, driver: Driver, session: Session | None
     ) -> ev.EffectEnded:
         name = instance.instance_id
@@ -109,13 +108,9 @@ class Execution:
                 async with _vm_death_first():
                     await self._connect(instance, driver, session)
                 return ev.ConnectDone(at=anyio.current_time(), instance_id=name)
-            case fx.Run(session_id=session_id):
-                status = await self._run(instance, driver, self._sessions[session_id])
-                return ev.RunDone(
-                    at=anyio.current_time(), instance_id=name, session_id=session_id, status=status
-                )
-            case fx.Resume(session_id=session_id):
-                status = await self._resume(instance, driver, self._sessions[session_id])
+            case fx.Run(session_id=session_id) | fx.Resume(session_id=session_id):
+                async with _vm_death_first():
+                    status = await self._run(instance, driver, self._sessions[session_id])
                 return ev.RunDone(
                     at=anyio.current_time(), instance_id=name, session_id=session_id, status=status
                 )
@@ -165,28 +160,24 @@ class Execution:
         return self._term if pty is None else pty.term
 
     async def _run(self, instance: Instance, driver: Driver, session: Session) -> int:
+        """Run the session's main command, or follow the one that runs already; return its exit status."""
+        process = HeldProcess.found(session.session_id) if session.found else None
+        try:
+            if process is None:
+                process = await self._start_command(instance, driver, session)
+            return await session.carry(process, self._reach(instance, driver, session).during)
+        finally:
+            session.unlinked()
+            if process is not None:
+                await process.aclose()
+
+    async def _start_command(self, instance: Instance, driver: Driver, session: Session) -> HeldProcess:
         link, shells, instance.shells = instance.link, instance.shells, None
         if link is None or shells is None:
             raise DriverError("the instance is not connected")
-        async with _vm_death_first():
-            return await session.run(
-                driver,
-                instance.instance_id,
-                link,
-                shells,
-                started=lambda: self._started(instance, session.session_id),
-                during=self._reach(instance, driver, session).during,
-            )
-
-    async def _resume(self, instance: Instance, driver: Driver, session: Session) -> int:
-        process = HeldProcess.found(session.session_id)
-        try:
-            return await self._reach(instance, driver, session).during(
-                process, lambda: detached.outcome(process, pty=session.plan.pty is not None)
-            )
-        finally:
-            session.unlinked()
-            await process.aclose()
+        process = await session.start(driver, instance.instance_id, link, shells)
+        self._started(instance, session.session_id)
+        return process
 
     @staticmethod
     def _reach(instance: Instance, driver: Driver, session: Session) -> Reach:

@@ -10,7 +10,7 @@ from claude_vm.context.ports import plan_ports
 from claude_vm.context.terminal import guest_terminal
 from claude_vm.supervisor.daemon.clients.site import Site
 from claude_vm.supervisor.daemon.place.resolve import Place, note_use
-from claude_vm.supervisor.daemon.sessions.session import Launch, SessionPlan
+from claude_vm.supervisor.daemon.sessions.plan import Launch, SessionPlan
 from claude_vm.supervisor.daemon.sessions.sharing import writes
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
@@ -76,6 +76,7 @@ async def plan_session(
         pty=pty,
         publish=plan_ports(place.settings.published),
         writes=writes(place.key, project),
+        repository=str(project.git_common_dir or ""),
     )
 
 

@@ -25,11 +25,7 @@ class Place(msgspec.Struct, frozen=True):
     key: PoolKey
 
 
-def _check_nothing(settings: Settings) -> None:
-    """Refuse nothing."""
-
-
-async def resolve(site: Site, check: Callable[[Settings], None] = _check_nothing) -> Place:
+async def resolve(site: Site, check: Callable[[Settings], None] | None = None) -> Place:
     """Return the caller's place, with a template that can be used. `check` may refuse what is configured.
 
     Raises:
@@ -40,7 +36,8 @@ async def resolve(site: Site, check: Callable[[Settings], None] = _check_nothing
     """
     project = await site.mountable_project()
     settings = await site.settings(Obeyed.TEMPLATE, Obeyed.SESSION)
-    check(settings)
+    if check is not None:
+        check(settings)
     site.apply_pool_settings(settings)
     driver = await choose_driver(site, settings, project)
     template = await usable_template(site, driver, settings, project)

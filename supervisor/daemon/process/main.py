@@ -72,12 +72,12 @@ async def run_daemon(home: Path, *, idle_s: float, ready: Callable[[], None]) ->
                         serve,
                         listener,
                         clients.counted(supervisor),
-                        admit=partial(_admit, supervisor.dispatcher, tasks),
+                        admit=partial(_admit, supervisor, tasks),
                         on_error=_log_client_error,
                     )
                 )
                 tasks.start_soon(_stop_on_signal, supervisor.dispatcher)
-                tasks.start_soon(_stop_when_idle, supervisor.dispatcher, clients, idle_s)
+                tasks.start_soon(_stop_when_idle, supervisor, clients, idle_s)
                 ready()
                 log.info("serving", socket=str(socket_path), pid=os.getpid())
                 await supervisor.dispatcher.stopped.wait()
@@ -92,21 +92,21 @@ async def run_daemon(home: Path, *, idle_s: float, ready: Callable[[], None]) ->
 
 
 def _admit(
-    dispatcher: Dispatcher, tasks: anyio.abc.TaskGroup, hello: Hello, argv: tuple[str, ...]
+    supervisor: Supervisor, tasks: anyio.abc.TaskGroup, hello: Hello, argv: tuple[str, ...]
 ) -> Refusal | None:
     """Refuse clients of another version; an idle daemon then makes room for theirs."""
-    refusal = judge(hello, argv, busy=bool(dispatcher.sessions))
+    refusal = judge(hello, argv, busy=bool(supervisor.sessions.running))
     if refusal is not None and refusal.code == VERSION_MISMATCH_IDLE:
         log.info("other-version", theirs=hello.version)
-        tasks.start_soon(_retire, dispatcher)
+        tasks.start_soon(_retire, supervisor)
     return refusal
 
 
-async def _retire(dispatcher: Dispatcher) -> None:
+async def _retire(supervisor: Supervisor) -> None:
     """End, once the refused client has heard that we do; not under a session that came meanwhile."""
     await anyio.sleep(RETIRE_S)
-    if not dispatcher.sessions:
-        dispatcher.post(ShutdownRequested(at=anyio.current_time()))
+    if not supervisor.sessions.running:
+        supervisor.dispatcher.post(ShutdownRequested(at=anyio.current_time()))
 
 
 def _log_client_error(error: Exception) -> None:
@@ -189,11 +189,12 @@ def idle_limit(environ: Mapping[str, str]) -> float:
     return limit
 
 
-async def _stop_when_idle(dispatcher: Dispatcher, clients: _Clients, limit: float) -> None:
+async def _stop_when_idle(supervisor: Supervisor, clients: _Clients, limit: float) -> None:
+    dispatcher = supervisor.dispatcher
     while True:
         await anyio.sleep(min(limit, 5.0))
         last = max(clients.last_at, dispatcher.idle_since)
-        busy = clients.count or dispatcher.sessions or dispatcher.instance_count
+        busy = clients.count or supervisor.sessions.running or dispatcher.instance_count
         if not busy and time.monotonic() - last >= limit:
             log.info("idle", seconds=limit)
             dispatcher.post(ShutdownRequested(at=anyio.current_time()))

@@ -1,27 +1,26 @@
-"""One session at run time: the client that watches it, if there is one, and the main command in its guest."""
+"""One session at run time: what is decided of it, what it has come to, and its main command in the guest."""
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import anyio
 import msgspec
 
-from claude_vm.context.ports import Publish
-from claude_vm.drivers.api import Driver, GuestFile
+from claude_vm.drivers.api import Driver
 from claude_vm.supervisor.core.effects import EndSession
-from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.ports.published import Ports
-from claude_vm.supervisor.daemon.sessions.client_agent import agent_of
-from claude_vm.supervisor.daemon.sessions.relay import relay
+from claude_vm.supervisor.daemon.sessions.outputs import Outputs, Reader
+from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
 from claude_vm.supervisor.daemon.sessions.timings import Marks
-from claude_vm.supervisor.ssh.agent import AgentListener
+from claude_vm.supervisor.ssh.agent import AgentListener, OpenAgent
 from claude_vm.supervisor.ssh.errors import SshError
-from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_file
+from claude_vm.supervisor.ssh.launch import AGENTS
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.remaining import Remaining
 from claude_vm.supervisor.ssh.shells import HeldProcess, Shells
-from claude_vm.supervisor.wire.server import Client, Signal, Size
+from claude_vm.supervisor.wire.server import Level, Size
 
 LAST_WORDS = 1024
 """Bytes that a terminal got last, and that are kept."""
@@ -34,55 +33,28 @@ During = Callable[[HeldProcess, Callable[[], Awaitable[int]]], Awaitable[int]]
 """Keeps a process in reach while something goes on with it; see `daemon.dispatch.reach`."""
 
 
-class Launch(msgspec.Struct, frozen=True):
-    """A main command: what runs, with what environment, where. See `claude_vm.supervisor.ssh.launch`."""
+class Attached(Reader, Protocol):
+    """A client that is attached to a session, as the session sees it.
 
-    mode: Mode
-    argv: tuple[str, ...]
-    env: dict[str, str]
-    cwd: str
-
-    def check(self) -> None:
-        """Refuse what no guest could run, before one is spent.
-
-        Raises:
-            LaunchError: What `launch_file` would refuse.
-        """
-        self.file("check", "")
-
-    def file(self, session_id: str, agent: str) -> GuestFile:
-        """Return the file for the guest. `agent` is where a forwarded agent is in there, "" if none is.
-
-        Raises:
-            LaunchError: See `launch_file`.
-        """
-        env = self.env | ({"SSH_AUTH_SOCK": agent} if agent else {})
-        return launch_file(session_id, mode=self.mode, argv=self.argv, env=env, cwd=self.cwd)
-
-
-class SessionPlan(msgspec.Struct, frozen=True):
-    """All that is decided before a VM is asked for.
-
-    `label` is one line for listings; `launch` the main command, None where it runs since before this
-    supervisor; `files` go into the guest before it starts; `writes` are the host directories that it works
-    in (`claude_vm.supervisor.daemon.sessions.sharing`).
+    `open_agent` opens connections to its SSH agent. `hints`: it is told also what might help.
     """
 
-    key: PoolKey
-    project: str
-    label: str
-    launch: Launch | None
-    files: tuple[GuestFile, ...] = ()
-    pty: Pty | None = None
-    forward_agent: bool = False
-    publish: Publish = Publish()
-    writes: tuple[str, ...] = ()
+    open_agent: OpenAgent
+    hints: bool
+
+    def tell(self, text: str, level: Level) -> None:
+        """Tell it a line. Never waits."""
+        ...
+
+    async def started(self, *, pty: bool) -> None:
+        """Tell it that the main command runs. Does not wait."""
+        ...
 
 
 class EndedSession(msgspec.Struct, frozen=True):
     """What is kept of an ended session: its names are those of `Session`. `plan` has no files and no command.
 
-    `marks` are names and instants in seconds of `time.monotonic`, see `sessions.timings`.
+    `marks` are names and instants in seconds of `time.monotonic`, see `timings`.
     """
 
     session_id: str
@@ -95,46 +67,59 @@ class EndedSession(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """A session between its request and its end. Lives in the task that serves its client.
+    """A session between its request and its end, whoever watches it. Its life is a task of `Sessions`.
 
-    One that was found after a supervisor's death has no client. `created_at` is a Unix time in seconds.
-    `source` says how its VM came, see the core's `SessionView`; "" as long as it has none. `remaining` and
-    `last_words` are known at its end: what works yet in its guest, and the last bytes on its terminal.
-    `abandoned` is set when its user does not wait for a silent guest any longer.
+    `found` says that a dead supervisor began it. `created_at` is a Unix time in seconds. `source` says how
+    its VM came, see the core's `SessionView`; "" as long as it has none. `attached` is its client, if it has
+    one; `readers` get what its main command writes, itself first, and may come and go at any time.
+    `ended` is set when nothing of it is left in the core, `over` when what follows it was done, too.
+    `remaining` and `last_words` are known at its end: what works yet in its guest, and the last bytes on its
+    terminal. `abandoned` is set when its user does not wait for a silent guest any longer.
     """
 
     def __init__(
-        self, session_id: str, plan: SessionPlan, client: Client | None, created_at: float | None = None
+        self, session_id: str, plan: SessionPlan, *, created_at: float | None = None, found: bool = False
     ) -> None:
         self.session_id = session_id
         self.plan = plan
-        self.client = client
+        self.found = found
         self.created_at = time.time() if created_at is None else created_at
         self.phase = "queued"
         self.source = ""
         self.ports = Ports(plan.publish, session_id)
+        self.attached: Attached | None = None
+        self.readers: list[Reader] = [self]
         self.ended = anyio.Event()
+        self.over = anyio.Event()
+        self.abandoned = anyio.Event()
         self.outcome: EndSession | None = None
         self.remaining = Remaining()
         self.last_words = b""
         self._marks = Marks()
         self._phase_changed = anyio.Event()
-        self.abandoned = anyio.Event()
         self._listener: AgentListener | None = None
         self._interrupts: int | None = None  # while its guest does not answer
         self._process: HeldProcess | None = None
+        self._outputs: Outputs | None = None
+        self._running = anyio.Event()
         self._size: Size | None = None
-        self._signalled = anyio.Event()
         self._marks.add("requested")
+
+    # What it has come to.
 
     @property
     def marks(self) -> list[tuple[str, float]]:
-        """Names and instants in seconds of `time.monotonic`, see `sessions.timings`."""
+        """Names and instants in seconds of `time.monotonic`, see `timings`."""
         return self._marks.listed()
 
     def mark(self, name: str) -> None:
         """Note that it has come to something; a second time changes nothing."""
         self._marks.add(name)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its main command may have done something."""
+        return self.found or any(name == "start" for name, _ in self.marks)
 
     def tell(self, phase: str, source: str = "") -> None:
         """Note the phase, and how its VM came if that is known, for the client and listings. Never waits."""
@@ -164,84 +149,108 @@ class Session:
         self._phase_changed = anyio.Event()
         return self.phase
 
-    async def next_stop(self, client: Client) -> str:
-        """Carry sizes and signals to the main command; return a signal's name when there is none yet."""
-        while True:
-            match await client.next_control():
-                case Size() as size:
-                    self._size = size
-                    if self._process is not None and self.plan.pty is not None:
-                        self._process.resize(size.rows, size.columns, size.width, size.height)
-                case Signal(name=name):
-                    if self._process is None:
-                        return name
-                    if name == "INT":
-                        self._interrupted()
-                    self._process.send_signal(name)
-                    self._signalled.set()
-                    self._signalled = anyio.Event()
+    def kept(self) -> EndedSession:
+        """Return what is kept of it after its end."""
+        return EndedSession(
+            session_id=self.session_id,
+            plan=self.plan.without_secrets(),
+            created_at=self.created_at,
+            phase=self.phase,
+            source=self.source,
+            marks=self.marks,
+            outcome=self.outcome,
+        )
 
-    async def run(
-        self,
-        driver: Driver,
-        instance_id: str,
-        link: Link,
-        shells: Shells,
-        *,
-        started: Callable[[], None],
-        during: During,
-    ) -> int:
-        """Run the main command to its end and return its exit status; call `started` once it runs.
+    # Its client.
 
-        `during` keeps it in reach while its streams are carried, and returns its status.
+    def attach(self, client: Attached) -> None:
+        """Let a client read its outputs, and hear what there is to say. Before its life begins."""
+        self.attached = client
+        self.readers.append(client)
 
-        Cancelled: the command is left to its VM's end.
+    def say(self, text: str, level: Level) -> None:
+        """Tell its client a line, if there is one. Never waits."""
+        if self.attached is not None:
+            self.attached.tell(text, level)
+
+    # Its main command.
+
+    async def start(self, driver: Driver, instance_id: str, link: Link, shells: Shells) -> HeldProcess:
+        """Start the main command in its guest; return its process.
 
         Raises:
             DriverError: The guest does not take its files.
             SshError: The connection is lost, or the guest has no shell.
         """
-        client = self.client
-        if client is None or self.plan.launch is None:  # pragma: no cover - such a session is only resumed
-            raise RuntimeError("the session has no client, or nothing to start")
+        launch = self.plan.launch
+        if launch is None:  # pragma: no cover - it is started once
+            raise RuntimeError("the session has nothing to start")
         self.mark("files")
         await self._listen_for_agent(link)
-        process: HeldProcess | None = None
-        try:
-            await driver.put_files(instance_id, _files(self.session_id, self.plan, self._agent))
-            self.mark("start")
-            self.ports.connect(link)
-            process = held = await shells.start(self.session_id, pty=self._current_pty())
-            self._process = process
-            self._shed_secrets(client)
-            started()
-            await client.started(pty=self.plan.pty is not None)
+        file = launch.file(self.session_id, self._agent)
+        await driver.put_files(instance_id, (*self.plan.files, file))
+        self.mark("start")
+        self.ports.connect(link)
+        process = await shells.start(self.session_id, pty=self._current_pty())
+        # No key or token is kept longer than needed: the guest has them now.
+        self.plan = self.plan.without_secrets()
+        return process
 
-            async def carry() -> int:
-                return await relay(
-                    client,
-                    held,
-                    on_output=self._note_output,
-                    next_signal=self._next_signal,
-                    on_input=self._note_input,
-                )
+    async def carry(self, process: HeldProcess, during: During) -> int:
+        """Carry the streams of the main command, which runs, to its end; return its exit status.
 
-            status = await during(process, carry)
-            self.remaining = await process.remaining()
-            return status
-        finally:
-            self.unlinked()
-            if process is not None:
-                await process.aclose()
+        `during` keeps it in reach meanwhile. Cancelled: the command is left to its VM's end.
 
-    @property
-    def _agent(self) -> str:
-        """Where the guest finds its SSH agent, or ""."""
-        return f"{AGENTS}/{self.session_id}" if self.plan.forward_agent else ""
+        Raises:
+            SshError: The connection is lost for good.
+        """
+        outputs = Outputs(process, self.readers)
+        self._process, self._outputs = process, outputs
+        if self.attached is not None:
+            await self.attached.started(pty=self.plan.pty is not None)
+        elif self.plan.pty is None:
+            process.write_eof()  # nobody could write or end its input, so what reads it would wait for ever
+        self._running.set()
+        status = await during(process, outputs.carry)
+        self.remaining = await process.remaining()
+        return status
 
-    async def _listen_for_agent(self, link: Link) -> None:
-        if self._agent and self.client is not None:
-            self._listener = await link.listen_for_agent(self._agent, agent_of(self.client))
+    async def take(self, output: int, data: bytes) -> None:  # noqa: ARG002 - a reader's signature
+        """Note when output first came, and a terminal's last words. Does not wait."""
+        self.mark("first-output")
+        if self.plan.pty is not None:
+            self.last_words = (self.last_words + data[-LAST_WORDS:])[-LAST_WORDS:]
+
+    async def process(self) -> HeldProcess:
+        """Return the process of the main command, as soon as it runs."""
+        await self._running.wait()
+        if self._process is None:  # pragma: no cover - set before
+            raise RuntimeError("the session has no process")
+        return self._process
+
+    def typed(self, data: bytes) -> None:
+        """See what is about to go to the input: where nobody answers, Ctrl-C is for us. Never waits."""
+        if self.plan.pty is not None:
+            for _ in range(min(sum(map(data.count, CTRL_C)), 2)):
+                self._interrupted()
+
+    def resize(self, size: Size) -> None:
+        """Tell the terminal's size, now or when the main command starts. Never waits."""
+        self._size = size
+        if self._process is not None and self.plan.pty is not None:
+            self._process.resize(size.rows, size.columns, size.width, size.height)
+
+    def signal(self, name: str) -> bool:
+        """Pass a signal on to the main command; False if there is none yet. Never waits."""
+        if self._process is None or self._outputs is None:
+            return False
+        if name == "INT":
+            self._interrupted()
+        self._process.send_signal(name)
+        self._outputs.hurry()
+        return True
+
+    # The way to its guest.
 
     def unlinked(self) -> None:
         """There is no connection to its guest. Never waits; may be called twice."""
@@ -256,25 +265,22 @@ class Session:
         try:
             await self._listen_for_agent(link)
         except SshError as error:
-            self._tell(f"claude-vm: the SSH agent is not forwarded any more: {error}")
+            self.say(f"claude-vm: the SSH agent is not forwarded any more: {error}", "urgent")
 
     def silent(self, seconds: float) -> None:
         """Its guest has said nothing for so long, and is waited for. Never waits."""
         self._interrupts = 0
-        self._tell(
+        self.say(
             f"claude-vm: the guest has not answered for {seconds:.0f} s; it is waited for as long as its VM"
-            " is there (Ctrl-C twice ends the session)"
+            " is there (Ctrl-C twice ends the session)",
+            "urgent",
         )
 
     def heard_again(self, seconds: float, lost: int) -> None:
         """Its guest answers, after so long; `lost` bytes of output it could not keep. Never waits."""
         self._interrupts = None
         missing = f"; {lost} bytes of what it wrote meanwhile are lost" if lost else ""
-        self._tell(f"claude-vm: the guest answers again, after {seconds:.0f} s{missing}")
-
-    def _tell(self, text: str) -> None:
-        if self.client is not None:
-            self.client.note_nowait(text, "urgent")
+        self.say(f"claude-vm: the guest answers again, after {seconds:.0f} s{missing}", "urgent")
 
     def _interrupted(self) -> None:
         """Take a Ctrl-C: where nobody answers, the second one ends the session."""
@@ -283,36 +289,14 @@ class Session:
             if self._interrupts > 1:
                 self.abandoned.set()
 
-    def kept(self) -> EndedSession:
-        """Return what is kept of it after its end."""
-        return EndedSession(
-            session_id=self.session_id,
-            plan=_without_secrets(self.plan),
-            created_at=self.created_at,
-            phase=self.phase,
-            source=self.source,
-            marks=self.marks,
-            outcome=self.outcome,
-        )
+    @property
+    def _agent(self) -> str:
+        """Where the guest finds its SSH agent, or ""."""
+        return f"{AGENTS}/{self.session_id}" if self.plan.forward_agent else ""
 
-    def _shed_secrets(self, client: Client) -> None:
-        """Keep no key or token longer than needed: the guest has them now."""
-        self.plan = _without_secrets(self.plan)
-        client.forget_environment()
-
-    def _note_output(self, data: bytes) -> None:
-        self.mark("first-output")
-        if self.plan.pty is not None:
-            self.last_words = (self.last_words + data[-LAST_WORDS:])[-LAST_WORDS:]
-
-    def _note_input(self, data: bytes) -> None:
-        if self.plan.pty is not None:
-            for _ in range(min(sum(map(data.count, CTRL_C)), 2)):
-                self._interrupted()
-
-    async def _next_signal(self) -> None:
-        """Wait until the client has sent a signal to the main command."""
-        await self._signalled.wait()
+    async def _listen_for_agent(self, link: Link) -> None:
+        if self._agent and self.attached is not None:
+            self._listener = await link.listen_for_agent(self._agent, self.attached.open_agent)
 
     def _current_pty(self) -> Pty | None:
         """The terminal, with the size that it has by now."""
@@ -322,16 +306,3 @@ class Session:
         return msgspec.structs.replace(
             pty, rows=size.rows, columns=size.columns, width=size.width, height=size.height
         )
-
-
-def _files(session_id: str, plan: SessionPlan, agent: str) -> tuple[GuestFile, ...]:
-    """Return what goes into the guest before the command starts; `agent` is where it finds its SSH agent."""
-    launch = plan.launch
-    if launch is None:  # pragma: no cover - see `Session.run`
-        return plan.files
-    file = launch.file(session_id, agent)
-    return (*plan.files, file)
-
-
-def _without_secrets(plan: SessionPlan) -> SessionPlan:
-    return msgspec.structs.replace(plan, launch=None, files=())

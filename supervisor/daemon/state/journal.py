@@ -289,16 +289,11 @@ class Journal:
             "INSERT OR IGNORE INTO worktree_locks VALUES (?,?)", (repository, session_id)
         )
 
-    def unlock_worktrees(self, repository: str, session_id: str) -> bool:
-        """Forget a session's lock; return whether no session locks this repository any more."""
-        with self._transaction():
-            self._connection.execute(
-                "DELETE FROM worktree_locks WHERE repository=? AND session_id=?", (repository, session_id)
-            )
-            left = self._connection.execute(
-                "SELECT count(*) FROM worktree_locks WHERE repository=?", (repository,)
-            ).fetchone()
-        return bool(left[0] == 0)
+    def unlock_worktrees(self, repository: str, session_id: str) -> None:
+        """Forget a session's lock of a repository."""
+        self._connection.execute(
+            "DELETE FROM worktree_locks WHERE repository=? AND session_id=?", (repository, session_id)
+        )
 
     def locked_repositories(self) -> list[tuple[str, str]]:
         """Return (repository, session) of the locks that nobody has given back."""

@@ -29,13 +29,17 @@ class Deletion:
 
     flags = Flags()
 
-    def __init__(self, world, dispatcher):
+    def __init__(self, world, supervisor):
         driver = MemoryDriver(world.cloud)
 
         async def get(name):
             return driver
 
-        self.supervisor = SimpleNamespace(dispatcher=dispatcher, drivers=SimpleNamespace(get=get))
+        self.supervisor = SimpleNamespace(
+            dispatcher=supervisor.dispatcher,
+            sessions=supervisor.sessions,
+            drivers=SimpleNamespace(get=get),
+        )
         self.said = []
 
     async def out(self, text):
@@ -64,7 +68,7 @@ def test_a_template_that_can_not_be_deleted_has_vms_ready_again(world):
             await one_is_ready(supervisor)
             world.cloud.failures["delete_template"] = [TemplateInUseError("it is used", instances=("i-1",))]
             with pytest.raises(TemplateInUseError):
-                await Deletion(world, supervisor.dispatcher).run()
+                await Deletion(world, supervisor).run()
             await one_is_ready_again(supervisor)
 
     in_virtual_time(main)
@@ -76,7 +80,7 @@ def test_a_client_that_leaves_while_a_template_is_deleted_leaves_it_with_vms_rea
             await one_is_ready(supervisor)
             world.cloud.gate("delete_template")
             with anyio.move_on_after(60):
-                await Deletion(world, supervisor.dispatcher).run()
+                await Deletion(world, supervisor).run()
             await one_is_ready_again(supervisor)
 
     in_virtual_time(main)

@@ -25,7 +25,8 @@ from claude_vm.supervisor.daemon.commands.ps import ps
 from claude_vm.supervisor.daemon.commands.stop import _find
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions.ended import EndedSessions
-from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session, SessionPlan
+from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
+from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session
 from claude_vm.supervisor.grammar.commands.pool import ShowPool
 from claude_vm.supervisor.grammar.commands.sessions import Ps
 from claude_vm.supervisor.grammar.flags import Flags
@@ -43,9 +44,11 @@ POLICY = PoolPolicy(size=1, memory_budget_mib=16384)
 class Listing:
     """A command that keeps what it would print."""
 
-    def __init__(self, dispatcher, drivers=None):
+    def __init__(self, dispatcher, drivers=None, sessions=None):
         looker = SimpleNamespace(reports=SimpleNamespace(all=list))
-        self.supervisor = SimpleNamespace(dispatcher=dispatcher, drivers=drivers, looker=looker)
+        self.supervisor = SimpleNamespace(
+            dispatcher=dispatcher, sessions=sessions, drivers=drivers, looker=looker
+        )
         self.said = []
 
     async def out(self, *lines):
@@ -71,7 +74,9 @@ def words(line):
 
 
 def session(name, *, client=True, created_at=NOW - 60, source="warm"):
-    made = Session(name, PLAN, SimpleNamespace() if client else None)
+    made = Session(name, PLAN)
+    if client:
+        made.attach(SimpleNamespace())
     made.created_at = created_at
     made.source = source
     made.phase = "run"
@@ -105,9 +110,8 @@ def ended(name, status=7):
 
 def sessions(*running, views=(), finished=()):
     core = SimpleNamespace(sessions=lambda: list(views))
-    return Listing(
-        SimpleNamespace(core=core, sessions={s.session_id: s for s in running}, finished=list(finished))
-    )
+    known = SimpleNamespace(running={s.session_id: s for s in running}, ended=list(finished))
+    return Listing(SimpleNamespace(core=core), sessions=known)
 
 
 async def test_ps_lists_what_runs_oldest_first_and_what_has_no_client():
@@ -380,7 +384,7 @@ async def test_a_listing_of_thousands_of_sessions_has_short_turns(request_):
         finished.add(msgspec.structs.replace(ended(f"{number:08x}"), marks=marks))
     running = [session(f"r{number:07x}") for number in range(COUNT)]
     command = sessions(*running, views=[seen(s.session_id) for s in running])
-    command.supervisor.dispatcher.finished = finished
+    command.supervisor.sessions.ended = finished
     data, took = await longest_turn(command, ps, request_)
     assert took < 0.05
     if request_.json:

@@ -77,7 +77,7 @@ def test_a_core_is_not_validated_where_nobody_asks_for_it(world, monkeypatch):
 def test_a_vm_that_is_made_for_a_session_waits_with_the_one_shell_that_it_needs(world):
     async def main():
         async with world.supervisor() as supervisor:
-            session = supervisor.session()
+            session = await supervisor.session()
             await settled()
             (vm,) = world.cloud.vms.values()
             assert vm.primed == {"pipes"}
@@ -89,7 +89,10 @@ def test_a_vm_that_is_made_for_a_session_waits_with_the_one_shell_that_it_needs(
 def test_a_sessions_neighbours_are_the_vms_of_others_and_none_that_has_run_nothing(world):
     async def main():
         async with world.supervisor(POOL) as supervisor:
-            one, other = supervisor.session("a1"), supervisor.session("a2", key=key(memory_mib=1024))
+            one, other = (
+                await supervisor.session("a1"),
+                await supervisor.session("a2", key=key(memory_mib=1024)),
+            )
             fill(supervisor)
             await settled()
             assert supervisor.dispatcher.warm_count
@@ -105,13 +108,12 @@ def test_a_sessions_neighbours_are_the_vms_of_others_and_none_that_has_run_nothi
 def test_the_marks_of_a_session_whose_vm_is_made_are_in_order(world):
     async def main():
         async with world.supervisor() as supervisor:
-            session = supervisor.session()
+            session = await supervisor.session()
             await settled()
             (vm,) = world.cloud.vms.values()
             vm.end_session("a1", 0)
-            await session.ended.wait()
-            supervisor.dispatcher.forget(session)
-            (ended,) = supervisor.dispatcher.finished
+            await session.over.wait()
+            (ended,) = supervisor.sessions.ended
             assert [name for name, _ in ended.marks] == [
                 "requested", "claimed", "clone", "restore", "identity", "mounts", "connect",
                 "prime", "files", "start", "first-output", "ended", "deleted",
@@ -128,7 +130,7 @@ def test_the_marks_of_a_warm_session_have_nothing_of_its_vms_making(world):
         async with world.supervisor(POOL) as supervisor:
             fill(supervisor)
             await settled()
-            session = supervisor.session()
+            session = await supervisor.session()
             await settled()
             assert names(session) == ["requested", "claimed", "files", "start", "first-output"]
             assert session.source == "warm"
@@ -139,14 +141,14 @@ def test_the_marks_of_a_warm_session_have_nothing_of_its_vms_making(world):
 def test_a_vm_that_was_started_ahead_goes_on_when_a_session_comes(world):
     async def main():
         async with world.supervisor(PAUSED) as supervisor:
-            first = supervisor.session("a1")
+            first = await supervisor.session("a1")
             await settled()
             await trio.sleep(1)
             await settled()
             assert calls(world).count("prestart") == 1
             assert [str(i.state) for i in supervisor.dispatcher.core.instances()] == ["running", "paused"]
             world.cloud.calls.clear()
-            second = supervisor.session("a2")
+            second = await supervisor.session("a2")
             await settled()
             assert calls(world)[:2] == ["start", "put_files"]
             assert (first.source, second.source) == ("made", "paused")
@@ -159,12 +161,12 @@ def test_a_vm_that_was_started_ahead_goes_on_when_a_session_comes(world):
 def test_a_process_that_was_started_ahead_may_be_replaced_by_the_start(world):
     async def main():
         async with world.supervisor(PAUSED) as supervisor:
-            supervisor.session("a1")
+            await supervisor.session("a1")
             await settled()
             await trio.sleep(1)
             await settled()
             world.cloud.replaces_processes = True
-            second = supervisor.session("a2")
+            second = await supervisor.session("a2")
             await settled()
             assert second.source == "paused"
             assert second.client.output == b"hello\n"
@@ -182,7 +184,7 @@ def test_a_session_takes_over_the_vm_that_is_being_made_ready(world, policy, met
             gate = world.cloud.gate(method)
             fill(supervisor, size=None)
             await settled()
-            session = supervisor.session()
+            session = await supervisor.session()
             await settled()
             assert (session.phase, session.source) == (phase, "making")
             gate.open.set()
@@ -215,7 +217,7 @@ def test_a_warm_vm_whose_connection_is_lost_is_replaced(world):
 def test_a_vm_that_dies_before_anybody_claims_it_is_replaced(world, policy):
     async def main():
         async with world.supervisor(policy) as supervisor:
-            supervisor.session()
+            await supervisor.session()
             await settled()
             await trio.sleep(1)
             await settled()
@@ -239,10 +241,10 @@ def test_a_host_without_room_refuses_the_clone_and_sessions_go_on(world):
 
     async def main():
         async with world.supervisor(admit=admit) as supervisor:
-            first = supervisor.session("a1")
+            first = await supervisor.session("a1")
             await settled()
             room[0] = False
-            second = supervisor.session("a2")
+            second = await supervisor.session("a2")
             await second.ended.wait()
             assert second.outcome.message == "the disk is full"
             assert second.outcome.detail == ("its words", "and more")
@@ -260,7 +262,7 @@ def test_a_session_whose_ready_vm_does_not_answer_runs_in_another_one_and_outliv
             (lost,) = world.cloud.vms
             world.cloud.failures["put_files"] = [GuestError("no answer")]
             deletion = world.cloud.gate("delete")
-            session = supervisor.session("a1")
+            session = await supervisor.session("a1")
             await settled()
             assert not session.ended.is_set()
             assert session.source == "made"
@@ -331,13 +333,12 @@ def test_ended_sessions_are_kept_in_their_order(world):
     async def main():
         async with world.supervisor() as supervisor:
             for number in range(3):
-                session = supervisor.session(f"a{number}")
+                session = await supervisor.session(f"a{number}")
                 await settled()
                 for vm in world.cloud.vms.values():
                     vm.end_session(session.session_id, 0)
-                await session.ended.wait()
-                supervisor.dispatcher.forget(session)
-            assert [s.session_id for s in supervisor.dispatcher.finished] == ["a0", "a1", "a2"]
+                await session.over.wait()
+            assert [s.session_id for s in supervisor.sessions.ended] == ["a0", "a1", "a2"]
 
     in_virtual_time(main)
 
@@ -347,7 +348,7 @@ def test_clocks_are_set_in_all_guests_that_run(world):
         async with world.supervisor(POOL) as supervisor:
             fill(supervisor)
             await settled()
-            supervisor.session("a1")
+            await supervisor.session("a1")
             await settled()
             await trio.sleep(5)
             await settled()
@@ -362,7 +363,7 @@ def test_clocks_are_set_in_all_guests_that_run(world):
 def test_a_clock_that_cannot_be_set_for_whatever_reason_ends_nothing_else(world):
     async def main():
         async with world.supervisor() as supervisor:
-            session = supervisor.session()
+            session = await supervisor.session()
             await settled()
             world.cloud.failures["set_clock"] = [TimeoutError("a bug"), DriverError("no answer")]
             for _ in range(3):
@@ -378,7 +379,7 @@ def test_a_watcher_that_fails_ends_nothing_and_watches_again(world):
     async def main():
         async with world.supervisor() as supervisor:
             world.cloud.failures["wait_stopped"] = [OSError("no file handles"), OSError("still none")]
-            session = supervisor.session()
+            session = await supervisor.session()
             await settled()
             await trio.sleep(3 * WATCH_AGAIN_S)
             assert world.cloud.failures["wait_stopped"] == []

@@ -37,7 +37,7 @@ class Typist(MemoryClient):
 
 
 async def running(supervisor, world, **changes):
-    session = supervisor.session(**changes)
+    session = await supervisor.session(**changes)
     await settled()
     (vm,) = world.cloud.vms.values()
     return session, vm
@@ -164,9 +164,8 @@ def test_a_second_ctrl_c_ends_a_session_whose_guest_does_not_answer(world, way):
             await (client.sent.send(Signal("INT")) if way == "signals" else client.typed.send(KEYS[way]))
             await settled()
 
-        async with world.supervisor() as supervisor, anyio.create_task_group() as tasks:
+        async with world.supervisor() as supervisor:
             session, vm = await running(supervisor, world, client=client, pty=pty)
-            tasks.start_soon(session.next_stop, client)
             for _ in range(3):
                 await press()  # the guest answers: these are its own
             vm.stand_still()
@@ -178,7 +177,6 @@ def test_a_second_ctrl_c_ends_a_session_whose_guest_does_not_answer(world, way):
             if session.ended.is_set():
                 assert (session.outcome.status, session.outcome.code) == (130, "")
                 assert world.cloud.vms == {}
-            tasks.cancel_scope.cancel()
 
     in_virtual_time(main)
 
@@ -186,9 +184,8 @@ def test_a_second_ctrl_c_ends_a_session_whose_guest_does_not_answer(world, way):
 def test_a_ctrl_c_before_the_guest_came_back_is_forgotten(world):
     async def main():
         client = Typist()
-        async with world.supervisor() as supervisor, anyio.create_task_group() as tasks:
+        async with world.supervisor() as supervisor:
             session, vm = await running(supervisor, world, client=client)
-            tasks.start_soon(session.next_stop, client)
             for _ in range(2):
                 vm.stand_still()
                 await trio.sleep(SILENT_S + 1)
@@ -197,7 +194,6 @@ def test_a_ctrl_c_before_the_guest_came_back_is_forgotten(world):
                 vm.go_on()
                 await trio.sleep(1)
             assert not session.ended.is_set()
-            tasks.cancel_scope.cancel()
 
     in_virtual_time(main)
 

@@ -21,7 +21,7 @@ def watched(supervisor):
 def test_a_sessions_vm_tells_what_the_next_one_will_take_before_that_is_made(world):
     async def main():
         async with world.supervisor(POLICY) as supervisor:
-            supervisor.session("s1")
+            await supervisor.session("s1")
             assert watched(supervisor) == (512, False)
             await settled()
             assert watched(supervisor) == (250, True)

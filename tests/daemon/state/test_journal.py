@@ -111,13 +111,13 @@ def test_old_ended_rows_are_dropped_and_open_ones_kept(tmp_path, when):
     assert unended == [("i-open",)]
 
 
-def test_the_last_session_of_a_repository_unlocks_its_worktrees(tmp_path):
+def test_each_session_has_a_lock_of_its_own_on_a_repository(tmp_path):
     with open_journal(tmp_path / "j.db") as (journal, _):
         journal.lock_worktrees("/repo", "s1")
         journal.lock_worktrees("/repo", "s2")
-        assert journal.unlock_worktrees("/repo", "s1") is False
+        journal.unlock_worktrees("/repo", "s1")
         assert journal.locked_repositories() == [("/repo", "s2")]
-        assert journal.unlock_worktrees("/repo", "s2") is True
+        journal.unlock_worktrees("/repo", "s2")
         assert journal.locked_repositories() == []
 
 

@@ -1,0 +1,63 @@
+"""A client that is attached to a session: its input, size, signals and agent, and what it is told."""
+
+from collections.abc import Callable
+
+import anyio
+
+from claude_vm.supervisor.daemon.sessions.client_agent import agent_of
+from claude_vm.supervisor.daemon.sessions.outputs import STDOUT
+from claude_vm.supervisor.daemon.sessions.session import Session
+from claude_vm.supervisor.ssh.errors import InputClosedError
+from claude_vm.supervisor.wire.server import Client, Level, Size
+
+
+class Attachment:
+    """One client at one session. What becomes of the session without it, its command decides."""
+
+    def __init__(self, session: Session, client: Client, *, quiet: bool, verbose: bool) -> None:
+        self._session = session
+        self._client = client
+        self._verbose = verbose
+        self.hints = not quiet
+        self.open_agent = agent_of(client)
+        session.attach(self)
+
+    async def take(self, output: int, data: bytes) -> None:
+        """Write a piece of output to the client; wait as long as its reader has not taken enough before.
+
+        Raises:
+            OutputClosedError: Nobody reads it any more.
+        """
+        await (self._client.send_stdout if output == STDOUT else self._client.send_stderr)(data)
+
+    def tell(self, text: str, level: Level) -> None:
+        """Tell the client a line, unless it is quiet, or not verbose enough. Never waits."""
+        wanted = {"info": self.hints, "verbose": False}
+        if self._verbose or wanted.get(level, True):
+            self._client.note_nowait(text, level)
+
+    async def started(self, *, pty: bool) -> None:
+        """Tell the client that the main command runs, which has its environment by now. Does not wait."""
+        self._client.forget_environment()
+        await self._client.started(pty=pty)
+
+    async def serve(self, stop: Callable[[str], None]) -> None:
+        """Carry input, sizes and signals until cancelled. `stop` is told signals that no command takes."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._carry_input)
+            while True:
+                match await self._client.next_control():
+                    case Size() as size:
+                        self._session.resize(size)
+                    case signal if not self._session.signal(signal.name):
+                        stop(signal.name)
+
+    async def _carry_input(self) -> None:
+        process = await self._session.process()
+        try:
+            while data := await self._client.receive_stdin():
+                self._session.typed(data)
+                await process.write(data)
+        except InputClosedError:
+            return  # a command need not read all of its input
+        process.write_eof()

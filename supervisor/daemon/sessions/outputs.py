@@ -1,0 +1,132 @@
+"""What a main command writes, on its way to who reads it: lossless, with back-pressure from end to end.
+
+Each output is one loop, which takes a piece only when all readers have taken the former one. So a reader that
+waits stops the guest's writer: its window fills, this loop waits, the guest's holder keeps. Nothing else is
+done for a piece, however many readers there are. Without a reader, what comes is dropped.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import anyio
+
+from claude_vm.supervisor.ssh.errors import SshError
+from claude_vm.supervisor.ssh.shells import HeldProcess
+from claude_vm.supervisor.wire.errors import OutputClosedError
+
+CHUNK = 64 * 1024
+"""Bytes a step. One frame of the protocol."""
+
+SIGPIPE_STATUS = 141
+
+DRAIN_S = 0.5
+"""How long output may be silent, in seconds, once the main command has ended. Something it left in the
+background may hold the streams open; what the command itself wrote is in the channel by then."""
+
+TRICKLE_S = 3.0
+"""How long, in seconds of waiting for the guest, output that goes on and on is carried once the main command
+has ended. Only who keeps up with the output makes it wait."""
+
+BACKLOG = 64 * 1024 * 1024
+"""Bytes of one output that are carried once the main command has ended. It is more than that can have left on
+the way, in the guest's holder or an SSH server, which may tell the status long before it sends the rest."""
+
+STDOUT, STDERR = 0, 1
+
+
+class Reader(Protocol):
+    """Takes what a main command writes. Who must have all of it waits; all others return at once."""
+
+    async def take(self, output: int, data: bytes) -> None:
+        """Take the next piece of an output, `STDOUT` or `STDERR`.
+
+        Raises:
+            OutputClosedError: Nobody is left who reads this output, so its writer shall end.
+        """
+        ...
+
+
+class Outputs:
+    """Both outputs of a main command. `readers` may change while they are carried."""
+
+    def __init__(self, process: HeldProcess, readers: Sequence[Reader]) -> None:
+        self._process = process
+        self._readers = readers
+        self._reading = 0  # loops that wait for the guest, not for a reader
+        self._left = 2
+        self._tasks = anyio.create_task_group()
+        self._ended_at: float | None = None
+        self._moved: anyio.Event | None = None
+
+    async def carry(self) -> int:
+        """Carry both until the command has ended; return its exit status, or 141 as `SIGPIPE` would.
+
+        To be called once.
+
+        Raises:
+            LinkLostError: The connection died before the command ended.
+        """
+        status: int | None = None
+        lost: list[SshError] = []
+        async with self._tasks as tasks:
+            tasks.start_soon(self._pump, STDOUT, self._process.read_stdout)
+            tasks.start_soon(self._pump, STDERR, self._process.read_stderr)
+            try:
+                status = await self._process.wait()
+                await self._drained()
+            except SshError as error:
+                lost.append(error)  # raised below: out of here it would come in a group
+            tasks.cancel_scope.cancel()
+        if lost:
+            raise lost[0]
+        return SIGPIPE_STATUS if status is None else status
+
+    def hurry(self) -> None:
+        """Carry no more if the command has ended: nobody wants to wait for the rest. Never waits."""
+        if self._ended_at is not None:
+            self._tasks.cancel_scope.cancel()
+
+    async def _pump(self, output: int, read: Callable[[int], Awaitable[bytes]]) -> None:
+        late_bytes = 0
+        late_s = 0.0
+        try:
+            while late_bytes < BACKLOG and late_s < TRICKLE_S:
+                begun = anyio.current_time()
+                self._reading += 1
+                try:
+                    data = await read(CHUNK)
+                finally:
+                    self._reading -= 1
+                if not data:
+                    return
+                if self._ended_at is not None:
+                    late_bytes += len(data)
+                    late_s += anyio.current_time() - max(begun, self._ended_at)
+                self._stir()
+                for reader in tuple(self._readers):
+                    await reader.take(output, data)
+                self._stir()
+        except OutputClosedError:
+            self._tasks.cancel_scope.cancel()
+        finally:
+            self._left -= 1
+            self._stir()
+
+    def _stir(self) -> None:
+        if self._moved is not None:
+            self._moved.set()
+
+    async def _drained(self) -> None:
+        """Wait until both outputs ended, nothing comes any more, or more than the command can have written.
+
+        For use right after the command's end.
+        """
+        self._ended_at = anyio.current_time()
+        while self._left:
+            self._moved = moved = anyio.Event()
+            with anyio.move_on_after(DRAIN_S):
+                await moved.wait()
+            if self._process.is_lost:
+                self._ended_at = anyio.current_time()  # what it wrote comes when it is found again
+            elif not moved.is_set() and self._reading == self._left:  # for all that time
+                return

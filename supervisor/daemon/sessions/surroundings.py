@@ -1,0 +1,133 @@
+"""What is done around a session, whoever began it: before it asks for a VM, while it lasts, after its end.
+
+What is to be done after its end is written down before, so that the next supervisor does it if this one dies.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from claude_vm.context.ports import HIGHEST, Publish
+from claude_vm.context.worktree_locks import lock_siblings, release_stale
+from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.session import Session
+from claude_vm.supervisor.daemon.state.journal import Journal
+from claude_vm.supervisor.daemon.state.records import LeftInstance
+
+log = structlog.get_logger()
+
+AFTER_S = 30.0
+"""How long what follows a session may hold up its end, in seconds."""
+
+
+class Surroundings:
+    """The surroundings of the sessions in one journal, which is `supervisor_id`'s."""
+
+    def __init__(self, journal: Journal, supervisor_id: str, looker: Looker) -> None:
+        self._journal = journal
+        self._supervisor_id = supervisor_id
+        self._looker = looker
+
+    @asynccontextmanager
+    async def around(self, session: Session, running: Mapping[str, Session]) -> AsyncIterator[None]:
+        """Surround a session; `running` are the others. What follows it is done when it has `ended`.
+
+        Raises:
+            CommandError: A port can't be had, or the journal can't be written: there must be no session.
+        """
+        begun = False
+        try:
+            await self._before(session, running)
+            hint = session.attached is not None and session.attached.hints
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(session.ports.serve, session.say, hint=hint))
+                begun = True
+                yield
+                tasks.cancel_scope.cancel()
+        finally:
+            session.ports.close()
+            # Else the supervisor is ending, and the session goes on.
+            if session.ended.is_set() or not begun:
+                with anyio.move_on_after(AFTER_S, shield=True):
+                    await self._after(session)
+
+    async def settle(self, left: Iterable[LeftInstance], going_on: Collection[str] = ()) -> None:
+        """Do what follows the sessions of a dead supervisor, but for those that go on.
+
+        `left` are the instances of those that had begun.
+        """
+        for one in left:
+            if one.session is not None and one.key is not None:
+                row = one.session
+                self._looker.owe(row.session_id, row.project, row.created_at, one.key.mounts)
+        for session_id in {name for _, name in self._journal.locked_repositories()}.difference(going_on):
+            await self._unlock_worktrees(session_id)
+
+    async def _before(self, session: Session, running: Mapping[str, Session]) -> None:
+        problems = session.ports.reserve()
+        if session.found:
+            for port, problem in problems:
+                log.warning(
+                    "port-not-published-again", session=session.session_id, port=port, problem=problem
+                )
+            return
+        if problems:
+            raise _ports_taken(session.plan.publish, problems, running)
+        await self._lock_worktrees(session)
+
+    async def _after(self, session: Session) -> None:
+        try:
+            if session.has_begun:
+                plan = session.plan
+                self._looker.owe(session.session_id, plan.project, session.created_at, plan.key.mounts)
+            await self._unlock_worktrees(session.session_id)
+        except Exception:  # a bug around one session must not end the others
+            log.exception("clean-up-failed", session=session.session_id)
+
+    async def _lock_worktrees(self, session: Session) -> None:
+        repository = session.plan.repository
+        if not repository:
+            return
+        try:
+            self._journal.lock_worktrees(repository, session.session_id)
+        except sqlite3.Error as error:
+            raise CommandError("journal-failed", f"the journal can't be written: {error}") from error
+        mounted = [Path(mount.host) for mount in session.plan.key.mounts]
+        await anyio.to_thread.run_sync(lock_siblings, Path(repository), mounted, self._supervisor_id)
+
+    async def _unlock_worktrees(self, session_id: str) -> None:
+        """Unlock what a session has locked, unless others need it. The row goes last, in case we die."""
+        try:
+            locks = self._journal.locked_repositories()
+            for repository in [each for each, name in locks if name == session_id]:
+                if [each for each, _ in locks].count(repository) == 1:
+                    await anyio.to_thread.run_sync(release_stale, Path(repository), self._supervisor_id)
+                self._journal.unlock_worktrees(repository, session_id)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("worktrees-not-unlocked", session=session_id, error=str(error))
+
+
+def _ports_taken(
+    publish: Publish, problems: list[tuple[int, str]], running: Mapping[str, Session]
+) -> CommandError:
+    """Return what says which ports of this host can't be had, and who has them."""
+    lines: list[str] = []
+    for port, problem in problems:
+        owner = next((name for name, session in running.items() if session.ports.has(port)), "")
+        why = f"the session {owner} has it" if owner else problem
+        lines.append(f"port {port} of this host can't be had: {why}")
+    asked = next(p for p in publish.ports if p.host == problems[0][0])
+    other = asked.host + 1 if asked.host < HIGHEST else asked.host - 1
+    hint = f"choose another one: --publish {other}:{asked.guest}"
+    if asked.source != "--publish":
+        hint = f"{asked.source} asks for it; --publish none leaves all of them out"
+    if len(lines) == 1:
+        return CommandError("port-taken", lines[0], hint=hint)
+    return CommandError("port-taken", f"{len(lines)} ports can't be had", lines=lines, hint=hint)
