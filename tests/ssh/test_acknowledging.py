@@ -1,4 +1,4 @@
-"""How often the supervisor tells the guest's holder what it has read."""
+"""How often the supervisor tells the guest's holder what whoever reads has taken."""
 
 import struct
 
@@ -51,26 +51,41 @@ async def read(stream, count):
         assert len(await stream.read(0, PIECE)) == PIECE
 
 
+async def take(stream, count):
+    """Read so many bytes, and ask for more, which says that they were taken."""
+    await read(stream, count)
+    with anyio.move_on_after(0):
+        await stream.read(0, PIECE)
+
+
 async def test_a_flood_is_not_acknowledged_piece_by_piece(stream):
     begun = anyio.current_time()
-    await read(stream, 8 * ACKNOWLEDGE)
+    await take(stream, 8 * ACKNOWLEDGE)
     timers = (anyio.current_time() - begun) / ACKNOWLEDGE_S
     assert 8 <= len(told(stream)) <= 8 + timers + 1
     assert told(stream) == sorted(set(told(stream)))
 
 
 async def test_a_little_is_acknowledged_soon_and_once(stream):
-    await read(stream, 2 * PIECE)
+    await take(stream, 2 * PIECE)
     assert told(stream) == []
     await anyio.sleep(5 * ACKNOWLEDGE_S)
     assert told(stream) == [2 * PIECE]
-    await read(stream, PIECE)
+    await take(stream, PIECE)
     await anyio.sleep(5 * ACKNOWLEDGE_S)
     assert told(stream) == [2 * PIECE, 3 * PIECE]
 
 
-async def test_what_was_read_is_acknowledged_before_the_stream_is_closed(stream):
-    await read(stream, PIECE)
+async def test_what_was_only_read_is_not_acknowledged(stream):
+    await read(stream, 2 * PIECE)
+    await anyio.sleep(3 * ACKNOWLEDGE_S)
+    assert told(stream) == [PIECE]
+    stream.close()
+    assert told(stream) == [PIECE]
+
+
+async def test_what_was_taken_is_acknowledged_before_the_stream_is_closed(stream):
+    await take(stream, PIECE)
     stream.close()
     assert told(stream) == [PIECE]
     await anyio.sleep(3 * ACKNOWLEDGE_S)
