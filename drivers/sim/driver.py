@@ -172,11 +172,7 @@ class SimDriver:
         guest = self._guests.get(instance_id)
         if guest is not None:
             return InstanceStatus.STOPPED if guest.stopped.is_set() else InstanceStatus.RUNNING
-        instance = self._store.read_instance(instance_id)
-        if instance is None or not instance.running or instance.host is None:
-            return InstanceStatus.STOPPED
-        alive = instance.host.is_alive() and instance.host.pid != os.getpid()
-        return InstanceStatus.RUNNING if alive else InstanceStatus.STOPPED
+        return InstanceStatus.RUNNING if self._host_elsewhere(instance_id) else InstanceStatus.STOPPED
 
     async def taken_mib(self, instance_id: str) -> int:
         """Return what the script says, else the same for each that runs."""
@@ -188,9 +184,11 @@ class SimDriver:
         return step.memory_mib
 
     async def wait_stopped(self, instance_id: str) -> str:
-        """Return why the VM ended, once it has; at once if it does not run here."""
+        """Return why the VM ended, once it has; of another process's, once that process has."""
         guest = self._guests.get(instance_id)
         if guest is None:
+            if host := self._host_elsewhere(instance_id):
+                await host.wait()
             return "the simulated VM does not run"
         await guest.stopped.wait()
         return guest.reason
@@ -308,6 +306,13 @@ class SimDriver:
         if instance is None:
             raise DriverError(f"there is no instance {instance_id}")
         return instance
+
+    def _host_elsewhere(self, instance_id: str) -> ProcessIdentity | None:
+        """Return the process in which an instance runs, where that is another one than this."""
+        instance = self._store.read_instance(instance_id)
+        if instance is None or not instance.running or instance.host is None:
+            return None
+        return instance.host if instance.host.is_alive() and instance.host.pid != os.getpid() else None
 
     def _running(self, instance_id: str) -> Guest:
         guest = self._guests.get(instance_id)

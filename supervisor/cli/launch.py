@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 
 from claude_vm.supervisor.cli.polling import READ, Poller
+from claude_vm.supervisor.wire.client import RefusedError
 from claude_vm.supervisor.wire.errors import WireError
 from claude_vm.supervisor.wire.paths import home, log_path, make_private
 from claude_vm.supervisor.wire.shortage import reported
@@ -59,6 +60,7 @@ def launch(module: str = "claude_vm.supervisor.daemon") -> None:
     Raises:
         AnotherRunsError: See there; connecting again is right.
         NotWritableError: It can't write what it must.
+        RefusedError: It says why it does not serve us.
         LaunchError: It does not come up for another reason.
         OSError: We can't write what we must.
     """
@@ -132,6 +134,8 @@ def _judge(report: str, log: str) -> None:
         raise AnotherRunsError(report)
     if short := reported(report):
         raise short
+    if report.startswith("{"):
+        raise RefusedError.of(report.encode())
     reason = report or _last_line(log) or "it ended without a word"
     raise LaunchError(f"the daemon does not start: {reason}", f"see {log}")
 

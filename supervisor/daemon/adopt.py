@@ -27,6 +27,7 @@ from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.sessions.surroundings import Surroundings
 from claude_vm.supervisor.daemon.state import identity
+from claude_vm.supervisor.daemon.state.database import NewerSchemaError
 from claude_vm.supervisor.daemon.state.journal import RESUME, RUN, WARM, Journal
 from claude_vm.supervisor.daemon.state.records import JournaledSession, LeftInstance
 from claude_vm.supervisor.ssh.process import Pty
@@ -190,7 +191,11 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, loo
                 identity.remove(home, other)
         except identity.AlreadyRunningError:
             continue
-        except (DriverError, OSError) as error:  # its folder stays, so the next start tries again
+        except (
+            DriverError,
+            OSError,
+            NewerSchemaError,
+        ) as error:  # its folder stays for the next one that starts
             log.warning("supervisor-not-swept", supervisor=other, error=str(error))
     return swept
 

@@ -46,6 +46,7 @@ async def open_readonly_supervisor(
 
     Raises:
         AlreadyRunningError: Another process has this supervisor's lock.
+        NewerSchemaError: A newer version wrote the journal.
         OSError: The lock, or the folder of the journal, can't be opened.
     """
     async with AsyncExitStack() as stack:

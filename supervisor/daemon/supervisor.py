@@ -101,6 +101,7 @@ async def open_supervisor(
 
     Raises:
         AlreadyRunningError: Another process has this supervisor's lock.
+        NewerSchemaError: A newer version wrote the journal.
         ValueError: The environment asks for a fault that does not exist.
     """
     faults = read_faults(os.environ)

@@ -93,7 +93,6 @@ def test_any_damage_leads_to_an_older_or_no_journal_and_never_to_another(left, t
         "UPDATE instances SET state=x'ff', made_at='yesterday'",
         "UPDATE instances SET key=x'ff00', access=7",
         "UPDATE instances SET driver=NULL",
-        "PRAGMA user_version=99",
         "PRAGMA user_version=1",
         "PRAGMA user_version=-1",
     ],

@@ -20,6 +20,7 @@ from claude_vm.supervisor.daemon.process import logfile
 from claude_vm.supervisor.daemon.process.main import first_cause, raise_file_limit
 from claude_vm.supervisor.daemon.readonly import open_readonly_supervisor
 from claude_vm.supervisor.daemon.state import identity
+from claude_vm.supervisor.daemon.state.database import NewerSchemaError
 from claude_vm.supervisor.daemon.supervisor import open_supervisor
 from claude_vm.supervisor.wire import paths, shortage
 from claude_vm.supervisor.wire.framing import encode_json
@@ -80,6 +81,8 @@ class _Server:
                 "code": "already-running" if another else "supervisor-failed",
                 "message": f"the supervisor does not start: {cause}",
             }
+            if isinstance(cause, NewerSchemaError):
+                refusal |= {"code": cause.code, "hint": cause.hint}
             with suppress(OSError):
                 self._connection.sendall(encode_json(FrameType.REFUSED, refusal))
         finally:

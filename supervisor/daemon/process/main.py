@@ -1,5 +1,6 @@
 """The daemon's process: its log, its socket, its end when idle, and the word to who started it."""
 
+import json
 import math
 import os
 import resource
@@ -26,6 +27,7 @@ from claude_vm.supervisor.daemon.pool.admission import admit
 from claude_vm.supervisor.daemon.pool.policy import read_policy
 from claude_vm.supervisor.daemon.process import logfile
 from claude_vm.supervisor.daemon.state import identity
+from claude_vm.supervisor.daemon.state.database import NewerSchemaError
 from claude_vm.supervisor.daemon.state.places import Places
 from claude_vm.supervisor.daemon.supervisor import Supervisor, open_supervisor
 from claude_vm.supervisor.wire import paths, shortage
@@ -243,6 +245,11 @@ def main(*, foreground: bool = False) -> int:
             if not foreground:
                 log.error("not-writable", error=str(short))  # noqa: TRY400 - no bug of ours
             report.failed(short.report, f"{short} [{short.code}]")
+        elif isinstance(cause, NewerSchemaError):
+            if not foreground:
+                log.error("newer-database", error=str(cause))  # noqa: TRY400 - no bug of ours
+            refusal = {"code": cause.code, "message": str(cause), "hint": cause.hint}
+            report.failed(json.dumps(refusal), f"{cause} [{cause.code}]")
         else:
             if not foreground:
                 log.exception("daemon-failed")

@@ -18,6 +18,7 @@ from claude_vm.context.project import Project
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.state import identity
+from claude_vm.supervisor.daemon.state.database import connect_again
 from claude_vm.supervisor.daemon.state.records import from_text
 
 
@@ -94,7 +95,7 @@ def _writable(key: PoolKey) -> tuple[str, ...]:
 def _journaled(path: Path, boot_id: str) -> Iterator[Writer]:
     if not path.exists():
         return
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0.2)) as connection:
+    with contextlib.closing(connect_again(path, timeout_s=0.2)) as connection:
         rows = connection.execute(
             "SELECT s.session_id, i.key FROM sessions AS s JOIN instances AS i USING (instance_id)"
             " WHERE s.started AND i.boot_id=? AND i.state != 'delete'",

@@ -14,18 +14,17 @@ so they run in a thread, on a connection of their own.
 """
 
 import contextlib
-import functools
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import msgspec
 
 from claude_vm.drivers.api import Access
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.daemon.state.database import copy, is_of_host, raise_reason
+from claude_vm.supervisor.daemon.state.database import connect, connect_again, copy, is_of_host, raise_reason
 from claude_vm.supervisor.daemon.state.records import (
     JournaledSession,
     LeftInstance,
@@ -33,8 +32,6 @@ from claude_vm.supervisor.daemon.state.records import (
     storable,
     to_text,
 )
-
-SCHEMA_VERSION = 3
 
 WARM = "warm"
 """The state of an instance that is connected and has not run anything. Else its state is its last effect."""
@@ -45,49 +42,66 @@ RUN = "run"
 RESUME = "resume"
 """The state of an instance whose session was taken over from a former supervisor."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS effects (
-    seq INTEGER PRIMARY KEY,
-    boot_id TEXT NOT NULL,
-    at REAL NOT NULL,
-    instance_id TEXT NOT NULL,
-    driver TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    session_id TEXT NOT NULL DEFAULT '',
-    outcome TEXT
-);
-CREATE INDEX IF NOT EXISTS open_effects ON effects (instance_id) WHERE outcome IS NULL;
-CREATE TABLE IF NOT EXISTS instances (
-    instance_id TEXT PRIMARY KEY,
-    boot_id TEXT NOT NULL,
-    driver TEXT NOT NULL,
-    state TEXT NOT NULL,
-    made_at REAL NOT NULL,
-    key TEXT,
-    access TEXT
-);
-CREATE TABLE IF NOT EXISTS sessions (
-    session_id TEXT PRIMARY KEY,
-    instance_id TEXT NOT NULL,
-    project TEXT NOT NULL,
-    label TEXT NOT NULL,
-    pty INTEGER NOT NULL,
-    created_at REAL NOT NULL,
-    publish TEXT NOT NULL DEFAULT '',
-    started INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX IF NOT EXISTS sessions_of ON sessions (instance_id);
-CREATE TABLE IF NOT EXISTS memory (
-    kind TEXT PRIMARY KEY,
-    mib INTEGER NOT NULL,
-    at REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS worktree_locks (
-    repository TEXT NOT NULL,
-    session_id TEXT NOT NULL,
-    PRIMARY KEY (repository, session_id)
-);
-"""
+SCHEMA: Final = (
+    (
+        """CREATE TABLE effects (
+            seq INTEGER PRIMARY KEY,
+            boot_id TEXT NOT NULL,
+            at REAL NOT NULL,
+            instance_id TEXT NOT NULL,
+            driver TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            session_id TEXT NOT NULL DEFAULT '',
+            outcome TEXT
+        )""",
+        "CREATE INDEX open_effects ON effects (instance_id) WHERE outcome IS NULL",
+        """CREATE TABLE instances (
+            instance_id TEXT PRIMARY KEY,
+            boot_id TEXT NOT NULL,
+            driver TEXT NOT NULL,
+            state TEXT NOT NULL
+        )""",
+        """CREATE TABLE worktree_locks (
+            repository TEXT NOT NULL,
+            session_id TEXT NOT NULL,
+            PRIMARY KEY (repository, session_id)
+        )""",
+    ),
+    (  # what is needed to go on with instances and sessions
+        "ALTER TABLE instances ADD COLUMN made_at REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE instances ADD COLUMN key TEXT",
+        "ALTER TABLE instances ADD COLUMN access TEXT",
+        """CREATE TABLE sessions (
+            session_id TEXT PRIMARY KEY,
+            instance_id TEXT NOT NULL,
+            project TEXT NOT NULL,
+            label TEXT NOT NULL,
+            pty INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            started INTEGER NOT NULL DEFAULT 0
+        )""",
+        "CREATE INDEX sessions_of ON sessions (instance_id)",
+    ),
+    ("ALTER TABLE sessions ADD COLUMN publish TEXT NOT NULL DEFAULT ''",),
+    (  # some files that have had three steps have this table: it was released without a number of its own
+        """CREATE TABLE IF NOT EXISTS memory (
+            kind TEXT PRIMARY KEY,
+            mib INTEGER NOT NULL,
+            at REAL NOT NULL
+        )""",
+    ),
+)
+"""`key`, `access` and `kind` are records as JSON. A field that is added has a default, one that is gone is
+not read; any other change of them is a step."""
+
+_SETTINGS: Final = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=NORMAL",
+    "PRAGMA wal_autocheckpoint=0",
+    "PRAGMA cache_size=-256",  # KiB; nothing old is read, so more would only fill up
+)
+
+_BUSY_S: Final = 5.0
 
 KEPT_ROWS = 10_000
 """Ended effects that are kept, for whoever asks what happened."""
@@ -114,10 +128,11 @@ class Journal:
     def open(cls, path: Path, boot_id: str) -> Iterator[tuple[Self, str]]:
         """Open or create the journal; yields it with a remark for people ("" when all is well).
 
-        A file that is damaged, or whose tables are not ours, is moved aside, not repaired: the drivers' own
-        lists are enough to sweep.
+        A former version's is brought to the present schema. A file that is damaged, or whose tables are not
+        ours, is moved aside, not repaired: the drivers' own lists are enough to sweep.
 
         Raises:
+            NewerSchemaError: A newer version wrote it. It is left alone.
             OSError: It can't be written.
             sqlite3.Error: The host does not let SQLite work for another reason.
         """
@@ -134,11 +149,8 @@ class Journal:
                     path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
             remark = f"the journal was damaged; it is kept as {aside.name}"
             connection = _connect(path)
-        try:
-            _prune(connection)
+        with contextlib.closing(connection):
             yield cls(connection, path, boot_id), remark
-        finally:
-            connection.close()
 
     @classmethod
     @contextlib.contextmanager
@@ -147,20 +159,17 @@ class Journal:
 
         Yields it, and whether it is whole: one that can't be read has an empty copy. Nothing needs room, or a
         right to write.
+
+        Raises:
+            NewerSchemaError: A newer version wrote it.
         """
-        with contextlib.ExitStack() as stack:
-            connection = _in_memory(stack)
-            is_whole = True
-            try:
-                if path.exists():
-                    copy(path, connection)
-                    _check(connection)
-                connection.executescript(_SCHEMA)
-                _check_shape(connection)
-            except (sqlite3.Error, OSError, UnicodeDecodeError):
-                is_whole = False
-                connection = _in_memory(stack)
-                connection.executescript(_SCHEMA)
+        is_whole = True
+        try:
+            connection = copy(path, SCHEMA)
+        except (sqlite3.Error, OSError, UnicodeDecodeError):
+            is_whole = False
+            connection = connect(Path(":memory:"), SCHEMA, timeout_s=_BUSY_S)
+        with contextlib.closing(connection):
             yield cls(connection, path, boot_id), is_whole
 
     def begin(
@@ -304,7 +313,7 @@ class Journal:
 
         Runs in a thread, on a connection of its own.
         """
-        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=1)) as connection:
+        with contextlib.closing(connect_again(self._path, timeout_s=1, writable=True)) as connection:
             _prune(connection)
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
@@ -319,24 +328,10 @@ class Journal:
         self._connection.execute("COMMIT")
 
 
-def _in_memory(stack: contextlib.ExitStack) -> sqlite3.Connection:
-    connection = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)))
-    connection.text_factory = _text
-    return connection
-
-
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=5)
-    connection.text_factory = _text
+    connection = connect(path, SCHEMA, settings=_SETTINGS, timeout_s=_BUSY_S)
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint=0")
-        connection.execute("PRAGMA cache_size=-256")  # KiB; nothing old is read, so more would only fill up
-        _check(connection)
-        connection.executescript(_SCHEMA)
-        _check_shape(connection)
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        _prune(connection)
     except BaseException:
         connection.close()
         raise
@@ -349,38 +344,3 @@ def _prune(connection: sqlite3.Connection) -> None:
         "DELETE FROM effects WHERE outcome IS NOT NULL AND seq <= (SELECT max(seq) FROM effects) - ?",
         (KEPT_ROWS,),
     )
-
-
-def _check(connection: sqlite3.Connection) -> None:
-    """Raises DatabaseError if the file is damaged, or another version's."""
-    if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-        raise sqlite3.DatabaseError("quick_check failed")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version not in {0, SCHEMA_VERSION}:
-        raise sqlite3.DatabaseError(f"schema version {version}")
-
-
-def _check_shape(connection: sqlite3.Connection) -> None:
-    """Raises DatabaseError if there are other tables than ours, or with other columns."""
-    if _shape(connection) != _intended_shape():
-        raise sqlite3.DatabaseError("its tables are not ours")
-
-
-def _shape(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """Return (kind, name, column) of all tables and views."""
-    return connection.execute(
-        "SELECT m.type, m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c"
-        " WHERE m.type IN ('table', 'view') ORDER BY m.name, c.cid"
-    ).fetchall()
-
-
-@functools.cache
-def _intended_shape() -> list[tuple[str, str, str]]:
-    with contextlib.closing(sqlite3.connect(":memory:")) as empty:
-        empty.executescript(_SCHEMA)
-        return _shape(empty)
-
-
-def _text(data: bytes) -> str:
-    """What is no text is no value that we wrote; it must not keep the rest from being read."""
-    return data.decode(errors="replace")

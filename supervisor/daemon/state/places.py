@@ -20,24 +20,25 @@ from typing import Final
 
 from claude_vm.context.known import Folder, Known
 from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.state.database import NewerSchemaError, connect, number
 
 NAME: Final = "places.db"
-
-SCHEMA_VERSION: Final = 1
 
 BUSY_S: Final = 2.0
 """How long another supervisor's commit is waited for, in seconds."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS folders (
-    path BLOB PRIMARY KEY,
-    reach BLOB NOT NULL,
-    template_root BLOB NOT NULL,
-    writable INTEGER NOT NULL,
-    identity TEXT NOT NULL,
-    changed_at REAL NOT NULL
-) WITHOUT ROWID
-"""
+SCHEMA: Final = (
+    (
+        """CREATE TABLE folders (
+            path BLOB PRIMARY KEY,
+            reach BLOB NOT NULL,
+            template_root BLOB NOT NULL,
+            writable INTEGER NOT NULL,
+            identity TEXT NOT NULL,
+            changed_at REAL NOT NULL
+        ) WITHOUT ROWID""",
+    ),
+)
 """`reach` has paths with NULs between them; `identity` is ``device:inode`` as text: SQLite has 63 bits."""
 
 
@@ -62,19 +63,11 @@ class Places:
             connection = self._connect(create=False)
             if connection is None:
                 return self._known
-            version = _number(connection, "PRAGMA data_version")
+            version = number(connection, "PRAGMA data_version")
             if version != self._version:
                 self._known = Known(_folders(connection))
                 self._version = version
             return self._known
-
-    def writable_folders(self) -> tuple[Path, ...]:
-        """Return the folders that are, or ever were, writable mounts; see also `Known.could_write`.
-
-        Raises:
-            CommandError: See `known`.
-        """
-        return self.known().writable
 
     def remember(self, folders: Iterable[Folder]) -> None:
         """Write folders down; a folder that a guest could write stays one. Nothing is done for none.
@@ -130,15 +123,8 @@ class Places:
             # Before SQLite has it: closing a second descriptor would take SQLite's locks away.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             inode = self._path.stat().st_ino
-        self._connection = sqlite3.connect(
-            self._path, isolation_level=None, timeout=BUSY_S, check_same_thread=False
-        )
+        self._connection = connect(self._path, SCHEMA, timeout_s=BUSY_S, any_thread=True)
         self._inode = inode
-        try:
-            _prepare(self._connection)
-        except BaseException:
-            self.close()
-            raise
         return self._connection
 
     @contextlib.contextmanager
@@ -146,6 +132,9 @@ class Places:
         try:
             with self._one_at_a_time:
                 yield
+        except NewerSchemaError as error:
+            self.close()
+            raise CommandError(error.code, str(error), hint=error.hint) from error
         except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError) as error:
             self.close()
             raise CommandError(
@@ -154,18 +143,6 @@ class Places:
                 hint="make room, or let us read and write it; if it is damaged, move it away: folders then"
                 " count as never used",
             ) from error
-
-
-def _number(connection: sqlite3.Connection, query: str) -> int:
-    return int(connection.execute(query).fetchone()[0])
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    version = _number(connection, "PRAGMA user_version")
-    if version not in {0, SCHEMA_VERSION}:
-        raise sqlite3.DatabaseError(f"it is of another version ({version})")
-    if version == 0:
-        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
 
 def _folders(connection: sqlite3.Connection) -> Iterator[Folder]:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -183,19 +182,6 @@ def test_a_key_that_cannot_be_read_is_none_and_stops_nobody(tmp_path, damage):
         journal._connection.execute("UPDATE instances SET key=?, access=?", (damage, damage))
         (left,) = journal.left_instances()
     assert (left.key, left.access) == (None, None)
-
-
-def test_a_journal_of_the_former_schema_is_moved_aside(tmp_path):
-    path = tmp_path / "journal.db"
-    old = sqlite3.connect(path)
-    old.execute("CREATE TABLE instances (instance_id TEXT PRIMARY KEY, driver TEXT)")
-    old.execute("PRAGMA user_version=1")
-    old.commit()
-    old.close()
-    with open_journal(path) as (journal, remark):
-        assert "damaged" in remark
-        journal.begin(instance_id="i-1", driver="qemu", kind="clone", key=KEY)
-    assert list(tmp_path.glob("journal.db.damaged-*"))
 
 
 @pytest.mark.parametrize("end", ["killed", "closed"])
