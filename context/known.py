@@ -86,10 +86,6 @@ class Known:
         """The folders that are, or ever were, writable mounts."""
         return tuple(sorted(self._folders[path].path for path in self._writable))
 
-    def could_write(self, path: Path) -> bool:
-        """Tell whether an absolute path without links lies in a folder that a guest can or could write."""
-        return any(str(folder) in self._writable for folder in (path, *path.parents))
-
     def guard(self, path: str, identity: Identity) -> bool:
         """Be a `Guard` of the writable folders. One that was moved is still known."""
         return path in self._writable or identity in self._identities

@@ -1,15 +1,13 @@
-"""Compiled terminal descriptions: found on the client's side, checked, and made a file for the guest.
+"""Compiled terminal descriptions: checked, and made a file for the guest.
 
 A guest that does not know the terminal's type can't draw on it. The description travels as it is, but it is
-checked first: it comes from a path that an environment variable may name.
+checked first: the client has it from a path that an environment variable may name.
 
 Source: term(5) of ncurses, "Legacy storage format" and "Extended storage format".
 """
 
 import re
 import struct
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from claude_vm.drivers.api import GuestFile
 
@@ -17,7 +15,6 @@ MAX_BYTES = 32 * 1024
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _NUMBER_SIZES = {0o432: 2, 0o1036: 4}
-_SYSTEM = ("/etc/terminfo", "/lib/terminfo", "/usr/share/terminfo", "/usr/local/share/terminfo")
 
 
 def is_terminal_name(name: str) -> bool:
@@ -87,34 +84,3 @@ def _names(section: bytes) -> tuple[str, ...] | None:
     if section[-1:] != b"\0" or not text or any(not 0x20 <= byte < 0x7F for byte in text):
         return None
     return tuple(text.decode("ascii").split("|"))
-
-
-def find_terminfo(name: str, environment: Mapping[str, str]) -> bytes | None:
-    """Return a terminal's description from this host's files, or None. Reads regular files only.
-
-    Looks where ncurses does: ``TERMINFO``, ``~/.terminfo``, ``TERMINFO_DIRS``, the system's folders; beneath
-    them under the first letter, or (macOS) under its code in hex.
-    """
-    if not is_terminal_name(name):
-        return None
-    for folder in _folders(environment):
-        for section in (name[0], f"{ord(name[0]):x}"):
-            path = folder / section / name
-            try:
-                if not path.is_file():
-                    continue
-                with path.open("rb") as file:
-                    data = file.read(MAX_BYTES + 1)
-            except OSError:
-                continue
-            if described_names(data) is not None:
-                return data
-    return None
-
-
-def _folders(environment: Mapping[str, str]) -> Iterator[Path]:
-    """Yield the absolute folders to look in, nearest first."""
-    home = environment.get("HOME", "")
-    named = [environment.get("TERMINFO", ""), f"{home}/.terminfo" if home else ""]
-    named += environment.get("TERMINFO_DIRS", "").split(":")
-    yield from (Path(folder) for folder in [*named, *_SYSTEM] if folder.startswith("/"))

@@ -3,11 +3,12 @@
 A program: ``python -m claude_vm.bench.sims.bare FOLDER PRIMED``. It listens at ``FOLDER/s``. Who connects and
 says a line gets the first output of a shell: of one that waits for a token already (PRIMED of them are kept,
 each in a guest of its own), or with PRIMED = 0 of one in a guest that is made at that moment. Its process has
-the client of SSH and the simulated guest in it, as the daemon has; the rest of a claim is the supervisor.
+both ends of SSH in it, as a daemon with simulated guests has; the rest of a claim is the supervisor.
 """
 
+import asyncio
 import contextlib
-import secrets
+import getpass
 import sys
 from collections import deque
 from functools import partial
@@ -16,61 +17,89 @@ from pathlib import Path
 import anyio
 import anyio.abc
 import anyio.to_thread
+import asyncssh
 
-from claude_vm.drivers.sim.guest import Guest
-from claude_vm.drivers.sim.holding import HolderThread
-from claude_vm.supervisor.ssh.link import Link, connect
-from claude_vm.supervisor.ssh.process import Process
-
-CONNECT_S = 60.0
+from claude_vm.bench.sims.connection import open_connection
 
 _COMMAND = "read -r _; exec echo ready"
+
+
+async def _run(channel: "asyncssh.SSHServerProcess[bytes]") -> None:
+    """Be the guest's shell, which gets a line and says one."""
+    pipe = asyncio.subprocess.PIPE
+    child = await asyncio.create_subprocess_exec("bash", "-c", _COMMAND, stdin=pipe, stdout=pipe)
+    assert child.stdin is not None  # noqa: S101 - they were asked for
+    assert child.stdout is not None  # noqa: S101
+    with contextlib.suppress(OSError):  # who has claimed it may be gone
+        child.stdin.write(await channel.stdin.readline())
+        child.stdin.close()
+        channel.stdout.write(await child.stdout.readline())
+    channel.exit(await child.wait())
 
 
 class _Ready:
     """A guest whose shell waits for one line."""
 
-    def __init__(self, guest: Guest, holders: HolderThread, link: Link, process: Process) -> None:
+    def __init__(
+        self,
+        guest: asyncssh.SSHAcceptor,
+        connection: asyncssh.SSHClientConnection,
+        shell: "asyncssh.SSHClientProcess[bytes]",
+    ) -> None:
         self._guest = guest
-        self._holders = holders
-        self._link = link
-        self._process = process
+        self._connection = connection
+        self._shell = shell
 
     @classmethod
-    async def make(cls, folder: Path) -> "_Ready":
-        home = folder / secrets.token_hex(5)
-        home.mkdir()
-        holders = HolderThread()
-        guest = Guest(home, None, holders)
-        link = await connect(await guest.start(), timeout_s=CONNECT_S)
-        return cls(guest, holders, link, await link.open_process(_COMMAND))
+    async def make(cls) -> "_Ready":
+        host, client = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+        guest = await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            config=[],
+            server_host_keys=[host],
+            authorized_client_keys=asyncssh.import_authorized_keys(client.export_public_key().decode()),
+            process_factory=_run,
+            encoding=None,
+            kex_algs=["curve25519-sha256"],
+            compression_algs=["none"],
+            gss_host=None,
+        )
+        connection = await open_connection(
+            "127.0.0.1",
+            guest.get_port(),
+            user=getpass.getuser(),
+            host_key=host.convert_to_public(),
+            client_key=client,
+        )
+        shell = await connection.create_process(encoding=None)
+        return cls(guest, connection, shell)
 
     async def first_output(self) -> bytes:
-        await self._process.write(b"\n")
-        return await self._process.read_stdout(4096)
+        self._shell.stdin.write(b"\n")
+        return await self._shell.stdout.read(4096)
 
     async def aclose(self) -> None:
-        await self._process.aclose()
-        await self._link.aclose()
-        await self._guest.stop("the claim is over")
-        self._holders.close()
+        self._connection.close()
+        await self._connection.wait_closed()
+        self._guest.close()
+        await self._guest.wait_closed()
 
 
 async def _serve(
     ready: deque[_Ready],
-    folder: Path,
     primed: int,
     client: anyio.abc.SocketStream,
 ) -> None:
     async with client:
         with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             await client.receive(64)
-            claimed = ready.popleft() if ready else await _Ready.make(folder)
+            claimed = ready.popleft() if ready else await _Ready.make()
             await client.send(await claimed.first_output())
             await claimed.aclose()
             if primed:
                 # Before the connection ends: the next measurement waits for that.
-                ready.append(await _Ready.make(folder))
+                ready.append(await _Ready.make())
 
 
 async def _until_orphaned(scope: anyio.CancelScope) -> None:
@@ -82,11 +111,11 @@ async def _until_orphaned(scope: anyio.CancelScope) -> None:
 async def _main(folder: Path, primed: int) -> None:
     ready: deque[_Ready] = deque()
     for _ in range(primed):
-        ready.append(await _Ready.make(folder))
+        ready.append(await _Ready.make())
     listener = await anyio.create_unix_listener(folder / "s", backlog=64)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_until_orphaned, tasks.cancel_scope)
-        tasks.start_soon(partial(listener.serve, partial(_serve, ready, folder, primed)))
+        tasks.start_soon(partial(listener.serve, partial(_serve, ready, primed)))
         sys.stdout.write("ready\n")
         sys.stdout.flush()
     with anyio.CancelScope(shield=True), anyio.move_on_after(5):

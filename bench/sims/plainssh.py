@@ -13,8 +13,8 @@ from pathlib import Path
 import asyncssh
 
 from claude_vm.bench.sims.access import read_access
+from claude_vm.bench.sims.connection import open_connection
 from claude_vm.drivers.api import Access
-from claude_vm.supervisor.ssh.link import CIPHERS, KEY_EXCHANGES
 from claude_vm.supervisor.ssh.process import MAX_PACKET, WINDOW
 
 _CHUNK = 64 * 1024
@@ -30,19 +30,12 @@ class _ToTerminal(asyncssh.SSHClientSession[bytes]):
 
 
 async def _main(access: Access, command: str) -> None:
-    connection = await asyncssh.connect(
+    connection = await open_connection(
         access.address,
         access.port,
-        config=[],
-        agent_path=None,
-        known_hosts=([asyncssh.import_public_key(access.host_key)], [], []),
-        client_keys=[str(access.client_key)],
-        username=access.user,
-        gss_host=None,
-        kex_algs=KEY_EXCHANGES,
-        encryption_algs=CIPHERS,
-        compression_algs=["none"],
-        x509_trusted_certs=None,
+        user=access.user,
+        host_key=asyncssh.import_public_key(access.host_key),
+        client_key=str(access.client_key),
     )
     async with connection:
         size = os.get_terminal_size(0)

@@ -6,6 +6,7 @@ same modules as in the daemon. As there, each session has a connection and a hol
 machine is the same for all. There is no VM and no driver.
 """
 
+import contextlib
 import secrets
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from claude_vm.supervisor.daemon.sessions.attachment import Attachment
 from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.ssh.launch import Mode, launch_file
-from claude_vm.supervisor.ssh.link import Link, open_link
+from claude_vm.supervisor.ssh.link import Link, connect
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.shells import Kind, prime
 from claude_vm.supervisor.wire import paths
@@ -37,7 +38,8 @@ NO_VM = PoolKey("bench", "none", "none", cpus=1, memory_mib=1, disk_gib=1)
 
 async def _handle(access: Access, client: Client) -> int:
     with tempfile.TemporaryDirectory(prefix="cvb-") as folder, open_holder(Path(folder)) as holder:
-        async with open_link(replace(access, holder=str(holder)), timeout_s=CONNECT_S) as link:
+        link = await connect(replace(access, holder=str(holder)), timeout_s=CONNECT_S)
+        async with contextlib.aclosing(link):
             return await _run(link, Path(folder), client)
 
 

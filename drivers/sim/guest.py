@@ -1,10 +1,9 @@
-"""A simulated guest: an SSH server on the loopback that runs local programs in a scratch home."""
+"""A simulated guest: an SSH server on the loopback, and behind it a holder of sessions in a scratch home."""
 
 import asyncio
 import contextlib
 import getpass
 import os
-import shlex
 import signal
 import socket
 from pathlib import Path
@@ -17,9 +16,8 @@ import psutil
 from claude_vm.drivers.api import Access, GuestFile
 from claude_vm.drivers.guest.holder import Connections, Holder
 from claude_vm.drivers.guest.holder.listening import TABLES
-from claude_vm.drivers.process import ProcessIdentity, kill_group
+from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.sim.holding import HolderThread
-from claude_vm.drivers.sim.session import GuestSession
 
 MARK = "CLAUDE_VM_SIM"
 """The environment variable by which a guest's processes are found after their supervisor's death."""
@@ -44,7 +42,6 @@ class Guest:
         self._tools = tools
         self._listener: asyncssh.SSHAcceptor | None = None
         self._connections: set[asyncssh.SSHServerConnection] = set()
-        self._processes: set[asyncio.subprocess.Process] = set()
         self._death: asyncio.TimerHandle | None = None
         self.authorized = ""
         self._holders = holders
@@ -102,17 +99,13 @@ class Guest:
             self._listener.close()
         for connection in list(self._connections):
             connection.abort()
-        for process in self._processes:
-            kill_group(process.pid)
         self._holders.call(self._let_go)
 
     async def stop(self, reason: str) -> None:
-        """End the VM and return when its processes have ended (those that stayed in their session)."""
+        """End the VM and return when its processes have ended."""
         self.stop_nowait(reason)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_KILL_WAIT_S):
-                for process in list(self._processes):
-                    await process.wait()
                 for connection in list(self._connections):
                     await connection.wait_closed()
                 if self._listener is not None:
@@ -138,12 +131,6 @@ class Guest:
         variables = slice(3, 3 + int(words[2]))  # see ``drivers/guest/session``
         words[variables] = [word.replace(real, local) for word in words[variables]]
         return msgspec.structs.replace(file, data=b"\0".join(words))
-
-    def command(self, line: str | None) -> list[str]:
-        """Return the local argument list for a command line, or for a login shell."""
-        if line is None:
-            return ["bash", "-l"]
-        return ["bash", "-c", line.replace(_GUEST_RUN, shlex.quote(str(self.run)))]
 
     def environment(self) -> dict[str, str]:
         """Return what sshd would give to a process; nothing of the supervisor's own environment."""
@@ -197,28 +184,6 @@ class Guest:
             held_writer.close()
             writer.close()
 
-    async def spawn(
-        self, argv: list[str], *, env: dict[str, str], stdin: int, stdout: int, stderr: int
-    ) -> asyncio.subprocess.Process:
-        """Start a process as the leader of a session of its own."""
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            env=env,
-            cwd=self.home,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        self._processes.add(process)
-        if self.stopped.is_set():
-            kill_group(process.pid)
-        return process
-
-    def forget(self, process: asyncio.subprocess.Process) -> None:
-        """Note that a process has ended."""
-        self._processes.discard(process)
-
     def connected(self, connection: asyncssh.SSHServerConnection) -> None:
         """Note a connection, so that the VM's end ends it."""
         self._connections.add(connection)
@@ -267,20 +232,6 @@ class _Server(asyncssh.SSHServer):
         return (
             await self._connection.forward_local_path(str(path), listen_path) if self._connection else False
         )
-
-    def session_requested(self) -> "GuestSession":
-        return GuestSession(self._guest, lambda channel: _Files(channel, self._guest))
-
-
-class _Files(asyncssh.SFTPServer):
-    """SFTP with the guest's paths."""
-
-    def __init__(self, channel: "asyncssh.SSHServerChannel[bytes]", guest: Guest) -> None:
-        super().__init__(channel)
-        self._guest = guest
-
-    def map_path(self, path: bytes) -> bytes:
-        return os.fsencode(self._guest.path(os.fsdecode(path)))
 
 
 def kill_marked(folder: Path) -> None:

@@ -68,18 +68,6 @@ class InputClosedError(SshError):
     code = "ssh-input-closed"
 
 
-class CommandTimeoutError(SshError):
-    """A small command of ours did not end in time."""
-
-    code = "ssh-command-timeout"
-
-
-class UploadError(SshError):
-    """A file could not be brought into the guest."""
-
-    code = "ssh-upload-failed"
-
-
 class AgentProtocolError(SshError):
     """What a guest, or an agent, sends is not the SSH agent protocol."""
 

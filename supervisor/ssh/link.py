@@ -3,29 +3,23 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
-from os import fsencode
-from pathlib import Path
+from collections.abc import Callable
 
 import anyio
 import asyncssh
-import msgspec
 
 from claude_vm.drivers.api import Access
 from claude_vm.supervisor.ssh.agent import AgentGrant, AgentListener, OpenAgent
 from claude_vm.supervisor.ssh.errors import (
     AuthenticationError,
     ChannelRefusedError,
-    CommandTimeoutError,
     ConnectError,
     ConnectTimeoutError,
     HostKeyError,
-    InputClosedError,
     LinkLostError,
-    UploadError,
 )
 from claude_vm.supervisor.ssh.owner import ConnectionOwner
-from claude_vm.supervisor.ssh.process import MAX_PACKET, WINDOW, Process, ProcessSession, Pty
+from claude_vm.supervisor.ssh.process import MAX_PACKET, WINDOW
 
 KEEPALIVE_S = 15.0
 """A silent connection is asked after this time, and given up after four questions without an answer."""
@@ -51,20 +45,6 @@ AT_ONCE = 32 * 1024
 
 _NEVER = 1 << 30
 
-_UPLOAD_CHUNK = 4 * 1024 * 1024
-
-
-class Completed(msgspec.Struct, frozen=True):
-    """What a small command said. Of each output at most `RUN_LIMIT` bytes are kept; `truncated` tells."""
-
-    status: int
-    stdout: bytes
-    stderr: bytes
-    truncated: bool = False
-
-
-RUN_LIMIT = 1024 * 1024
-
 
 class Link:
     """An open connection. Made by `connect`; who has it closes it."""
@@ -83,47 +63,6 @@ class Link:
         self._news = asyncio.Event()
         connection.data_received = self._hear  # type: ignore[method-assign]
         self._holder = holder
-
-    async def open_process(
-        self,
-        command: str,
-        *,
-        pty: Pty | None = None,
-    ) -> Process:
-        """Start a small command by the guest user's shell. Sessions are the holder's, see `shells`.
-
-        With `pty` the terminal has its size before the command starts.
-
-        When cancelled, the command may have been started; closing its channel is on its way then.
-
-        Raises:
-            ChannelRefusedError: The guest starts nothing more.
-            LinkLostError: The connection is gone.
-        """
-        session = ProcessSession()
-        try:
-            await self._connection.create_session(
-                lambda: session,
-                command,
-                encoding=None,
-                env=(),
-                send_env=(),
-                request_pty="force" if pty is not None else False,
-                term_type=pty.term if pty is not None else None,
-                term_size=(pty.columns, pty.rows, pty.width, pty.height) if pty is not None else (),
-                term_modes=dict(pty.modes) if pty is not None else {},
-                window=WINDOW,
-                max_pktsize=MAX_PACKET,
-            )
-        except BaseException as error:
-            if session.channel is not None:
-                session.channel.abort()
-            if self._connection.is_closed():
-                raise self._lost() from error
-            if isinstance(error, asyncssh.Error | OSError):
-                raise ChannelRefusedError("the guest does not start a process", detail=str(error)) from error
-            raise
-        return Process(session)
 
     async def open_holder(self, make_session: Callable[[], "asyncssh.SSHUNIXSession[bytes]"]) -> None:
         """Connect to the guest's holder; what it says goes to the session that is made.
@@ -210,62 +149,6 @@ class Link:
                 raise ChannelRefusedError("the guest forwards no agent", detail=str(error)) from error
             raise
         return AgentListener(grant, listener)
-
-    async def run(self, command: str, input: bytes = b"", *, timeout_s: float = 30.0) -> Completed:  # noqa: A002
-        """Run a small command without a terminal and return what it said.
-
-        Raises:
-            CommandTimeoutError: It did not end in time; its channel is closed.
-            ChannelRefusedError: The guest starts nothing more.
-            LinkLostError: The connection ended first.
-        """
-        outputs = [bytearray(), bytearray()]
-        totals = [0, 0]
-        try:
-            with anyio.fail_after(timeout_s):
-                process = await self.open_process(command)
-                try:
-                    async with anyio.create_task_group() as streams:
-                        streams.start_soon(_feed, process, input)
-                        for index, read in enumerate((process.read_stdout, process.read_stderr)):
-
-                            async def collect(index: int = index, read=read) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-                                while data := await read(MAX_PACKET):
-                                    totals[index] += len(data)
-                                    outputs[index] += data[: RUN_LIMIT - len(outputs[index])]
-
-                            streams.start_soon(collect)
-                    status = await process.wait()
-                finally:
-                    await process.aclose()
-        except TimeoutError:
-            raise CommandTimeoutError(f"no end after {timeout_s:g} s: {command}") from None
-        return Completed(status, bytes(outputs[0]), bytes(outputs[1]), truncated=max(totals) > RUN_LIMIT)
-
-    async def upload(self, source: Path, target: str, *, mode: int = 0o600) -> None:
-        """Copy a file into the guest by SFTP, over one that may be there.
-
-        `target` is absolute or relative to the user's home; its folder exists. A cancelled or failed upload
-        may leave a part of the file.
-
-        Raises:
-            UploadError: The file can't be read here or written there.
-            LinkLostError: The connection ended first.
-        """
-        attributes = asyncssh.SFTPAttrs(permissions=mode)
-        try:
-            async with (
-                await anyio.open_file(source, "rb") as local,
-                self._connection.start_sftp_client() as sftp,
-                sftp.open(fsencode(target), "wb", attributes, encoding=None) as remote,
-            ):
-                while data := await local.read(_UPLOAD_CHUNK):
-                    await remote.write(data)
-                await remote.setstat(attributes)
-        except (OSError, asyncssh.Error) as error:
-            if self._connection.is_closed():
-                raise self._lost() from error
-            raise UploadError(f"{source} was not copied into the guest", detail=str(error)) from error
 
     def _hear(self, data: bytes, datatype: int | None = None) -> None:
         self._heard_at = asyncio.get_running_loop().time()
@@ -368,26 +251,3 @@ async def connect(access: Access, *, timeout_s: float) -> Link:
     # What is read at once is worked off before another session's bytes have their turn.
     connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, AT_ONCE)
     return Link(connection, owner, access.holder)
-
-
-@contextlib.asynccontextmanager
-async def open_link(access: Access, *, timeout_s: float) -> AsyncIterator[Link]:
-    """Connect, and close at the end whatever happens.
-
-    Raises:
-        ConnectError: As `connect`.
-    """
-    link = await connect(access, timeout_s=timeout_s)
-    try:
-        yield link
-    finally:
-        await link.aclose()
-
-
-async def _feed(process: Process, data: bytes) -> None:
-    try:
-        for start in range(0, len(data), MAX_PACKET):
-            await process.write(data[start : start + MAX_PACKET])
-    except InputClosedError:
-        return  # a command need not read all of its input
-    process.write_eof()

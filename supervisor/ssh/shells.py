@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 
 import anyio
-import msgspec
 
 from claude_vm.supervisor.ssh.errors import (
     InputClosedError,
@@ -45,14 +44,6 @@ class Kind(StrEnum):
 
     PTY = "pty"
     PIPES = "pipes"
-
-
-class HeldSession(msgspec.Struct, frozen=True):
-    """A session that the holder has. `status` is None while it runs."""
-
-    session_id: str
-    pty: bool
-    status: int | None
 
 
 class HeldProcess:
@@ -271,42 +262,6 @@ async def prime(link: Link, kinds: Collection[Kind], *, term: str) -> Shells:
     if failures:
         raise failures[0]
     return shells
-
-
-async def attach(link: Link, session_id: str) -> HeldProcess:
-    """Connect to a session that runs already; it is read on from what the holder has kept.
-
-    Raises:
-        SshError: There is no such session, or the connection is lost.
-    """
-    process = HeldProcess.found(session_id)
-    await process.attach(link)
-    return process
-
-
-async def held_sessions(link: Link) -> Sequence[HeldSession]:
-    """Return the sessions that the guest holds.
-
-    Raises:
-        SshError: The holder does not answer, or talks nonsense.
-    """
-    stream = await open_stream(link)
-    try:
-        stream.send(b"L")
-        await stream.answered()
-    finally:
-        stream.close()
-    try:
-        rows = msgspec.json.decode(stream.listing, type=list[_Row])
-    except msgspec.MsgspecError as error:
-        raise ShellError("the guest's holder talks nonsense") from error
-    return [HeldSession(row.session, row.kind == Kind.PTY, row.status) for row in rows]
-
-
-class _Row(msgspec.Struct, frozen=True):
-    session: str
-    kind: str
-    status: int | None
 
 
 def _json(value: object) -> bytes:

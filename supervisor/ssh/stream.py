@@ -75,7 +75,6 @@ class Stream:
         self.channel: asyncssh.SSHUNIXChannel[bytes] | None = None
         self.ready = False
         self.primed = asyncio.Event()
-        self.news = asyncio.Event()
         self.status: int | None = None
         self.over = asyncio.Event()
         self.closed = False
@@ -84,7 +83,6 @@ class Stream:
         self.gap = 0
         self.error: Exception | None = None
         self.refusal = ""
-        self.listing = b""
         self.remaining: asyncio.Future[Remaining] | None = None
         self.input_sent = 0
         self.input_taken = 0
@@ -137,7 +135,7 @@ class Stream:
             self._acknowledges.cancel()
         for output in self._outputs:
             output.news.set()
-        for event in (self.primed, self.news, self.over, self.input_news, self.lost, self._greeted):
+        for event in (self.primed, self.over, self.input_news, self.lost, self._greeted):
             event.set()
         if self.remaining is not None and not self.remaining.done():
             self.remaining.set_result(Remaining())
@@ -161,15 +159,12 @@ class Stream:
             case b"R":
                 self.ready = True
                 self.primed.set()
-            case b"L":
-                self.listing = payload
             case b"B":
                 self._take_remaining(payload)
             case b"!":
                 self._fail(payload[:1000].decode(errors="replace"))
             case _:
                 raise ValueError(letter)
-        self.news.set()
 
     def _take_output(self, index: int, payload: bytes) -> None:
         (offset,) = _OFFSET.unpack_from(payload)
@@ -295,20 +290,6 @@ class Stream:
         await self.primed.wait()
         if not self.ready:
             raise self.failure("the guest's shell does not start")
-
-    async def answered(self) -> None:
-        """Wait for the first frame.
-
-        Raises:
-            SshError: The stream ended instead.
-        """
-        try:
-            with anyio.fail_after(ANSWER_S):
-                await self.news.wait()
-        except TimeoutError:
-            raise ShellError(f"the guest's holder does not answer within {ANSWER_S:g} s") from None
-        if self.closed:
-            raise self.failure("the guest's holder does not answer")
 
     def failure(self, message: str) -> SshError:
         """Return the error for a stream that ended."""

@@ -98,7 +98,7 @@ async def test_a_handshake_that_nobody_answers_ends_in_time(guest):
 
 async def test_shells_that_are_never_ready_end_in_time(guest):
     proxy, access = guest
-    async with links.open_link(access, timeout_s=20) as link:
+    async with contextlib.aclosing(await links.connect(access, timeout_s=20)) as link:
         proxy.swallow()
         with pytest.raises((LinkLostError, ShellError)):
             await shells.prime(link, tuple(shells.Kind), term="xterm")
@@ -106,7 +106,7 @@ async def test_shells_that_are_never_ready_end_in_time(guest):
 
 async def test_a_connection_that_waits_is_given_up_when_its_guest_is_silent(guest):
     proxy, access = guest
-    async with links.open_link(access, timeout_s=20) as link:
+    async with contextlib.aclosing(await links.connect(access, timeout_s=20)) as link:
         await shells.prime(link, tuple(shells.Kind), term="xterm")
         proxy.swallow()
         with anyio.fail_after(20):

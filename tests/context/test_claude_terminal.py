@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_vm.context.terminal import guest_locale, guest_terminal
-from claude_vm.context.terminfo import described_names, find_terminfo, terminfo_file
+from claude_vm.context.terminfo import described_names, terminfo_file
 
 KNOWN = ("xterm", "xterm-256color", "dumb")
 
@@ -81,7 +81,6 @@ def test_any_bytes_are_judged_without_an_exception(data):
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "-x", ".x", "x" * 65, "a b", "a\n", "é", "a\0"])
 def test_a_name_that_is_no_terminals_never_becomes_a_path(name):
     assert terminfo_file(name, compiled(name.replace("\0", ""))) is None
-    assert find_terminfo(name, {}) is None
     assert guest_terminal({"TERM": name}, known_terms=KNOWN, known_locales=()).term == "xterm-256color"
 
 
@@ -107,24 +106,6 @@ def test_an_unknown_terminal_that_can_not_be_taught_becomes_an_ordinary_one(data
 def test_a_strange_colorterm_is_not_passed_on():
     found = guest_terminal({"TERM": "xterm", "COLORTERM": "\x1b[31m"}, known_terms=KNOWN, known_locales=())
     assert "COLORTERM" not in found.environment
-
-
-def test_descriptions_are_found_where_ncurses_and_macos_keep_them(tmp_path):
-    (tmp_path / "a" / "6f").mkdir(parents=True)
-    (tmp_path / "a" / "6f" / "odd-term").write_bytes(compiled())
-    (tmp_path / "home" / ".terminfo" / "m").mkdir(parents=True)
-    (tmp_path / "home" / ".terminfo" / "m" / "my-term").write_bytes(compiled("my-term", magic=0o1036))
-    environment = {"HOME": str(tmp_path / "home"), "TERMINFO_DIRS": f":relative:{tmp_path / 'a'}"}
-    assert find_terminfo("odd-term", environment) == compiled()
-    assert find_terminfo("my-term", environment) == compiled("my-term", magic=0o1036)
-    assert find_terminfo("odd-term", {}) is None
-
-
-def test_a_folder_or_junk_in_the_place_of_a_description_is_passed_over(tmp_path):
-    (tmp_path / "o" / "odd-term").mkdir(parents=True)
-    (tmp_path / "home" / ".terminfo" / "o").mkdir(parents=True)
-    (tmp_path / "home" / ".terminfo" / "o" / "odd-term").write_bytes(b"junk")
-    assert find_terminfo("odd-term", {"TERMINFO": str(tmp_path), "HOME": str(tmp_path / "home")}) is None
 
 
 @pytest.mark.parametrize(

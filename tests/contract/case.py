@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
+import asyncssh
 import pytest
 
 from claude_vm.drivers.api import (
@@ -19,8 +20,8 @@ from claude_vm.drivers.api import (
 )
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import find_marked
-from claude_vm.supervisor.ssh.launch import AGENTS, launch_file
-from claude_vm.supervisor.ssh.link import open_link
+from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_file
+from claude_vm.supervisor.ssh.link import connect
 from claude_vm.supervisor.ssh.shells import Kind, prime
 
 CHECKS: dict[str, Callable[["Case"], Awaitable[None]]] = {}
@@ -129,11 +130,29 @@ async def refused(awaitable):
     assert caught.value.message
 
 
+@contextlib.asynccontextmanager
+async def open_link(access, *, timeout_s):
+    """Connect as the supervisor does, for the length of a block."""
+    async with contextlib.aclosing(await connect(access, timeout_s=timeout_s)) as link:
+        yield link
+
+
+async def by_sshd(link, command, data=b"", *, timeout_s=30):
+    """Run a small command by a machine's sshd, which no session of ours has a part in.
+
+    A simulated guest has none that would.
+    """
+    stdin = asyncssh.PIPE if data else asyncssh.DEVNULL
+    return await link._connection.run(
+        command, input=data or None, stdin=stdin, encoding=None, timeout=timeout_s
+    )
+
+
 async def python(link, script, *args):
-    """Run a script by the guest's Python; return what it printed."""
+    """Run a script by a machine's Python; return what it printed."""
     words = " ".join(map(shlex.quote, ("-", *map(str, args))))
-    done = await link.run(f"PYTHONDONTWRITEBYTECODE=1 python3 {words}", script.encode(), timeout_s=60)
-    assert done.status == 0, done.stderr.decode(errors="replace")
+    done = await by_sshd(link, f"PYTHONDONTWRITEBYTECODE=1 python3 {words}", script.encode(), timeout_s=60)
+    assert done.exit_status == 0, done.stderr.decode(errors="replace")
     return done.stdout.decode("utf-8", "surrogateescape").strip()
 
 
@@ -167,3 +186,10 @@ async def session(case, instance_id, link, mode, argv=(), *, env=None, cwd="", p
             listener.close()
         if process is not None:
             await process.aclose()
+
+
+async def printed(case, instance_id, link, line):
+    """Let a session run a shell's line; return what it printed."""
+    async with session(case, instance_id, link, Mode.EVAL, [line]) as process:
+        process.write_eof()
+        return await output(process)

@@ -1,14 +1,14 @@
 """Checks of the contract for guests that are machines of their own."""
 
-import shlex
 import time
 
 import anyio
 import anyio.to_thread
-from claude_vm_tests_case import needs_isolation, python
+from claude_vm_tests_case import by_sshd, needs_isolation, python, session
 from claude_vm_tests_handshake import chosen_at_random
 
 from claude_vm.drivers.api import GuestFile
+from claude_vm.supervisor.ssh.launch import Mode
 
 
 @needs_isolation
@@ -20,7 +20,7 @@ async def clones_differ_in_all_that_identifies_a_machine(case):
     seen = []
     for _ in range(2):
         async with case.connected() as (_, _, link):
-            seen.append((await link.run(tell)).stdout.decode().split())
+            seen.append((await by_sshd(link, tell)).stdout.decode().split())
     assert len(seen[0]) == 5
     assert seen[0].pop() == seen[1].pop() == "known"
     assert not set(seen[0]) & set(seen[1])
@@ -70,22 +70,21 @@ _TELL_THE_TIME = "import sys, time; [print(time.time(), flush=True) for _ in sys
 
 @needs_isolation
 async def clocks_are_right_after_the_start(case):
-    async with case.connected() as (_, _, link):
-        process = await link.open_process(f"python3 -c {shlex.quote(_TELL_THE_TIME)}")
-        try:
-            # The first answer takes as long as Python's start, in which an error would be lost.
-            for _ in range(10):
-                before = time.time()
-                await process.write(b"\n")
-                seen = float(await process.read_stdout(100))
-                assert before - 0.1 < seen < time.time() + 0.1
-        finally:
-            await process.aclose()
+    async with (
+        case.connected() as (instance_id, _, link),
+        session(case, instance_id, link, Mode.EXEC, ["python3", "-c", _TELL_THE_TIME]) as process,
+    ):
+        # The first answer takes as long as Python's start, in which an error would be lost.
+        for _ in range(10):
+            before = time.time()
+            await process.write(b"\n")
+            seen = float(await process.read_stdout(100))
+            assert before - 0.1 < seen < time.time() + 0.1
 
 
 @needs_isolation
 async def the_user_is_root_by_sudo_and_owns_files_given_to_root_not(case):
     async with case.connected() as (instance_id, _, link):
         await case.driver.put_files(instance_id, [GuestFile("/etc/contract", b"root's", owner="root")])
-        done = await link.run("sudo -n cat /etc/contract && sudo -n id -u && stat -c %U /etc/contract")
+        done = await by_sshd(link, "sudo -n cat /etc/contract && sudo -n id -u && stat -c %U /etc/contract")
         assert done.stdout.decode() == "root's0\nroot\n", done

@@ -1,6 +1,6 @@
 """Checks of the contract for what a VM takes of the host's memory."""
 
-from claude_vm_tests_case import check, needs_isolation
+from claude_vm_tests_case import by_sshd, check, needs_isolation
 
 GROWTH_MIB = 100
 
@@ -28,6 +28,6 @@ async def a_vm_that_waits_takes_a_part_of_its_memory_and_what_its_guest_writes_i
         before = await case.driver.taken_mib(instance_id)
         assert before < case.template.memory_mib
         written = f"head -c {GROWTH_MIB}M /dev/urandom | sudo tee /run/grown > /dev/null"
-        assert (await link.run(written, timeout_s=case.patience_s)).status == 0
+        assert (await by_sshd(link, written, timeout_s=case.patience_s)).exit_status == 0
         grown = await case.driver.taken_mib(instance_id) - before
         assert grown > 0.8 * GROWTH_MIB, f"{grown} MiB"

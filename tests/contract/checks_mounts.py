@@ -6,12 +6,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from claude_vm_tests_case import check, needs_isolation, output, python, session, silent
+from claude_vm_tests_case import by_sshd, check, needs_isolation, open_link, output, python, session, silent
 
 from claude_vm.drivers.api import Mount
 from claude_vm.drivers.errors import MountChangedError
 from claude_vm.supervisor.ssh.launch import Mode
-from claude_vm.supervisor.ssh.link import open_link
 
 
 @needs_isolation
@@ -20,13 +19,14 @@ async def read_only_holds_against_root_in_the_guest(case):
     mount = Mount(str(case.project), str(case.project), writable=False)
     async with case.connected(mounts=(mount,)) as (_, _, link):
         where = shlex.quote(mount.guest)
-        assert (await link.run(f"cat {where}/kept")).stdout == b"kept"
-        done = await link.run(
+        assert (await by_sshd(link, f"cat {where}/kept")).stdout == b"kept"
+        done = await by_sshd(
+            link,
             f"cd {where}; touch new; echo x >kept; "
             f"sudo -n mount -o remount,rw {where}; sudo -n touch new; sudo -n sh -c 'echo x >kept'; "
-            "sudo -n rm kept; sudo -n chmod 777 .; sudo -n mv kept moved; true"
+            "sudo -n rm kept; sudo -n chmod 777 .; sudo -n mv kept moved; true",
         )
-        assert done.status == 0
+        assert done.exit_status == 0
     assert [path.name for path in case.project.iterdir()] == ["kept"]
     assert (case.project / "kept").read_text() == "kept"
 
@@ -79,7 +79,7 @@ async def a_vm_that_was_started_ahead_has_the_directory_that_was_there_then(case
         replace(folder)
         access = await case.driver.start(instance_id, silent)
         async with open_link(access, timeout_s=case.patience_s) as link:
-            assert (await link.run(f"cat {shlex.quote(str(folder))}/file")).stdout == b"meant"
+            assert (await by_sshd(link, f"cat {shlex.quote(str(folder))}/file")).stdout == b"meant"
     async with case.cloned(mounts=(mount,)) as instance_id:
         with pytest.raises(MountChangedError):
             await case.driver.prestart(instance_id)
@@ -91,12 +91,12 @@ async def files_belong_to_the_host_user_on_both_sides(case):
     mount = Mount(str(case.project), str(case.project))
     async with case.connected(mounts=(mount,)) as (_, access, link):
         where = shlex.quote(mount.guest)
-        done = await link.run(
-            f"cd {where} && stat -c %U host && cat host && mkdir -p new/folder && echo guest >new/file"
+        done = await by_sshd(
+            link, f"cd {where} && stat -c %U host && cat host && mkdir -p new/folder && echo guest >new/file"
         )
         assert done.stdout.decode() == f"{access.user}\nfrom the host", done
         (case.project / "later").write_text("later")
-        assert (await link.run(f"cat {where}/later")).stdout == b"later"
+        assert (await by_sshd(link, f"cat {where}/later")).stdout == b"later"
         new = case.project / "new/file"
         assert new.read_text() == "guest\n"
         owner = case.project.stat()
@@ -115,7 +115,7 @@ async def hostile_and_long_paths_are_mounted_exactly(case):
         mounts.append(Mount(str(folder), str(folder)))
     async with case.connected(mounts=tuple(mounts)) as (_, _, link):
         for number, mount in enumerate(mounts):
-            assert (await link.run(f"cat {shlex.quote(mount.guest + '/file')}")).stdout == str(
+            assert (await by_sshd(link, f"cat {shlex.quote(mount.guest + '/file')}")).stdout == str(
                 number
             ).encode()
 
@@ -129,8 +129,8 @@ async def mounts_inside_mounts_are_mounted_outer_first(case):
     (outer / "file").write_text("outer")
     mounts = (Mount(str(inner), "/mnt/x/sub", writable=False), Mount(str(outer), "/mnt/x"))
     async with case.connected(mounts=mounts) as (_, _, link):
-        done = await link.run(
-            "cat /mnt/x/file /mnt/x/sub/file; echo y >/mnt/x/written; echo n >/mnt/x/sub/written"
+        done = await by_sshd(
+            link, "cat /mnt/x/file /mnt/x/sub/file; echo y >/mnt/x/written; echo n >/mnt/x/sub/written"
         )
         assert done.stdout == b"outerinner"
     assert (outer / "written").exists()
@@ -232,8 +232,8 @@ async def a_shared_folder_keeps_what_is_documented_of_it(case):
             for _ in range(100):
                 with (project / "appended").open("a") as file:
                     file.write("host\n")
-            more = await link.run(
-                f"cd {shlex.quote(mount.guest)} && wc -l <appended && echo guest >>appended"
+            more = await by_sshd(
+                link, f"cd {shlex.quote(mount.guest)} && wc -l <appended && echo guest >>appended"
             )
     assert facts == {
         "exclusive": "EEXIST",

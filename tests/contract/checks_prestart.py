@@ -1,10 +1,9 @@
 """Checks of the contract for VM processes that are started ahead; a driver that can't must say so."""
 
 import anyio
-from claude_vm_tests_case import check, needs_isolation, refused, silent
+from claude_vm_tests_case import by_sshd, check, needs_isolation, open_link, printed, refused, silent
 
 from claude_vm.drivers.api import InstanceStatus, Mount
-from claude_vm.supervisor.ssh.link import open_link
 
 
 async def prestart(case, instance_id):
@@ -41,7 +40,7 @@ async def a_prestarted_instance_starts_like_any_other(case):
         await prestart(case, instance_id)
         access = await start(case, instance_id)
         async with open_link(access, timeout_s=case.patience_s) as link:
-            assert (await link.run("echo fine")).stdout == b"fine\n"
+            assert await printed(case, instance_id, link, "echo fine") == b"fine\n"
         assert await case.driver.poll(instance_id) is InstanceStatus.RUNNING
         await refused(case.driver.prestart(instance_id))
 
@@ -89,7 +88,7 @@ async def a_prestarted_vm_runs_no_guest_and_is_restored_by_its_start(case):
         access = await start(case, instance_id)
         assert access.restored
         async with open_link(access, timeout_s=case.patience_s) as link:
-            done = await link.run(f"cat {case.project}/early {case.project}/late")
+            done = await by_sshd(link, f"cat {case.project}/early {case.project}/late")
             assert done.stdout == b"earlylate"
 
 
@@ -103,4 +102,4 @@ async def a_prestarted_vm_that_was_killed_starts_from_the_beginning(case):
             await case.driver.wait_stopped(instance_id)
         access = await start(case, instance_id)
         async with open_link(access, timeout_s=case.patience_s) as link:
-            assert (await link.run("echo fine")).stdout == b"fine\n"
+            assert (await by_sshd(link, "echo fine")).stdout == b"fine\n"

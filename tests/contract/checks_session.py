@@ -1,12 +1,11 @@
 """Checks of the contract: what a session does in a guest."""
 
-import hashlib
 import os
 import shlex
 
 import anyio
 import pytest
-from claude_vm_tests_case import check, output, session
+from claude_vm_tests_case import check, output, printed, session
 
 from claude_vm.supervisor.ssh.errors import LinkLostError
 from claude_vm.supervisor.ssh.launch import Mode
@@ -134,40 +133,33 @@ async def an_agent_is_there_for_its_session_only(case):
             answer, path = (await output(process)).decode().split()
             assert answer == "asked"
             assert await process.wait() == 0
-        late = await link.run(f"SSH_AUTH_SOCK={shlex.quote(path)} python3 -", ask.encode())
-        assert b"asked" not in late.stdout
-
-
-@check
-async def a_large_file_is_uploaded(case):
-    source = case.project / "large"
-    source.write_bytes(os.urandom(3_000_000))
-    async with case.connected() as (_, _, link):
-        await link.upload(source, "large copy")
-        done = await link.run("sha256sum <'large copy'")
-        assert done.stdout.decode().split()[0] == hashlib.sha256(source.read_bytes()).hexdigest()
+        late = f"SSH_AUTH_SOCK={shlex.quote(path)} python3 -c {shlex.quote(ask)}"
+        assert b"asked" not in await printed(case, instance_id, link, late)
 
 
 @check
 async def streams_are_exact_and_wait_for_their_reader(case):
     total = 8_000_000
-    async with case.connected() as (_, _, link):
-        process = await link.open_process(f"head -c {total} /dev/zero")
-        count = 0
-        while data := await process.read_stdout(65536):
-            count += len(data)
-        assert count == total
-        process = await link.open_process("wc -c")
-        for _ in range(total // 50_000):
-            await process.write(bytes(50_000))
-        process.write_eof()
-        assert int(await output(process)) == total
+    async with case.connected() as (instance_id, _, link):
+        words = ["head", "-c", str(total), "/dev/zero"]
+        async with session(case, instance_id, link, Mode.EXEC, words) as process:
+            count = 0
+            while data := await process.read_stdout(65536):
+                count += len(data)
+            assert count == total
+        async with session(case, instance_id, link, Mode.EXEC, ["wc", "-c"]) as process:
+            for _ in range(total // 50_000):
+                await process.write(bytes(50_000))
+            process.write_eof()
+            assert int(await output(process)) == total
 
 
 @check
 async def the_end_of_a_vm_ends_its_processes_with_an_error(case):
-    async with case.connected() as (instance_id, _, link):
-        process = await link.open_process("echo ready; sleep 1000")
+    async with (
+        case.connected() as (instance_id, _, link),
+        session(case, instance_id, link, Mode.EXEC, ["sh", "-c", "echo ready; sleep 1000"]) as process,
+    ):
         assert await process.read_stdout(100)
         await case.kill(case.driver, instance_id)
         with anyio.fail_after(case.patience_s), pytest.raises(LinkLostError):

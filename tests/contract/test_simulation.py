@@ -4,18 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import psutil
 import pytest
-from claude_vm_tests_suite import silent
+from claude_vm_tests_case import open_link, printed, silent
 
 from claude_vm.drivers.api import GuestFile, InstanceStatus
 from claude_vm.drivers.errors import BootError, DriverError, GuestError
 from claude_vm.drivers.sim.driver import WARNING, open_driver
 from claude_vm.drivers.sim.guest import MARK
 from claude_vm.drivers.sim.script import Script, Step
-from claude_vm.supervisor.ssh.link import open_link
 
 pytestmark = pytest.mark.anyio
 
@@ -41,6 +41,11 @@ async def make(site, driver):
     instance_id = f"i-{secrets.token_hex(5)}"
     await driver.clone(InstanceSpec(instance_id, template.name, template.generation, 2, 1024, 8))
     return instance_id
+
+
+async def printed_there(driver, instance_id, access, line):
+    async with open_link(access, timeout_s=20) as link:
+        return await printed(SimpleNamespace(driver=driver), instance_id, link, line)
 
 
 async def test_the_first_call_gets_the_first_step_and_later_ones_just_work(scripted):
@@ -123,8 +128,7 @@ async def test_processes_of_a_guest_have_nothing_of_the_supervisors_environment(
     async with scripted() as driver:
         instance_id = await make(scripted.site, driver)
         access = await driver.start(instance_id, silent)
-        async with open_link(access, timeout_s=20) as link:
-            assert b"canary" not in (await link.run("env")).stdout
+        assert b"canary" not in await printed_there(driver, instance_id, access, "env")
 
 
 async def test_files_for_roots_folders_do_not_reach_the_host(scripted):
@@ -133,8 +137,8 @@ async def test_files_for_roots_folders_do_not_reach_the_host(scripted):
         access = await driver.start(instance_id, silent)
         await driver.put_files(instance_id, [GuestFile("/etc/claude-vm-contract", b"x", owner="root")])
         assert not Path("/etc/claude-vm-contract").exists()
-        async with open_link(access, timeout_s=20) as link:
-            assert (await link.run("cat ../root/etc/claude-vm-contract")).stdout == b"x"
+        there = "cat ../root/etc/claude-vm-contract"
+        assert await printed_there(driver, instance_id, access, there) == b"x"
 
 
 DIE = """
@@ -142,7 +146,9 @@ import asyncio, os, sys
 from pathlib import Path
 from claude_vm.drivers.api import InstanceSpec, Owner
 from claude_vm.drivers.sim.driver import open_driver
+from claude_vm.supervisor.ssh.launch import Mode, launch_file
 from claude_vm.supervisor.ssh.link import connect
+from claude_vm.supervisor.ssh.shells import Kind, prime
 
 async def main():
     async with open_driver(Owner(Path(sys.argv[1]), "contract", Path(sys.argv[2]))) as driver:
@@ -150,7 +156,9 @@ async def main():
         spec = InstanceSpec("i-0123456789", template.name, template.generation, 2, 1024, 8)
         await driver.clone(spec)
         link = await connect(await driver.start(spec.instance_id, lambda *_: None), timeout_s=20)
-        process = await link.open_process("sleep 1000 & setsid sleep 1001 & echo ready; sleep 1002")
+        line = "sleep 1000 & setsid sleep 1001 & echo ready; sleep 1002"
+        await driver.put_files(spec.instance_id, [launch_file("a1", mode=Mode.EVAL, argv=[line])])
+        process = await (await prime(link, [Kind.PIPES], term="dumb")).start("a1", pty=None)
         assert await process.read_stdout(100)
         os.kill(os.getpid(), 9)
 

@@ -105,10 +105,7 @@ async def test_an_ordinary_image_becomes_a_template_of_ours(ordinary, owner, mon
             link = await connect(access, timeout_s=60)
             try:
                 words = "id -un; id -u; cat /etc/os-release; pgrep -c cloud-init; getent passwd somebody"
-                process = await link.open_process(words)
-                out = b""
-                while data := await process.read_stdout(65536):
-                    out += data
+                out = (await link._connection.run(words, encoding=None)).stdout
             finally:
                 await link.aclose()
         finally:

@@ -123,7 +123,8 @@ async def driver(site):
 async def say(access, command):
     link = await connect(access, timeout_s=PATIENCE_S)
     try:
-        return (await link.run(command, timeout_s=PATIENCE_S)).stdout.decode()
+        done = await link._connection.run(command, encoding=None, timeout=PATIENCE_S)
+        return done.stdout.decode()
     finally:
         await link.aclose()
 

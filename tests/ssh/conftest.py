@@ -15,10 +15,8 @@ import pytest
 
 from claude_vm.drivers.sim.guest import Guest
 from claude_vm.drivers.sim.holding import HolderThread
-from claude_vm.supervisor.ssh.errors import ChannelRefusedError, LinkLostError
 from claude_vm.supervisor.ssh.launch import launch_file
-from claude_vm.supervisor.ssh.link import open_link
-from claude_vm.supervisor.ssh.process import Pty
+from claude_vm.supervisor.ssh.link import connect
 from claude_vm.supervisor.ssh.shells import Kind, prime
 
 GUEST = Path(__file__).parents[2] / "drivers/guest"
@@ -105,7 +103,7 @@ async def server(request, tmp_path):
 
 @pytest.fixture
 async def link(server):
-    async with open_link(server.access(), timeout_s=20) as link:
+    async with contextlib.aclosing(await connect(server.access(), timeout_s=20)) as link:
         yield link
 
 
@@ -174,18 +172,6 @@ def session(link, put):
         return await shells.start(put(mode, argv, env=env, cwd=cwd), pty=pty)
 
     return start
-
-
-@pytest.fixture
-async def pty_allowed(link):
-    """Skip where sshd without privileges can't hand over a terminal: a devpts not mounted with gid=tty."""
-    try:
-        process = await link.open_process("true", pty=Pty("dumb", 24, 80))
-    except (LinkLostError, ChannelRefusedError):
-        pytest.skip(
-            "this host's devpts is not mounted with the group tty: no terminals from an unprivileged sshd"
-        )
-    await process.aclose()
 
 
 class SocketStream:

@@ -1,6 +1,7 @@
 """Agent forwarding: a fake agent answers, the guest's processes reach it through sshd's socket."""
 
 import contextlib
+import os
 import sys
 
 import anyio
@@ -110,10 +111,15 @@ def forwarded(link, session, socket_path):
     return start
 
 
-async def ask_late(link, path):
-    """Ask from another process of the guest; the answer is a line."""
-    quoted = ASK.replace("'", "'\\''")
-    return (await link.run(f"SSH_AUTH_SOCK={path} {sys.executable} -c '{quoted}' late")).stdout
+async def ask_late(path):
+    """Ask from another process of the guest, which is this host; the answer is a line."""
+    asking = os.environ | {"SSH_AUTH_SOCK": path}
+    return (await anyio.run_process([sys.executable, "-c", ASK, "late"], env=asking, check=False)).stdout
+
+
+async def lives(link, path):
+    """See that a connection goes on."""
+    (await link.listen_for_agent(path, EchoAgent().connect)).close()
 
 
 async def output(process):
@@ -155,11 +161,11 @@ async def test_an_agent_is_there_for_a_shell_that_was_started_before_it(link, pu
     await process.aclose()
 
 
-async def test_a_socket_that_a_background_process_keeps_is_dead_after_the_end(link, forwarded, socket_path):
+async def test_a_socket_that_a_background_process_keeps_is_dead_after_the_end(forwarded, socket_path):
     agent = EchoAgent()
     async with forwarded(agent.connect, "") as (process, _):
         assert await process.wait() == 0
-    assert b"QUESTION" not in await ask_late(link, socket_path)
+    assert b"QUESTION" not in await ask_late(socket_path)
     assert agent.opened == 0
 
 
@@ -186,20 +192,20 @@ async def test_one_agents_end_is_not_the_others(link, socket_path):
         for name, agent in (("1", first), ("2", second))
     ]
     listeners[0].close()
-    assert b"QUESTION" not in await ask_late(link, socket_path + "1")
-    assert await ask_late(link, socket_path + "2") == b"QUESTION LATE\n"
+    assert b"QUESTION" not in await ask_late(socket_path + "1")
+    assert await ask_late(socket_path + "2") == b"QUESTION LATE\n"
     listeners[1].close()
     await all_closed(second)
     assert (first.opened, second.opened) == (0, 1)
 
 
 @pytest.mark.parametrize("failure", [ConnectionRefusedError("no agent"), RuntimeError("client is gone")])
-async def test_an_agent_that_fails_says_no_and_nothing_else_happens(link, forwarded, failure):
+async def test_an_agent_that_fails_says_no_and_nothing_else_happens(link, forwarded, failure, socket_path):
     agent = EchoAgent()
     agent.fail = failure
     async with forwarded(agent.connect, ASK, "one") as (process, _):
         assert await output(process) == b"refused\n"
-        assert (await link.run("echo link lives")).stdout == b"link lives\n"
+        await lives(link, socket_path + "2")
 
 
 async def test_a_guest_that_opens_many_conversations_is_bounded(forwarded):
@@ -220,7 +226,7 @@ async def test_a_guest_that_opens_many_conversations_is_bounded(forwarded):
 async def test_a_path_where_the_guest_cannot_listen_is_an_error(link, socket_path):
     with pytest.raises(ChannelRefusedError):
         await link.listen_for_agent(socket_path + "/no/such/folder/" + "n" * 120, EchoAgent().connect)
-    assert (await link.run("echo link lives")).stdout == b"link lives\n"
+    await lives(link, socket_path)
 
 
 async def test_no_agent_over_a_connection_that_is_lost(link, server, socket_path):

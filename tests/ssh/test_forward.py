@@ -14,7 +14,7 @@ from claude_vm.drivers.api import Access
 from claude_vm.supervisor.daemon.ports import loopback
 from claude_vm.supervisor.ssh import forward as module
 from claude_vm.supervisor.ssh.forward import carry
-from claude_vm.supervisor.ssh.link import open_link
+from claude_vm.supervisor.ssh.link import connect
 
 pytestmark = pytest.mark.anyio
 
@@ -207,9 +207,9 @@ async def test_a_guest_that_allows_much_and_takes_nothing_fills_no_memory(tmp_pa
     ) as guest:
         host_key = key.export_public_key().decode()
         access = Access("127.0.0.1", guest.get_port(), "u", "/", host_key, tmp_path / "key")
-        async with open_link(access, timeout_s=20) as link:
-            connect = await published(3000, through=link)
-            async with await connect() as client:
+        async with contextlib.aclosing(await connect(access, timeout_s=20)) as link:
+            reach = await published(3000, through=link)
+            async with await reach() as client:
                 assert await stops_taking(client)
                 assert link._connection._transport.get_write_buffer_size() < 1024 * 1024
         greedy.connection.abort()

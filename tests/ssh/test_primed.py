@@ -261,7 +261,7 @@ async def test_the_profile_leaves_its_directory_when_no_other_is_wished(link, pu
 @pytest.mark.parametrize("pty", [None, TERMINAL], ids=["pipes", "terminal"])
 async def test_the_time_that_a_shell_waited_does_not_count(link, put, pty):
     shells = await prime(link, tuple(Kind), term="xterm-256color")
-    await link.run("sleep 2.1")
+    await anyio.sleep(2.1)
     process = await shells.start(put(Mode.SHELL), pty=pty)
     await process.write(b"echo =$SECONDS=; exit\n")
     process.write_eof()

@@ -7,13 +7,13 @@ import sys
 
 import anyio
 import pytest
-from claude_vm_tests_reading import until, whole
+from claude_vm_tests_reading import attach, held_sessions, until, whole
 
 from claude_vm.supervisor.daemon.sessions.outputs import Outputs
 from claude_vm.supervisor.ssh.errors import InputClosedError, LinkLostError, ShellError, SshError
 from claude_vm.supervisor.ssh.launch import Mode
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.ssh.shells import Kind, attach, held_sessions, prime
+from claude_vm.supervisor.ssh.shells import Kind, prime
 
 pytestmark = pytest.mark.anyio
 
@@ -164,9 +164,7 @@ async def test_a_session_is_found_again_and_read_on(link, server, put):
     assert b"two\n" in await whole(again.read_stdout)
     assert await again.wait() == 3
     await again.aclose()
-    listed = {held.session_id: held for held in await held_sessions(link)}
-    assert listed[name].status == 3
-    assert not listed[name].pty
+    assert (await held_sessions(link))[name] == {"session": name, "kind": "pipes", "status": 3}
 
 
 async def test_what_reads_its_input_on_pipes_ends_when_its_session_is_followed_without_a_client(link, put):
@@ -184,7 +182,7 @@ async def test_what_reads_its_input_on_pipes_ends_when_its_session_is_followed_w
 
 async def settled(link, name):
     with anyio.fail_after(20):
-        while name not in {held.session_id for held in await held_sessions(link)}:
+        while name not in await held_sessions(link):
             pass
 
 
