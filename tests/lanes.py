@@ -2,9 +2,9 @@
 
     python tests/lanes.py [PYTEST'S ARGUMENTS]
 
-The second waits much, so the whole takes little longer than its VMs do. Tests that measure time come last, when
-the machine is quiet. Each line says which part it is of; the first status of pytest's that is none of success
-is ours. Which tests a part has: see `part` in conftest.py.
+The second waits much, so the whole takes little longer than its VMs do. Tests that measure time come last,
+when the machine is quiet. Each line says which part it is of; the first status of pytest's that is none of
+success is ours. Which tests a part has: see `part` in conftest.py.
 
 Lima's driver is tested with the stand-in where the machine has no `limactl`.
 """
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,7 @@ def main(words):
             return [run(part, words, folder) for part in parts]
 
         with ThreadPoolExecutor() as threads:
-            ends = sum(threads.map(lane, LANES), [])
-        ends += lane(AFTERWARDS)
+            ends = [*chain.from_iterable(threads.map(lane, LANES)), *lane(AFTERWARDS)]
     ran = [status for status in ends if status != pytest.ExitCode.NO_TESTS_COLLECTED]
     return next(filter(None, ran), 0) if ran else pytest.ExitCode.NO_TESTS_COLLECTED
 
