@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 
+from claude_vm.drivers import registry
 from claude_vm.drivers.api import Owner
 from claude_vm.drivers.process import boot_id
 from claude_vm.drivers.programs import system
@@ -81,6 +82,7 @@ async def open_readonly_host(home: Path, supervisor_id: str, short: NotWritableE
 
         yield Host(
             home=home,
+            folders=(home, runtime, *registry.folders(home)),
             supervisor_id=supervisor_id,
             version=VERSION,
             started_at=time.time(),
