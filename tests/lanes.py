@@ -4,7 +4,8 @@
 
 The second waits much, so the whole takes little longer than its VMs do. Tests that measure time come last,
 when the machine is quiet. Each line says which part it is of; the first status of pytest's that is none of
-success is ours. Which tests a part has: see `part` in conftest.py.
+success is ours. What failed is said once more at the end, where a long log is read first. Which tests a part
+has: see `part` in conftest.py.
 
 Lima's driver is tested with the stand-in where the machine has no `limactl`.
 """
@@ -23,10 +24,20 @@ from standins import choice
 
 LANES = (("e2e", "vm"), ("rest",))
 AFTERWARDS = ("timed",)
+OF_A_FAILURE = (
+    "____",
+    "E  ",
+    "FAILED ",
+    "ERROR ",
+)  # how pytest's lines begin: the test, its error, the summary
 
 
 def run(name, words, folder):
-    """Run one part, with a folder of its own for temporary files: what one makes is no leak of the others."""
+    """Run one part, with a folder of its own for temporary files: what one makes is no leak of the others.
+
+    Returns its status, and its lines about failures.
+    """
+    failures = []
     temporary = Path(folder, name)
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
@@ -44,7 +55,9 @@ def run(name, words, folder):
         for line in part.stdout:
             sys.stdout.write(f"{name:5} | {line}")
             sys.stdout.flush()
-    return part.returncode
+            if line.startswith(OF_A_FAILURE):
+                failures.append(f"{name:5} | {line}")
+    return part.returncode, failures
 
 
 def main(words):
@@ -56,7 +69,10 @@ def main(words):
 
         with ThreadPoolExecutor() as threads:
             ends = [*chain.from_iterable(threads.map(lane, LANES)), *lane(AFTERWARDS)]
-    ran = [status for status in ends if status != pytest.ExitCode.NO_TESTS_COLLECTED]
+    ran = [status for status, _ in ends if status != pytest.ExitCode.NO_TESTS_COLLECTED]
+    failures = [line for _, lines in ends for line in lines]
+    if failures:
+        sys.stdout.writelines(["\n== what failed\n", *failures])
     return next(filter(None, ran), 0) if ran else pytest.ExitCode.NO_TESTS_COLLECTED
 
 
