@@ -25,7 +25,7 @@ else
 	@$(BIN)/claude-vm --auto-setup shell $(DEMO)
 endif
 
-# Side by side, see tests/lanes.py. One lane, or some tests: .venv/bin/python -m pytest.
+# In lanes, see tests/lanes.py. Some tests only: .venv/bin/python -m pytest PATH.
 test: system system-test dev
 	@$(BIN)/python tests/lanes.py $(PYTEST_ARGS)
 

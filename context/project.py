@@ -146,16 +146,19 @@ def check_apart(folders: Iterable[Path], own: Iterable[Path]) -> None:
 
 def _chain(path: Path) -> list[object]:
     """Return the identities of a path and of each folder above it; of what is not there, its name."""
-    real = path.resolve()
+    folder = os.path.realpath(path)  # texts: a path object for each folder takes longer than all the looks
     found: list[object] = []
-    for folder in (real, *real.parents):
+    while True:
         try:
-            status = os.stat(folder)  # noqa: PTH116 - for each session, so quick
+            status = os.stat(folder)  # noqa: PTH116
         except OSError:
             found.append(folder)
         else:
             found.append((status.st_dev, status.st_ino))
-    return found
+        above = os.path.dirname(folder)  # noqa: PTH120
+        if above == folder:
+            return found
+        folder = above
 
 
 def template_name(root: Path) -> str:

@@ -95,21 +95,21 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(line)
 
 
-def lane(item):
-    """Return which of the lanes of tests/lanes.py a test belongs to."""
+def part(item):
+    """Return which of the parts that tests/lanes.py runs a test belongs to."""
     if item.get_closest_marker("vm") is not None:
         return "e2e" if "tests/e2e" in item.nodeid else "vm"
     return "timed" if item.get_closest_marker("timed") is not None else "rest"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests of other lanes, and what says nothing of the stand-in for limactl."""
-    wanted = config.getoption("--lane")
+    """Leave out the tests of other parts, and what says nothing of the stand-in for limactl."""
+    wanted = config.getoption("--part")
     stood_in = config.stash[ON_PATH]() == choice.STAND_IN
     left_out = [
         item
         for item in items
-        if (wanted and lane(item) != wanted) or (stood_in and item.get_closest_marker("real_limactl"))
+        if (wanted and part(item) != wanted) or (stood_in and item.get_closest_marker("real_limactl"))
     ]
     config.hook.pytest_deselected(items=left_out)
     others = set(left_out)
@@ -118,8 +118,8 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_addoption(parser):
     """``--no-skips``: a skipped test is a failure, for machines where all of them can run."""
-    lanes = ("e2e", "vm", "rest", "timed")
-    parser.addoption("--lane", choices=lanes, help="run the tests of one lane only, see tests/lanes.py")
+    parts = ("e2e", "vm", "rest", "timed")
+    parser.addoption("--part", choices=parts, help="run the tests of one part only, see tests/lanes.py")
     kinds = ("all", "stand-in", "real")
     parser.addoption("--driver", default="qemu", choices=("qemu", "lima"), help="what tests/e2e run on")
     parser.addoption("--limactl", default="all", choices=kinds, help="which limactl tests run with")

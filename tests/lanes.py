@@ -1,10 +1,11 @@
-"""Run the tests in lanes side by side: the end-to-end suite, other real VMs, and all that needs none.
+"""Run the tests in two lanes side by side: all real VMs one after the other, and what needs none.
 
     python tests/lanes.py [PYTEST'S ARGUMENTS]
 
-Each lane waits much, for guests or for time to pass, and together they take little longer than the longest.
-Tests that measure time come last, when the machine is quiet. Each line says which lane it is of; the first
-status of pytest's that is none of success is ours. Which tests a lane has: see `lane` in conftest.py.
+The second waits much, so the whole takes little longer than its VMs do. Tests that measure time come last,
+when the machine is quiet. Each line says which part it is of; the first status of pytest's that is none of
+success is ours. What failed is said once more at the end, where a long log is read first. Which tests a part
+has: see `part` in conftest.py.
 
 Lima's driver is tested with the stand-in where the machine has no `limactl`.
 """
@@ -15,17 +16,28 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from standins import choice
 
-SIDE_BY_SIDE = ("e2e", "vm", "rest")
+LANES = (("e2e", "vm"), ("rest",))
 AFTERWARDS = ("timed",)
+OF_A_FAILURE = (
+    "____",
+    "E  ",
+    "FAILED ",
+    "ERROR ",
+)  # how pytest's lines begin: the test, its error, the summary
 
 
 def run(name, words, folder):
-    """Run one lane, with a folder of its own for temporary files: what one makes is no leak of the others."""
+    """Run one part, with a folder of its own for temporary files: what one makes is no leak of the others.
+
+    Returns its status, and its lines about failures.
+    """
+    failures = []
     temporary = Path(folder, name)
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
@@ -33,27 +45,34 @@ def run(name, words, folder):
         programs = choice.Choice(choice.STAND_IN, None).install(Path(folder, "stand-in"))
         environment["PATH"] = os.pathsep.join([str(programs), environment.get("PATH", os.defpath)])
     with subprocess.Popen(
-        [sys.executable, "-m", "pytest", f"--lane={name}", *words],
+        [sys.executable, "-m", "pytest", f"--part={name}", *words],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    ) as lane:
-        for line in lane.stdout:
+    ) as part:
+        for line in part.stdout:
             sys.stdout.write(f"{name:5} | {line}")
             sys.stdout.flush()
-    return lane.returncode
+            if line.startswith(OF_A_FAILURE):
+                failures.append(f"{name:5} | {line}")
+    return part.returncode, failures
 
 
 def main(words):
-    """Run all lanes; return the status."""
-    ends = []
+    """Run all parts; return the status."""
     with tempfile.TemporaryDirectory(prefix="cv-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        for lanes in SIDE_BY_SIDE, AFTERWARDS:
-            with ThreadPoolExecutor() as threads:
-                ends += threads.map(lambda lane: run(lane, words, folder), lanes)
-    ran = [status for status in ends if status != pytest.ExitCode.NO_TESTS_COLLECTED]
+
+        def lane(parts):
+            return [run(part, words, folder) for part in parts]
+
+        with ThreadPoolExecutor() as threads:
+            ends = [*chain.from_iterable(threads.map(lane, LANES)), *lane(AFTERWARDS)]
+    ran = [status for status, _ in ends if status != pytest.ExitCode.NO_TESTS_COLLECTED]
+    failures = [line for _, lines in ends for line in lines]
+    if failures:
+        sys.stdout.writelines(["\n== what failed\n", *failures])
     return next(filter(None, ran), 0) if ran else pytest.ExitCode.NO_TESTS_COLLECTED
 
 

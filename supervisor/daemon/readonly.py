@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 
+from claude_vm.drivers import registry
 from claude_vm.drivers.api import Owner
 from claude_vm.drivers.process import boot_id
 from claude_vm.drivers.programs import system
@@ -77,6 +78,7 @@ async def open_readonly_supervisor(
 
         yield Supervisor(
             home=home,
+            folders=(home, runtime, *registry.folders(home)),
             supervisor_id=supervisor_id,
             version=VERSION,
             started_at=time.time(),

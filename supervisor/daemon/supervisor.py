@@ -56,11 +56,13 @@ async def _nothing_to_prepare(request: Request) -> str:  # noqa: ARG001 - what o
 class Supervisor(msgspec.Struct, frozen=True):
     """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background.
 
+    `folders` is where our own data is: `home`, and what is elsewhere for want of a short path there.
     `places` is what is remembered of folders, such as which of them guests could ever write. `prepare` is
     called before each command, and returns a remark for its client, or "".
     """
 
     home: Path
+    folders: tuple[Path, ...]
     supervisor_id: str
     version: str
     started_at: float
@@ -73,12 +75,6 @@ class Supervisor(msgspec.Struct, frozen=True):
     sweep: Callable[[], None]
     in_process: bool = False
     prepare: Callable[[Request], Awaitable[str]] = _nothing_to_prepare
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """Where our own data is: the data folder, and what lies elsewhere for want of a short path there."""
-        runtime = Path(paths.runtime_directory(str(self.home)))
-        return self.home, runtime, *registry.folders(self.home)
 
 
 @asynccontextmanager
@@ -133,6 +129,7 @@ async def open_supervisor(
         tasks.start_soon(follow_drift, dispatcher.set_clocks)
         yield Supervisor(
             home=home,
+            folders=(home, runtime, *registry.folders(home)),
             supervisor_id=supervisor_id,
             version=VERSION,
             started_at=time.time(),

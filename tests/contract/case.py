@@ -112,6 +112,13 @@ class Case:
         marked = (*find_marked(self.owner.mark), *find_marked(str(home)))
         return found | {f"process {pid}" for pid, _ in marked}
 
+    async def settled_traces(self):
+        """Return them when nothing runs any more: of a former case a process may still be ending."""
+        with anyio.fail_after(20):
+            while any(trace.startswith("process ") for trace in self.traces()):  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.05)
+        return self.traces()
+
     def expect_traces(self, before):
         """Expect what was there before, and nothing else."""
         now = self.traces()

@@ -33,7 +33,7 @@ async def a_started_instance_is_reached_by_its_own_key_only(case):
 async def deleting_a_running_vm_ends_all_that_it_had(case):
     async with case.cloned():
         pass
-    before = case.traces()
+    before = await case.settled_traces()
     async with (
         case.connected() as (instance_id, _, link),
         session(case, instance_id, link, Mode.EXEC, ["sh", "-c", "echo ready; exec sleep 1000"]) as process,
@@ -73,7 +73,7 @@ async def the_death_of_a_vm_is_noticed(case):
 async def a_cancelled_start_leaves_an_instance_that_is_listed_and_can_be_deleted(case):
     async with case.cloned():
         pass
-    before = case.traces()
+    before = await case.settled_traces()
     began = time.monotonic()
     async with case.started():
         duration = time.monotonic() - began
@@ -89,7 +89,7 @@ async def a_cancelled_start_leaves_an_instance_that_is_listed_and_can_be_deleted
 async def instances_are_found_by_the_next_supervisor(case):
     async with case.cloned():
         pass
-    before = case.traces()
+    before = await case.settled_traces()
     instance_id = case.new_id()
     async with case.open_driver(case.owner) as first:
         await first.clone(case.spec(instance_id))

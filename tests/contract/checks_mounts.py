@@ -51,7 +51,7 @@ async def another_directory_under_the_name_of_a_mount_is_refused(case):
     mount = known(folder)
     async with case.started(mounts=(mount,)):
         pass
-    before = case.traces()
+    before = await case.settled_traces()
     replace(folder)
     async with case.cloned(mounts=(mount,)) as instance_id:
         with anyio.fail_after(case.patience_s), pytest.raises(MountChangedError) as caught:

@@ -25,7 +25,7 @@ async def start(case, instance_id):
 async def a_prestarted_instance_is_listed_and_deleted_without_a_trace(case):
     async with case.cloned():
         pass
-    before = case.traces()
+    before = await case.settled_traces()
     async with case.cloned() as instance_id:
         if await prestart(case, instance_id):
             assert instance_id in await case.listed()
@@ -49,7 +49,7 @@ async def a_prestarted_instance_starts_like_any_other(case):
 async def a_prestarted_instance_is_found_and_deleted_by_the_next_supervisor(case):
     async with case.cloned():
         pass
-    before = case.traces()
+    before = await case.settled_traces()
     instance_id = case.new_id()
     async with case.open_driver(case.owner) as first:
         await first.clone(case.spec(instance_id))
@@ -65,7 +65,7 @@ async def a_prestarted_instance_is_found_and_deleted_by_the_next_supervisor(case
 async def a_cancelled_prestart_leaves_an_instance_that_is_listed_and_can_be_deleted(case):
     async with case.cloned():
         pass
-    before = case.traces()
+    before = await case.settled_traces()
     if not (await case.driver.capabilities()).prestart:
         return
     for delay_s in (0.0, 0.005, 0.02, 0.05, 0.1):

@@ -41,7 +41,7 @@ async def a_clone_is_listed_as_stopped_until_it_is_deleted(case):
 async def deleting_a_clone_leaves_nothing(case):
     async with case.cloned():
         pass  # the folders that all instances share are made by the first
-    before = case.traces()
+    before = await case.settled_traces()
     async with case.cloned():
         assert case.traces() > before
     case.expect_traces(before)
@@ -89,7 +89,7 @@ async def a_disk_never_shrinks(case):
 async def a_cancelled_clone_is_untouched_or_listed(case):
     async with case.cloned():
         pass
-    before = case.traces()
+    before = await case.settled_traces()
     for rounds in (0, 1, 2, 3, 5, 8, 20, 60):
         instance_id = case.new_id()
         async with anyio.create_task_group() as tasks:

@@ -113,7 +113,9 @@ def in_tmux(claude_vm, tmux_class, tmp_path, waiting):
     return run
 
 
-@pytest.mark.parametrize("way", ["exec-pipes", "eval-pipes", "eval-tty", "shell-tty"])
+@pytest.mark.parametrize(
+    "way", ["exec-pipes", "eval-pipes", "shell-pipes", "exec-tty", "eval-tty", "shell-tty"]
+)
 def test_a_warm_session_cant_be_told_from_a_cold_one(claude_vm, pool, in_tmux, folder, way):
     mode, _, streams = way.partition("-")
     script = folder / "look"
