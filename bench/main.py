@@ -25,11 +25,10 @@ from claude_vm.supervisor.grammar.commands.bench import (
     BenchRun,
     BenchTargets,
 )
+from claude_vm.supervisor.statuses import FAILED, INTERRUPTED, USAGE
 from claude_vm.supervisor.wire.complaint import beneath, complaint
 from claude_vm.supervisor.wire.escape import printed
 
-FAILED = 1
-USAGE = 2
 BASELINES = {"warm": "ssh", "clone": "by-hand"}
 """What is measured beside a mode, in the same patterns where that makes sense."""
 
@@ -50,7 +49,7 @@ def main(request: Bench) -> int:
         _say(f"claude-vm: {words_of(error)} [system-error]")
         return FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def _say(*lines: str) -> None:

@@ -6,7 +6,6 @@ its daemon removes is the user's. The homes lie beneath the user's data folder, 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_vm.bench.errors import BenchError, UnavailableError
+from claude_vm.drivers import locks
 from claude_vm.drivers.lima.home import is_ours, lima_home
 from claude_vm.drivers.process import find_marked
 from claude_vm.supervisor.wire import paths
@@ -174,15 +174,13 @@ def open_folder(home: Path) -> Iterator[Path]:
         _sweep(folder)
     folder = parent / secrets.token_hex(3)
     folder.mkdir(mode=0o700)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-        with contextlib.suppress(OSError):
-            parent.rmdir()
+    with locks.locked(folder / "lock"):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def _sweep(folder: Path) -> None:
@@ -192,14 +190,12 @@ def _sweep(folder: Path) -> None:
     except OSError:
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for root in sorted(path for path in folder.iterdir() if (path / "home").is_dir()):
-            site = Site(root, folder)
-            with contextlib.suppress(BenchError):
-                site.words("ps")
-            site.close()
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        return
+        if locks.try_lock(lock):
+            for root in sorted(path for path in folder.iterdir() if (path / "home").is_dir()):
+                site = Site(root, folder)
+                with contextlib.suppress(BenchError):
+                    site.words("ps")
+                site.close()
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)

@@ -13,7 +13,6 @@ that a lock appears must not tell a guest what there is on the host.
 Source: git-worktree's documentation.
 """
 
-import fcntl
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from claude_vm.context.regular_file import LOOK, read_open
+from claude_vm.drivers.locks import try_lock
 
 MARK = "claude-vm: sessions are running which don't have this worktree"
 OWNER = "claude-vm supervisor: "
@@ -95,10 +95,8 @@ def _named(folder: int, metadata: Path) -> Path | None:
 def _metadata(common: Path) -> Iterator[tuple[str, int]]:
     """Yield the name and an open folder for each linked worktree, under a lock among supervisors."""
     with suppress(OSError), _opened(common / "worktrees") as worktrees:
-        with suppress(
-            OSError
-        ):  # a guest may hold it; then two supervisors may meet, which is rare and harmless
-            fcntl.flock(worktrees, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # or a guest holds it: two supervisors may meet then, which is harmless
+            try_lock(worktrees)
         for name in sorted(os.listdir(worktrees))[:MAX_WORKTREES]:  # noqa: PTH208 - a descriptor
             try:
                 folder = os.open(name, os.O_RDONLY | _FOLDER, dir_fd=worktrees)

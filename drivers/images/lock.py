@@ -1,6 +1,5 @@
 """One process at a time: a lock on a file, released by the kernel when its holder dies."""
 
-import fcntl
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+
+from claude_vm.drivers.locks import take
 
 _RETRY_S: Final = 0.25
 
@@ -25,7 +26,7 @@ async def hold(
     Raises:
         OSError: The file can't be made.
     """
-    while (fd := _try(path)) is None:
+    while (fd := take(path)) is None:
         if waiting is not None:
             waiting()
             waiting = None
@@ -36,23 +37,6 @@ async def hold(
         if remove:
             _unlink(path)
         os.close(fd)
-
-
-def _try(path: Path) -> int | None:
-    """Take the lock if it is free; return its descriptor."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The former holder may have removed the file between the two calls: then this is a lock on nothing.
-        if path.stat().st_ino == os.fstat(fd).st_ino:
-            return fd
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
 
 
 def _unlink(path: Path) -> None:

@@ -10,7 +10,6 @@ folder, or made in it, that is not ours; once it is, nobody can put another in i
 Source: Lima's `pkg/limatype/dirnames` and `filenames` (v2.2): names, longest socket, reserved names.
 """
 
-import fcntl
 import os
 import re
 import stat
@@ -21,6 +20,7 @@ from typing import Final
 
 from claude_vm.drivers.api import Owner
 from claude_vm.drivers.errors import DriverError, words_of
+from claude_vm.drivers.locks import locked
 from claude_vm.drivers.vm.identity import new_key
 
 ELSEWHERE: Final = Path("/var/tmp")  # noqa: S108 - a folder of ours is made in it, and checked
@@ -106,10 +106,7 @@ def _make_key(config: Path) -> None:
     key = new_key()
     halves = ((f"{KEY}.pub", f"{key.public} lima\n"), (KEY, key.private))
     temporary = [config / f".{name}.{os.getpid()}" for name, _ in halves]
-    lock = config / f".{KEY}.lock"
-    locked = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(locked, fcntl.LOCK_EX)
+    with locked(config / f".{KEY}.lock"):
         if _has_key(config):
             return
         (config / KEY).unlink(missing_ok=True)
@@ -119,8 +116,6 @@ def _make_key(config: Path) -> None:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(text)
             path.rename(config / name)
-    finally:
-        os.close(locked)
 
 
 def public_key(home: Path) -> str:

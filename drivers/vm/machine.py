@@ -14,6 +14,7 @@ import msgspec
 from claude_vm.drivers.api import Mount, Phase, Progress
 from claude_vm.drivers.errors import BootError, DriverError, GuestError
 from claude_vm.drivers.process import ProcessIdentity
+from claude_vm.drivers.tasks import open_tasks
 from claude_vm.drivers.vm.arguments import Host
 from claude_vm.drivers.vm.channel import Answer, Channel
 from claude_vm.drivers.vm.identity import Identity
@@ -199,13 +200,13 @@ async def while_alive(
         group.cancel_scope.cancel()
 
     with anyio.move_on_after(timeout_s if math.isfinite(timeout_s) else None) as late:
-        async with anyio.create_task_group() as group:
-            group.start_soon(watch)
-            try:
+        try:
+            async with open_tasks() as group:
+                group.start_soon(watch)
                 result.append(await work())
-            except DriverError as error:
-                failure = error
-            group.cancel_scope.cancel()
+                group.cancel_scope.cancel()
+        except DriverError as error:
+            failure = error
     if result:
         return result[0]
     if failure is not None and process.is_alive():

@@ -16,7 +16,6 @@ goes only when no instance names it. What is half built is locked by its builder
 lock of a builder that dies.
 """
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -29,6 +28,7 @@ from typing import Final
 import anyio.to_thread
 import msgspec
 
+from claude_vm.drivers import locks
 from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import TemplateInUseError, TemplateMissingError, words_of
@@ -214,7 +214,7 @@ class Templates:
     def dead_builds(self) -> list[Path]:
         """Return the folders of builds whose builder has died, and of removals that were interrupted."""
         builds = self._root.glob(f"*/{self.kind}/**/{BUILDING}*")
-        found = [folder for folder in builds if not _is_locked(folder / "lock")]
+        found = [folder for folder in builds if not _is_being_built(folder)]
         found += self._root.glob(f"*/{TRASH}*")
         found += self._root.glob(f"*/{self.kind}/{TRASH}*")
         return found
@@ -243,14 +243,11 @@ def building_folder(parent: Path) -> Iterator[Path]:
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = parent / f"{BUILDING}{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield folder
-    finally:
-        # QEMU does not inherit the descriptor, so the lock goes with us.
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+    with locks.locked(folder / "lock"):  # QEMU does not inherit it, so it goes with us
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refuse_used(name: str, users: Sequence[Use]) -> None:
@@ -292,21 +289,14 @@ def size_bytes(folder: Path) -> int:
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
 
 
-def _is_locked(path: Path) -> bool:
-    """Tell whether somebody holds the lock. A build that has not made its file yet, is a moment old."""
+def _is_being_built(folder: Path) -> bool:
+    """Tell whether somebody holds its lock. One that has not made the file yet is a moment old."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return locks.is_locked(folder / "lock")
     except FileNotFoundError:
         with suppress(OSError):
-            return time.time() - path.parent.stat().st_mtime < 60
+            return time.time() - folder.stat().st_mtime < 60
         return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _sync(folder: Path) -> None:

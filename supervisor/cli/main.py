@@ -8,12 +8,11 @@ import gc
 import os
 import sys
 
+from claude_vm.supervisor.statuses import FAILED, OUTPUT_CLOSED, SESSION_FAILED, USAGE
+
 TYPE_CHECKING = False  # the module of that name takes long to load
 if TYPE_CHECKING:
     from claude_vm.supervisor.grammar.requests import Request
-
-FAILED = 125
-USAGE = 2
 
 
 def main() -> int:
@@ -94,7 +93,7 @@ def run(argv: list[str]) -> int:
 
 
 def write_lines(lines: tuple[str, ...], *, to_stderr: bool = False) -> int:
-    """Write lines to stdout or stderr, made harmless; return 0, or 141 when nobody reads them."""
+    """Write lines to stdout or stderr, made harmless; return 0, or `OUTPUT_CLOSED` when nobody reads them."""
     from claude_vm.supervisor.wire.escape import printed  # noqa: PLC0415 - its tables take a millisecond
 
     return _write(printed(lines), to_stderr=to_stderr)
@@ -106,7 +105,7 @@ def _write(text: str, *, to_stderr: bool = False) -> int:
         while data:
             data = data[os.write(2 if to_stderr else 1, data) :]
     except BrokenPipeError:
-        return 141
+        return OUTPUT_CLOSED
     return 0
 
 
@@ -135,7 +134,7 @@ def _failed_status(argv: list[str]) -> int:
     from claude_vm.supervisor.grammar.parse import Output, parse  # noqa: PLC0415 - takes long to load
 
     answer = parse(argv)
-    return FAILED if not isinstance(answer, Output) and answer.runs_others else 1
+    return SESSION_FAILED if not isinstance(answer, Output) and answer.runs_others else FAILED
 
 
 def _is_for_us(argv: list[str]) -> bool:
@@ -184,7 +183,7 @@ def _ask_daemon(answer: "Request", argv: list[str]) -> int:
             return 0
         if isinstance(answer, ShowDaemon):
             _write('{"pid": null}\n' if answer.json else "not running\n")
-            return 1
+            return FAILED
         if isinstance(answer, Version) and not answer.json:
             return _print_version()
         return session.run_by_daemon(argv)

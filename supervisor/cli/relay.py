@@ -20,6 +20,7 @@ from claude_vm.supervisor.cli.tty import (
     is_terminal,
     window_size,
 )
+from claude_vm.supervisor.statuses import OUTPUT_CLOSED, SESSION_FAILED
 from claude_vm.supervisor.wire.client import Connection, RefusedError
 from claude_vm.supervisor.wire.errors import ProtocolError, WireError
 from claude_vm.supervisor.wire.framing import (
@@ -36,10 +37,6 @@ from claude_vm.supervisor.wire.messages import MAX_DATA, WINDOW, FrameType
 TYPE_CHECKING = False  # importing typing would cost as much as a bare interpreter
 if TYPE_CHECKING:
     from claude_vm.supervisor.cli.agents import Agents
-
-FAILED = 125
-INTERRUPTED = 130
-OUTPUT_CLOSED = 141
 
 UNSENT = 128 * 1024
 """Unsent bytes for the daemon above which stdin is not read."""
@@ -189,7 +186,7 @@ class Relay:
                 self._start(pty=message.get("pty") is True)
             case FrameType.EXIT:
                 status = message.get("status")
-                self._status = status & 0xFF if isinstance(status, int) else FAILED
+                self._status = status & 0xFF if isinstance(status, int) else SESSION_FAILED
                 self._settle()
             case _:
                 raise ProtocolError(f"a frame {kind.name} is not allowed here")
@@ -314,5 +311,5 @@ class Relay:
         if self._stdout.error:
             reason = os.strerror(self._stdout.error)
             os.write(STDERR, f"claude-vm: stdout can't be written: {reason} [output-failed]\n".encode())
-            return FAILED
+            return SESSION_FAILED
         return status

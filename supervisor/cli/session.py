@@ -9,6 +9,7 @@ import socket
 import time
 
 from claude_vm.supervisor.cli.invocation import invocation
+from claude_vm.supervisor.statuses import INTERRUPTED
 from claude_vm.supervisor.wire.client import (
     Connection,
     HungUpError,
@@ -163,7 +164,7 @@ def attend(connection: socket.socket, argv: list[str]) -> int:
             raise
         return _stand_in(argv, error)
     # Only now: while this loads, the daemon works already.
-    from claude_vm.supervisor.cli.relay import INTERRUPTED, InterruptedTwiceError, Relay  # noqa: PLC0415
+    from claude_vm.supervisor.cli.relay import InterruptedTwiceError, Relay  # noqa: PLC0415
     from claude_vm.supervisor.cli.signals import Signals  # noqa: PLC0415
 
     gc.enable()

@@ -6,6 +6,8 @@ import signal
 from types import FrameType as StackFrame
 from types import TracebackType
 
+from claude_vm.supervisor.statuses import SIGNALLED
+
 PASSED_ON = (signal.SIGINT, signal.SIGWINCH, signal.SIGCONT)
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -69,7 +71,7 @@ def die_of(number: int) -> int:
     signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)
-    return 128 + number
+    return SIGNALLED + number
 
 
 def _wake(_number: int, _frame: StackFrame | None) -> None:

@@ -39,15 +39,9 @@ class Connect(InstanceEffect, frozen=True):
 
 
 class Run(InstanceEffect, frozen=True):
-    """Run the session's main command to its end. Answer: `RunDone`; `RunStarted` comes before it."""
+    """Run the session's main command to its end. Answer: `RunDone`; `RunStarted` comes before it.
 
-    session_id: str
-
-
-class Resume(InstanceEffect, frozen=True):
-    """Follow a main command that runs since before this supervisor to its end. Answer: `RunDone`.
-
-    There is no `RunStarted`: that was then.
+    In a session that was found running it runs already, so there is no `RunStarted`: that was then.
     """
 
     session_id: str

@@ -127,10 +127,7 @@ class WarmFound(Event, frozen=True):
 
 
 class SessionFound(Event, frozen=True):
-    """At start: a session of a dead supervisor whose main command had started. It runs on.
-
-    Effect `Resume`, which is answered like `Run`.
-    """
+    """At start: a session of a dead supervisor whose main command had started. It runs on."""
 
     session_id: str
     instance_id: str

@@ -206,7 +206,6 @@ _LATE: Mapping[type[effects.InstanceEffect], frozenset[type[events.Event]]] = Ma
         effects.Start: frozenset({events.StartDone}),
         effects.Connect: frozenset({events.ConnectDone}),
         effects.Run: frozenset({events.RunDone, events.RunStarted}),
-        effects.Resume: frozenset({events.RunDone}),
     }
 )
 IN_FLIGHT: Mapping[InstanceState, frozenset[type[effects.InstanceEffect]]] = MappingProxyType(
@@ -216,7 +215,7 @@ IN_FLIGHT: Mapping[InstanceState, frozenset[type[effects.InstanceEffect]]] = Map
         _S.STARTING: frozenset({effects.Start}),
         _S.CONNECTING: frozenset({effects.Connect}),
         _S.LEASED: frozenset({effects.Run}),
-        _S.RUNNING: frozenset({effects.Run, effects.Resume}),
+        _S.RUNNING: frozenset({effects.Run}),
         _S.ABANDONED: frozenset(_LATE),
         _S.DELETING: frozenset({effects.Delete}),
     }
@@ -297,10 +296,8 @@ def first_effect(instance: Instance) -> effects.InstanceEffect | None:
     match instance.state:
         case InstanceState.CLONING:
             return effects.Clone(instance_id=name, key=instance.key)
-        case InstanceState.LEASED:
+        case InstanceState.LEASED | InstanceState.RUNNING if instance.in_flight is None:
             return effects.Run(instance_id=name, session_id=session_id)
-        case InstanceState.RUNNING if instance.in_flight is None:
-            return effects.Resume(instance_id=name, session_id=session_id)
         case state:
             kind = _FIRST.get(state)
             return None if kind is None else kind(instance_id=name)

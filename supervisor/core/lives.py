@@ -31,7 +31,6 @@ from claude_vm.supervisor.core.queue import Queue
 from claude_vm.supervisor.core.registry import Registry
 from claude_vm.supervisor.core.retries import LEAK_AFTER, delay_s
 from claude_vm.supervisor.core.session import (
-    FAILED,
     LOST_GUEST,
     Outcome,
     Session,
@@ -41,6 +40,7 @@ from claude_vm.supervisor.core.session import (
 )
 from claude_vm.supervisor.core.session import MOVES as SESSION_MOVES
 from claude_vm.supervisor.core.story import Step, cut
+from claude_vm.supervisor.statuses import SESSION_FAILED
 
 
 class Turn(NamedTuple):
@@ -244,9 +244,9 @@ class Lives:
             case events.RunDone():
                 outcome, note = Outcome(event.status), f"status {event.status}"
             case events.EffectFailed():
-                outcome, note = Outcome(FAILED, event.code, event.message, event.detail), event.words
+                outcome, note = Outcome(SESSION_FAILED, event.code, event.message, event.detail), event.words
             case events.VmDied():
-                outcome, note = Outcome(FAILED, "vm-died", event.reason), event.reason
+                outcome, note = Outcome(SESSION_FAILED, "vm-died", event.reason), event.reason
             case _:
                 return ""
         session = self.sessions.find(instance.session_id)

@@ -25,9 +25,9 @@ from claude_vm.supervisor.core.lives import Lives, Turn
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.pool.supply import Supply
 from claude_vm.supervisor.core.queue import Queue
-from claude_vm.supervisor.core.session import FAILED, Outcome, SessionState
 from claude_vm.supervisor.core.session import HARMLESS as HARMLESS_TO_SESSIONS
 from claude_vm.supervisor.core.session import MOVES as SESSION_MOVES
+from claude_vm.supervisor.core.session import Outcome, SessionState
 from claude_vm.supervisor.core.story import Story
 from claude_vm.supervisor.core.views import (
     InstanceView,
@@ -37,10 +37,11 @@ from claude_vm.supervisor.core.views import (
     view_instance,
     view_session,
 )
+from claude_vm.supervisor.statuses import SESSION_FAILED
 
 _TEMPLATE_CHANGED = "its template has changed"
-_DAEMON_STOPPED = Outcome(FAILED, "daemon-stopped", "the supervisor was stopped", asked=True)
-_SHUTTING_DOWN = Outcome(FAILED, "shutting-down", "the supervisor is shutting down")
+_DAEMON_STOPPED = Outcome(SESSION_FAILED, "daemon-stopped", "the supervisor was stopped", asked=True)
+_SHUTTING_DOWN = Outcome(SESSION_FAILED, "shutting-down", "the supervisor is shutting down")
 
 
 class Core:

@@ -28,12 +28,10 @@ import msgspec
 
 from claude_vm.supervisor.core import events
 from claude_vm.supervisor.core.keys import PoolKey
+from claude_vm.supervisor.statuses import SESSION_FAILED
 
 LOST_GUEST = frozenset({"guest-failed", "shell-failed", "ssh-channel-refused", "ssh-link-lost"})
 """Codes of failures that say that a guest is out of reach, or does not do what guests do."""
-
-FAILED = 125
-"""Exit status of a session that failed before or around its main command."""
 
 
 class SessionState(StrEnum):
@@ -115,7 +113,7 @@ class Outcome(msgspec.Struct, frozen=True):
     asked: bool = False
 
 
-UNDECIDED = Outcome(FAILED, "undecided")
+UNDECIDED = Outcome(SESSION_FAILED, "undecided")
 """Stands in for the outcome until ENDING; no client ever gets it."""
 
 

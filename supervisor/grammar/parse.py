@@ -12,6 +12,7 @@ from claude_vm.supervisor.grammar.layout import HelpRequestedError, UsageError
 from claude_vm.supervisor.grammar.output import Output
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.grammar.words import OWN_WORDS, Split, WordsError, split
+from claude_vm.supervisor.statuses import USAGE
 
 __all__ = ["Output", "Request", "parse"]
 
@@ -79,7 +80,7 @@ def _usage(error: Any) -> str:
 
 def _wrong(message: str, path: str, forms: str = "") -> Output:
     lines = (f"claude-vm: {message} [usage]", *(forms.split("\n") if forms else ()), f"Try '{path} --help'.")
-    return Output(lines=lines, status=2, to_stderr=True)
+    return Output(lines=lines, status=USAGE, to_stderr=True)
 
 
 def _version(program: str) -> Output:

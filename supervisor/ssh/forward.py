@@ -18,6 +18,7 @@ import anyio
 import anyio.lowlevel
 import asyncssh
 
+from claude_vm.drivers.tasks import open_tasks
 from claude_vm.supervisor.ssh.errors import SshError
 from claude_vm.supervisor.ssh.link import Link
 
@@ -64,33 +65,25 @@ async def _exchange(
     Raises:
         SshError: Either side breaks off.
     """
-    broken: list[Exception] = []
 
-    async with anyio.create_task_group() as directions:
+    async def upwards() -> None:
+        while data := await _receive(client):
+            await link.until_it_takes()
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
 
-        async def upwards() -> None:
-            try:
-                while data := await _receive(client):
-                    await link.until_it_takes()
-                    writer.write(data)
-                    await writer.drain()
-                writer.write_eof()
-            except (OSError, asyncssh.Error) as error:
-                broken.append(error)
-                directions.cancel_scope.cancel()
-
-        directions.start_soon(upwards)
-        try:
+    try:
+        async with open_tasks() as directions:
+            directions.start_soon(upwards)
             while data := await reader.read(CHUNK):
                 await _send(client, data)
             client.shutdown(socket.SHUT_WR)
             # The guest closes its side when both directions have ended, or when it takes no more.
             await writer.channel.wait_closed()
-        except (OSError, asyncssh.Error) as error:
-            broken.append(error)
-        directions.cancel_scope.cancel()
-    if broken:
-        raise SshError("the connection was broken off", detail=str(broken[0]))
+            directions.cancel_scope.cancel()
+    except (OSError, asyncssh.Error) as error:
+        raise SshError("the connection was broken off", detail=str(error)) from error
 
 
 async def _receive(client: socket.socket) -> bytes:

@@ -13,12 +13,12 @@ from enum import StrEnum
 
 import anyio
 
+from claude_vm.drivers.tasks import open_tasks
 from claude_vm.supervisor.ssh.errors import (
     InputClosedError,
     LinkLostError,
     SessionUnknownError,
     ShellError,
-    SshError,
     StatusLostError,
 )
 from claude_vm.supervisor.ssh.link import Link
@@ -242,25 +242,13 @@ async def prime(link: Link, kinds: Collection[Kind], *, term: str) -> Shells:
         SshError: The guest starts no shell, or the connection is lost.
     """
     shells = Shells(link, term)
-    failures: list[SshError] = []
-
-    async def add(kind: Kind) -> None:
-        try:
-            await shells.add(kind, term)
-        except SshError as error:
-            failures.append(error)
-
-    primed = False
     try:
-        async with anyio.create_task_group() as tasks:
+        async with open_tasks() as tasks:
             for kind in kinds:
-                tasks.start_soon(add, kind)
-        primed = not failures
-    finally:
-        if not primed:
-            await shells.aclose()
-    if failures:
-        raise failures[0]
+                tasks.start_soon(shells.add, kind, term)
+    except BaseException:
+        await shells.aclose()
+        raise
     return shells
 
 

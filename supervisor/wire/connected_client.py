@@ -7,6 +7,7 @@ from typing import Literal
 import anyio
 import msgspec
 
+from claude_vm.supervisor.conditions import Condition
 from claude_vm.supervisor.wire.agent import AgentStream
 from claude_vm.supervisor.wire.complaint import beneath as indented
 from claude_vm.supervisor.wire.errors import (
@@ -16,7 +17,7 @@ from claude_vm.supervisor.wire.errors import (
     ProtocolError,
 )
 from claude_vm.supervisor.wire.escape import escape_line
-from claude_vm.supervisor.wire.flow import Inflow, Outbox, Stir, Window
+from claude_vm.supervisor.wire.flow import Inflow, Outbox, Window
 from claude_vm.supervisor.wire.framing import (
     Frame,
     decode_number,
@@ -78,10 +79,10 @@ class Client:
         }
         self._size: Size | None = None
         self._signals: deque[Signal] = deque()
-        self._control = Stir()
+        self._control = Condition()
         self._asked = 0
         self._answers: deque[str | None] = deque()
-        self._answered = Stir()
+        self._answered = Condition()
         self._one_prompt = anyio.Lock()
         self._agents: dict[int, AgentStream] = {}
         self._next_agent = 1
@@ -206,7 +207,7 @@ class Client:
                 self._output_of[kind].close(OutputClosedError("nobody reads this output any more"))
             case FrameType.SIZE:
                 self._size = Size(*decode_size(payload))
-                self._control.set()
+                self._control.notify_all()
             case FrameType.SIGNAL:
                 self._take_signal(payload)
             case FrameType.ANSWER:
@@ -223,7 +224,7 @@ class Client:
             window.close(ClientGoneError("the client is gone"))
         for agent in list(self._agents.values()):
             agent.end_nowait()
-        self._answered.set()
+        self._answered.notify_all()
 
     def exit_nowait(self, status: int) -> None:
         """Say the last word; the first one counts."""
@@ -242,14 +243,14 @@ class Client:
             raise ProtocolError("a frame SIGNAL that names no signal")
         if Signal(name) not in self._signals:
             self._signals.append(Signal(name))
-            self._control.set()
+            self._control.notify_all()
 
     def _take_answer(self, payload: bytes) -> None:
         if not self._asked:
             raise ProtocolError("an answer to no question")
         self._asked -= 1
         self._answers.append(decode_answer(payload))
-        self._answered.set()
+        self._answered.notify_all()
 
     def _take_agent(self, kind: FrameType, payload: bytes) -> None:
         channel = decode_number(payload)

@@ -12,6 +12,7 @@ from collections import deque
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
 
+from claude_vm.supervisor.conditions import Condition
 from claude_vm.supervisor.wire.errors import ProtocolError
 
 BATCH = 256 * 1024
@@ -21,29 +22,13 @@ ROOM = 256 * 1024
 """Queued bytes above which frames without a window of their own wait."""
 
 
-class Stir:
-    """Wakes all tasks that wait for something to change; they look again for themselves."""
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-
-    def set(self) -> None:
-        """Wake the waiting tasks. Never waits."""
-        self._event.set()
-        self._event = anyio.Event()
-
-    async def wait(self) -> None:
-        """Wait for the next `set`. Between the caller's look and this call must be no other await."""
-        await self._event.wait()
-
-
 class Window:
     """How many bytes of one stream may still be sent. Cancelling `take` takes nothing."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._credit = size
-        self._stir = Stir()
+        self._changed = Condition()
         self._closed: Exception | None = None
 
     @property
@@ -64,7 +49,7 @@ class Window:
                 taken = min(wanted, self._credit)
                 self._credit -= taken
                 return taken
-            await self._stir.wait()
+            await self._changed.wait()
 
     def give(self, count: int) -> None:
         """Take an acknowledgement.
@@ -75,13 +60,13 @@ class Window:
         if count > self._size - self._credit:
             raise ProtocolError("more bytes are acknowledged than were sent")
         self._credit += count
-        self._stir.set()
+        self._changed.notify_all()
 
     def close(self, error: Exception) -> None:
         """Let every `take`, now and later, raise this error. The first close counts."""
         if self._closed is None:
             self._closed = error
-            self._stir.set()
+            self._changed.notify_all()
 
 
 class Inflow:
@@ -96,7 +81,7 @@ class Inflow:
         self._unacknowledged = 0
         self._handed_out = 0
         self._ended = False
-        self._stir = Stir()
+        self._changed = Condition()
 
     def put(self, data: bytes) -> None:
         """Take what has come. Never waits.
@@ -110,12 +95,12 @@ class Inflow:
         if self._unacknowledged > self._size:
             raise ProtocolError("more data than the window allows")
         self._pieces.append(data)
-        self._stir.set()
+        self._changed.notify_all()
 
     def end(self) -> None:
         """No more will come. What has come can still be read. Repeating it is fine."""
         self._ended = True
-        self._stir.set()
+        self._changed.notify_all()
 
     async def receive(self, most: int) -> bytes:
         """Return 1 to `most` bytes, or ``b""`` at the end. For one reader at a time.
@@ -125,7 +110,7 @@ class Inflow:
         while not self._pieces:
             if self._ended:
                 return b""
-            await self._stir.wait()
+            await self._changed.wait()
         taken = [self._pieces.popleft()]
         size = len(taken[0])
         while size < most and self._pieces:
@@ -156,7 +141,7 @@ class Outbox:
         self._begun = b""  # the rest of a frame whose beginning is written
         self._frames: deque[bytes] = deque()
         self._queued = 0  # bytes that are not written, of all these and of what `run` writes now
-        self._stir = Stir()
+        self._changed = Condition()
         self._broken = False
         self._ending = False
 
@@ -170,7 +155,7 @@ class Outbox:
         else:
             self._begun = frame[sent:]
             self._queued = len(self._begun)
-        self._stir.set()
+        self._changed.notify_all()
 
     def _write_now(self, frame: bytes) -> int:
         """Return how many bytes of a frame the connection has taken."""
@@ -184,12 +169,12 @@ class Outbox:
     async def wait_for_room(self) -> None:
         """Wait until there is little in the queue, or the connection is broken."""
         while self._queued > ROOM and not self._broken:
-            await self._stir.wait()
+            await self._changed.wait()
 
     async def wait_empty(self) -> None:
         """Wait until everything is written, or the connection is broken."""
         while self._queued and not self._broken:
-            await self._stir.wait()
+            await self._changed.wait()
 
     def put_last(self, frame: bytes) -> None:
         """Queue a frame after which no other is taken. Never waits; the first one counts."""
@@ -209,13 +194,13 @@ class Outbox:
         self._begun = b""
         self._frames.clear()
         self._queued = 0
-        self._stir.set()
+        self._changed.notify_all()
 
     async def run(self) -> None:
         """Write what is queued until the connection breaks. Ends then, or is cancelled; never raises."""
         while not self._broken:
             if not self._queued:
-                await self._stir.wait()
+                await self._changed.wait()
                 continue
             batch = [self._begun or self._frames.popleft()]
             self._begun = b""
@@ -229,4 +214,4 @@ class Outbox:
                 self.break_off()
                 return
             self._queued -= size
-            self._stir.set()
+            self._changed.notify_all()

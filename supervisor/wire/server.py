@@ -14,6 +14,7 @@ import anyio
 import msgspec
 from anyio.abc import ByteStream, Listener, SocketAttribute, UNIXSocketStream
 
+from claude_vm.supervisor.statuses import OUTPUT_CLOSED, SESSION_FAILED
 from claude_vm.supervisor.wire.complaint import complaint
 from claude_vm.supervisor.wire.connected_client import Client, Level, Signal, Size
 from claude_vm.supervisor.wire.errors import (
@@ -66,12 +67,6 @@ Admit = Callable[[Hello, tuple[str, ...]], Refusal | None]
 
 OnError = Callable[[Exception], None]
 """Is told what went wrong; never raises, never waits."""
-
-FAILED_STATUS = 125
-"""Exit status when claude-vm itself failed (feature A4)."""
-
-OUTPUT_CLOSED_STATUS = 141
-"""Exit status of a command whose reader is gone, as a shell tells a death of SIGPIPE."""
 
 HANDSHAKE_S = 10.0
 """How long a client may take for HELLO and INVOKE, in seconds."""
@@ -224,7 +219,7 @@ class _Attendance:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LAST_WORDS_S):
                     text, beneath = _farewell(self._client)
                     self._client.note_nowait(text, "error", beneath)
-                    self._client.exit_nowait(FAILED_STATUS)
+                    self._client.exit_nowait(SESSION_FAILED)
                     await self._outbox.wait_empty()
                 raise
             finally:
@@ -252,12 +247,12 @@ class _Attendance:
         try:
             return await answer(self._client)
         except OutputClosedError:
-            return OUTPUT_CLOSED_STATUS
+            return OUTPUT_CLOSED
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets its message
             self._on_error(error)
             text, beneath = _words_for(error)
             self._client.note_nowait(text, "error", beneath)
-            return FAILED_STATUS
+            return SESSION_FAILED
 
     async def _read(self) -> None:
         try:

@@ -43,7 +43,7 @@ abandoned:taken    -           deleting     -          -           -        -   
 abandoned:start    -           -            deleting   -           -        -          deleting     deleting        -          =
 abandoned:connect  -           -            -          deleting    -        -          deleting     deleting        -          =
 abandoned:run      -           -            -          -           deleting -          deleting     deleting        =          =
-abandoned:resume   -           -            -          -           deleting -          deleting     deleting        -          =
+abandoned:found    -           -            -          -           deleting -          deleting     deleting        =          =
 deleting           -           -            -          -           -        deleted    stuck        -               -          =
 stuck              -           -            -          -           -        -          -            -               -          =
 leaked             -           -            -          -           -        -          -            -               -          =
@@ -89,7 +89,7 @@ PATHS = {
     "running:found": ["session_found"],
     "abandoned:ahead": ["wish_paused", "drain"],
     "abandoned:prestart": ["wish_paused", "cloned", "drain"],
-    "abandoned:resume": ["session_found", "stop"],
+    "abandoned:found": ["session_found", "stop"],
     "connecting": ["request", "cloned", "started"],
     "warm": ["make_warm"],
     "leased": ["request", "connect"],
@@ -169,7 +169,7 @@ def test_each_event_in_each_state_does_what_the_grid_says_or_raises_and_changes_
         assert rig.core.instance_story("i1").steps[-1].at == rig.now
 
 
-@pytest.mark.parametrize("place", ["leased", "running", "running:found", "abandoned:run", "abandoned:resume"])
+@pytest.mark.parametrize("place", ["leased", "running", "running:found", "abandoned:run", "abandoned:found"])
 @pytest.mark.parametrize("event", ["RunDone", "RunStarted"])
 def test_news_of_a_run_that_name_another_session_raise_and_change_nothing(rig_in, place, event):
     rig = rig_in(place)
@@ -188,7 +188,7 @@ def test_news_of_a_run_that_name_another_session_raise_and_change_nothing(rig_in
         ("starting", effects.Start),
         ("starting:paused", effects.Start),
         ("connecting:found", effects.Connect),
-        ("running:found", effects.Resume),
+        ("running:found", effects.Run),
         ("connecting", effects.Connect),
         ("leased", effects.Run),
     ],

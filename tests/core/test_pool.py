@@ -2,7 +2,7 @@
 
 import pytest
 
-from claude_vm.supervisor.core.effects import Clone, Connect, Delete, EndSession, Resume, Run, Start
+from claude_vm.supervisor.core.effects import Clone, Connect, Delete, EndSession, Run, Start
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.pool.generations import KEPT_GENERATIONS
 
@@ -705,7 +705,7 @@ def test_a_found_instance_for_which_there_is_no_place_is_deleted(make_rig, why):
 
 def test_a_session_that_is_found_runs_on_to_its_end(make_rig, key_of):
     rig = make_rig(size=1)
-    assert rig.session_found(1) == [Resume(instance_id="i1", session_id="s1")]
+    assert rig.session_found(1) == [Run(instance_id="i1", session_id="s1")]
     (view,) = rig.core.sessions()
     assert (view.state, view.source, view.instance_id) == ("running", "resumed", "i1")
     assert (rig.pool().claimed, rig.pool().wanted) == (1, 0)

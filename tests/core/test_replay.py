@@ -56,7 +56,7 @@ def answer(effect, at, rng):
     match effect:
         case effects.Start():
             return events.StartDone(restored=True, **fields)
-        case effects.Run(session_id=session) | effects.Resume(session_id=session):
+        case effects.Run(session_id=session):
             return events.RunDone(session_id=session, status=rng.randrange(256), **fields)
         case _:
             return ANSWERS[type(effect)](**fields)
@@ -151,7 +151,6 @@ def test_the_recorded_day_has_everything_in_it():
         effects.Clone,
         effects.RequestWarm,
         effects.Prestart,
-        effects.Resume,
         effects.Start,
         effects.Connect,
         effects.Run,

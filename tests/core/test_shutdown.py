@@ -1,6 +1,6 @@
 """The end of the supervisor: everyone is told, everything is deleted, then it may stop."""
 
-from claude_vm.supervisor.core.effects import Cancel, Delete, ReportLeak, Resume, StopServing, WakeAt
+from claude_vm.supervisor.core.effects import Cancel, Delete, ReportLeak, Run, StopServing, WakeAt
 from claude_vm.supervisor.core.retries import LEAK_AFTER
 
 MESSAGE = "the supervisor was stopped"
@@ -89,7 +89,7 @@ def test_a_warm_instance_that_is_found_during_shutdown_is_deleted(make_rig):
 def test_a_session_that_is_found_during_shutdown_is_stopped(rig, ended):
     rig.run(1)
     rig.shut_down()
-    assert rig.session_found(2) == [Resume(instance_id="i2", session_id="s2"), Cancel(instance_id="i2")]
+    assert rig.session_found(2) == [Run(instance_id="i2", session_id="s2"), Cancel(instance_id="i2")]
     rig.cancelled(2)
     assert rig.deleted(2) == [ended(2, 125, "daemon-stopped", MESSAGE)]
 

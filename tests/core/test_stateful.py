@@ -45,10 +45,8 @@ DONE = {
     effects.Start: events.StartDone,
     effects.Connect: events.ConnectDone,
     effects.Run: events.RunDone,
-    effects.Resume: events.RunDone,
     effects.Delete: events.DeleteDone,
 }
-RUNS = effects.Run | effects.Resume
 THEN = st.sampled_from(["fail", "die", "stop", "nothing", "nothing"])
 READY = {InstanceState.WARM, InstanceState.PAUSED}
 PHASES = {
@@ -246,8 +244,7 @@ class World(RuleBasedStateMachine):
             case effects.Clone():
                 assert name not in self.made
                 self.made.add(name)
-            case effects.Resume(session_id=session):
-                assert name in self.found
+            case effects.Run(session_id=session) if name in self.found:
                 assert self.place[name] == session
             case effects.Run(session_id=session):
                 assert name not in self.ran, "a used instance is used again"
@@ -351,7 +348,7 @@ class World(RuleBasedStateMachine):
             self.settle(session, 125, "daemon-stopped", asked=True)
         key = self.key(template, age)
         self.send(events.SessionFound(at=self.now, session_id=session, instance_id=name, key=key))
-        assert isinstance(self.flying[name], effects.Resume)
+        assert isinstance(self.flying[name], effects.Run)
         return session
 
     # What is wished of the pool.
@@ -563,7 +560,7 @@ class World(RuleBasedStateMachine):
         """Without this, hardly a session would come as far as its run."""
         for _ in range(steps):
             for name in sorted(self.flying):
-                if name in self.flying and not isinstance(self.flying[name], RUNS):
+                if name in self.flying and not isinstance(self.flying[name], effects.Run):
                     self.done(name)
                     self.the_books_agree()
             while self.wanted:
@@ -613,7 +610,7 @@ class World(RuleBasedStateMachine):
         return sorted(
             name
             for name, effect in self.flying.items()
-            if isinstance(effect, effects.Run) and name not in self.began  # no Resume: that one has begun
+            if isinstance(effect, effects.Run) and name not in self.began
         )
 
     @precondition(lambda self: self.runs())
@@ -645,7 +642,7 @@ class World(RuleBasedStateMachine):
             self.answer(name, events.EffectCancelled(at=self.now, instance_id=name))
 
     def running(self):
-        runs = {name for name, effect in self.flying.items() if isinstance(effect, RUNS)}
+        runs = {name for name, effect in self.flying.items() if isinstance(effect, effects.Run)}
         return sorted(runs - self.asked)
 
     @precondition(lambda self: self.running())

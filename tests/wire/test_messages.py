@@ -138,6 +138,8 @@ def filled(kind, value):
         made = value
         if name in {"lines", "instances", "problems"}:
             made = (value, value)
+        elif name == "broken":
+            made = ((value, value, False),)
         elif name in {"status", "started", "number"}:
             made = 0
         if parameter.kind is parameter.KEYWORD_ONLY:

@@ -6,10 +6,10 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TypeVar
 
-import anyio
 import msgspec
 
 from claude_vm.drivers.api import Progress
+from claude_vm.drivers.tasks import open_tasks
 from claude_vm.supervisor.daemon.clients.caller import Caller
 from claude_vm.supervisor.daemon.clients.progress import open_progress
 from claude_vm.supervisor.daemon.clients.site import Site
@@ -17,16 +17,11 @@ from claude_vm.supervisor.daemon.clients.turns import in_turns
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.supervisor import Supervisor
 from claude_vm.supervisor.grammar.flags import Flags
+from claude_vm.supervisor.statuses import OF_SIGNAL, SESSION_FAILED
 from claude_vm.supervisor.wire.escape import escape_json, printed
 from claude_vm.supervisor.wire.server import Client, Signal
 
 Result = TypeVar("Result")
-
-FAILED = 125
-"""Exit status when claude-vm itself failed."""
-
-SIGNAL_STATUS = {"HUP": 129, "INT": 130, "QUIT": 131, "TERM": 143}
-"""Exit statuses of a command that a signal ended before a main command could take it."""
 
 
 class Command:
@@ -95,7 +90,6 @@ class Command:
         """
         client = self.client
         results: list[Result] = []
-        failures: list[Exception] = []
         interrupted: list[str] = []
 
         async def stop_when_gone() -> None:
@@ -109,20 +103,16 @@ class Command:
             interrupted.append(control.name)
             tasks.cancel_scope.cancel()
 
-        async with anyio.create_task_group() as tasks:
+        async with open_tasks() as tasks:
             tasks.start_soon(stop_when_gone)
             tasks.start_soon(stop_on_signal)
-            try:
-                results.append(await work())
-            except Exception as error:  # noqa: BLE001 - raised again, outside the group that would wrap it
-                failures.append(error)
+            results.append(await work())
             tasks.cancel_scope.cancel()
-        if failures:
-            raise failures[0]
         if results:
             return results[0]
         name = interrupted[0] if interrupted else "INT"
-        raise CommandError("interrupted", f"interrupted by SIG{name}", status=SIGNAL_STATUS.get(name, FAILED))
+        status = OF_SIGNAL.get(name, SESSION_FAILED)
+        raise CommandError("interrupted", f"interrupted by SIG{name}", status=status)
 
 
 def _indented(value: object) -> str:

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 import anyio
 
 from claude_vm.drivers.api import Phase
+from claude_vm.drivers.tasks import open_tasks
+from claude_vm.supervisor.conditions import AutoResetEvent
 from claude_vm.supervisor.wire.server import Client, Level
 
 TICK_S = 1.0
@@ -26,7 +28,7 @@ class Progress:
         self._begun = time.monotonic()
         self._pending: list[tuple[str, Level]] = []
         self._phase = ""
-        self._stir = anyio.Event()
+        self._news = AutoResetEvent()
 
     def __call__(self, phase: Phase, detail: str) -> None:
         """Take a phase and a detail. Never waits, never raises."""
@@ -37,14 +39,13 @@ class Progress:
             self._pending.append((f"{phase.value} ({time.monotonic() - self._begun:.0f} s)", "progress"))
         if detail and self._verbose:
             self._pending.append((f"  {detail}", "verbose"))
-        self._stir.set()
+        self._news.set()
 
     async def _tell(self) -> None:
         terminal = self._client.invocation.terminal.stderr_tty
         while True:
             with anyio.move_on_after(TICK_S if terminal and self._phase else None):
-                await self._stir.wait()
-            self._stir = anyio.Event()
+                await self._news.wait()
             if terminal and self._phase and not self._pending:
                 self._pending.append((f"{self._phase} ({time.monotonic() - self._begun:.0f} s)", "progress"))
             await self._flush()
@@ -59,14 +60,10 @@ class Progress:
 async def open_progress(client: Client, *, quiet: bool, verbose: bool) -> AsyncIterator[Progress]:
     """Open a progress that is told to `client` while the context lasts; what is left is told at its end."""
     progress = Progress(client, quiet=quiet, verbose=verbose)
-    failures: list[Exception] = []
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(progress._tell)  # noqa: SLF001 - its own opener
-        try:
+    try:
+        async with open_tasks() as tasks:
+            tasks.start_soon(progress._tell)  # noqa: SLF001 - its own opener
             yield progress
-        except Exception as error:  # noqa: BLE001 - raised again, outside the group that would wrap it
-            failures.append(error)
-        tasks.cancel_scope.cancel()
-    await progress._flush()  # noqa: SLF001
-    if failures:
-        raise failures[0]
+            tasks.cancel_scope.cancel()
+    finally:
+        await progress._flush()  # noqa: SLF001

@@ -36,6 +36,7 @@ from claude_vm.supervisor.grammar.commands.templates import Clean, CleanAll, Inf
 from claude_vm.supervisor.grammar.parse import Output, parse
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.ssh.errors import LaunchError
+from claude_vm.supervisor.statuses import FAILED, OUTPUT_CLOSED, SESSION_FAILED
 from claude_vm.supervisor.wire.complaint import complaint
 from claude_vm.supervisor.wire.escape import printed
 from claude_vm.supervisor.wire.server import Client, OutputClosedError
@@ -63,10 +64,6 @@ COMMANDS: dict[type[Request], Callable[..., Awaitable[int]]] = {
     StopDaemon: daemon.stop,
 }
 
-SESSION_FAILED = 125
-COMMAND_FAILED = 1
-SIGPIPE_STATUS = 141
-
 
 async def answer(supervisor: Supervisor, client: Client) -> int:
     """Carry out the command of a client and return its exit status. Raises nothing that a user can cause."""
@@ -75,7 +72,7 @@ async def answer(supervisor: Supervisor, client: Client) -> int:
         data = printed(parsed.lines).encode()
         await (client.send_stderr(data) if parsed.to_stderr else client.send_stdout(data))
         return parsed.status
-    failed = SESSION_FAILED if parsed.runs_others else COMMAND_FAILED
+    failed = SESSION_FAILED if parsed.runs_others else FAILED
     command = Command(supervisor, client, parsed.flags)
     supervisor.sweep()
     log.info("command", name=type(parsed).__name__.lower())
@@ -84,7 +81,7 @@ async def answer(supervisor: Supervisor, client: Client) -> int:
             await command.say(f"claude-vm: {remark}")
         return await COMMANDS[type(parsed)](command, parsed)
     except OutputClosedError:
-        return SIGPIPE_STATUS
+        return OUTPUT_CLOSED
     except (CommandError, DriverError, ContextError, LaunchError) as error:
         text, beneath = complaint(error)
         await client.note(text, "error", beneath)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from claude_vm.context.claude_command import background_word
 from claude_vm.supervisor.daemon.errors import CommandError
-
-WRONG_USAGE = 2
+from claude_vm.supervisor.statuses import USAGE
 
 
 def refuse_background(args: Sequence[str], configured: Sequence[str]) -> None:
@@ -14,7 +13,7 @@ def refuse_background(args: Sequence[str], configured: Sequence[str]) -> None:
     Raises:
         CommandError: There is one.
     """
-    for words, source, status in ((args, "", WRONG_USAGE), (configured, " (claude_args)", None)):
+    for words, source, status in ((args, "", USAGE), (configured, " (claude_args)", None)):
         word = background_word(words)
         if word.startswith("-"):
             why = "would leave Claude's work to a VM that is thrown away as soon as this returns"

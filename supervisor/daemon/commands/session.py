@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from claude_vm.context.claude_command import claude_argv
 from claude_vm.supervisor.core.views import PoolView
-from claude_vm.supervisor.daemon.clients.command import FAILED, SIGNAL_STATUS, Command
+from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.commands.background import refuse_background
 from claude_vm.supervisor.daemon.commands.telling import tell_reports, tell_sharing
 from claude_vm.supervisor.daemon.dispatch.dispatcher import fresh_session_id
@@ -25,10 +25,8 @@ from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.sessions.source import how_it_came
 from claude_vm.supervisor.grammar.commands.sessions import Agent, Shell
 from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.statuses import HUNG_UP, OF_SIGNAL, SESSION_FAILED
 from claude_vm.supervisor.wire.server import Level
-
-CLIENT_GONE = 129
-"""What a session's story says of it when its client vanished. Nobody is there to see it."""
 
 
 async def agent(command: Command, request: Agent) -> int:
@@ -97,10 +95,10 @@ async def _attend(command: Command, session: Session) -> int:
 
     async def stop_when_gone() -> None:
         await client.gone.wait()
-        dispatcher.stop(session.session_id, "its client went away", CLIENT_GONE)
+        dispatcher.stop(session.session_id, "its client went away", HUNG_UP)
 
     def interrupt(name: str) -> None:
-        dispatcher.stop(session.session_id, f"interrupted by SIG{name}", SIGNAL_STATUS.get(name, FAILED))
+        dispatcher.stop(session.session_id, f"interrupted by SIG{name}", OF_SIGNAL.get(name, SESSION_FAILED))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(attachment.serve, interrupt)
@@ -110,7 +108,7 @@ async def _attend(command: Command, session: Session) -> int:
         tasks.cancel_scope.cancel()
     outcome = session.outcome
     if outcome is None:  # pragma: no cover - `over` is set after it
-        return FAILED
+        return SESSION_FAILED
     if outcome.code:
         step = next_step(outcome.code, command.supervisor.home)
         beneath = (*outcome.detail, *((step,) if step else ()))

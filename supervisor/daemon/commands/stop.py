@@ -8,10 +8,8 @@ from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.grammar.commands.sessions import Stop
+from claude_vm.supervisor.statuses import TERMINATED
 from claude_vm.supervisor.wire.server import OutputClosedError
-
-STOPPED = 143
-"""Exit status of a session that was stopped: as if its main command had died of SIGTERM."""
 
 
 async def stop(command: Command, request: Stop) -> int:
@@ -32,7 +30,7 @@ async def stop_sessions(command: Command, sessions: list[Session]) -> None:
     unread: list[OutputClosedError] = []
 
     async def end(session: Session) -> None:
-        command.supervisor.dispatcher.stop(session.session_id, "stopped by `claude-vm stop`", STOPPED)
+        command.supervisor.dispatcher.stop(session.session_id, "stopped by `claude-vm stop`", TERMINATED)
         await session.over.wait()
         try:
             await command.out(session.session_id)

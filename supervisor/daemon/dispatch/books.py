@@ -33,7 +33,7 @@ class Books:
                 driver=instance.driver,
                 kind=kind,
                 key=effect.key if isinstance(effect, fx.Clone) else None,
-                session=_row(session) if isinstance(effect, fx.Run) and session is not None else None,
+                session=_row(session) if isinstance(effect, fx.Run) else None,
             )
         except sqlite3.Error as error:
             log.error(  # noqa: TRY400 - no bug of ours
@@ -67,7 +67,9 @@ class Books:
             log.error("journal-not-written", session=session_id, error=str(error))  # noqa: TRY400
 
 
-def _row(session: Session) -> JournaledSession:
+def _row(session: Session | None) -> JournaledSession | None:
+    if session is None or session.found:  # that one's row is there
+        return None
     plan = session.plan
     return JournaledSession(
         session_id=session.session_id,

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import anyio
 
+from claude_vm.supervisor.conditions import AutoResetEvent
+
 JUMP_S = 0.5
 """A change of the wall clock against the monotonic one, in seconds, that guests must be told of."""
 
@@ -21,7 +23,7 @@ class Alarm:
     def __init__(self, ring: Callable[[float], None]) -> None:
         self._ring = ring
         self._deadlines: list[float] = []
-        self._changed = anyio.Event()
+        self._changed = AutoResetEvent()
 
     def wake_at(self, deadline: float) -> None:
         """Add an instant. Never waits."""
@@ -33,12 +35,10 @@ class Alarm:
         while True:
             if not self._deadlines:
                 await self._changed.wait()
-                self._changed = anyio.Event()
                 continue
             earliest = self._deadlines[0]
             with anyio.CancelScope(deadline=earliest):
                 await self._changed.wait()
-                self._changed = anyio.Event()
             now = anyio.current_time()
             if self._deadlines[0] <= now:
                 while self._deadlines and self._deadlines[0] <= now:

@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 
 from claude_vm.drivers.api import Access, TemplateRecord
 from claude_vm.drivers.errors import DriverError
+from claude_vm.supervisor.conditions import Condition
 from claude_vm.supervisor.core import effects as fx
 from claude_vm.supervisor.core import events as ev
 from claude_vm.supervisor.core.invariants import BrokenInvariant
@@ -89,7 +90,7 @@ class Dispatcher:
             faults=faults,
         )
         self._instances: dict[str, Instance] = {}
-        self._changed: anyio.Event | None = None
+        self._changed = Condition()
         self._queue: deque[ev.Event] = deque()
         self._draining = False
         self._validates = VALIDATE in os.environ
@@ -112,9 +113,7 @@ class Dispatcher:
                     self._validate(taken)
         finally:
             self._draining = False
-            if self._changed is not None:
-                self._changed.set()
-                self._changed = None
+            self._changed.notify_all()
 
     def _validate(self, event: ev.Event) -> None:
         try:
@@ -125,8 +124,6 @@ class Dispatcher:
 
     async def change(self) -> None:
         """Wait until the core has taken another event. Look at it before; there is no await in between."""
-        if self._changed is None:
-            self._changed = anyio.Event()
         await self._changed.wait()
 
     async def begin(self, session: Session) -> None:

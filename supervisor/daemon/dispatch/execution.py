@@ -9,6 +9,7 @@ import structlog
 
 from claude_vm.drivers.api import Access, Driver, InstanceSpec, Mount, Phase, Progress, tell_no_progress
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.tasks import open_tasks
 from claude_vm.supervisor.core import effects as fx
 from claude_vm.supervisor.core import events as ev
 from claude_vm.supervisor.core.keys import PoolKey
@@ -108,7 +109,7 @@ class Execution:
                 async with _vm_death_first():
                     await self._connect(instance, driver, session)
                 return ev.ConnectDone(at=anyio.current_time(), instance_id=name)
-            case fx.Run(session_id=session_id) | fx.Resume(session_id=session_id):
+            case fx.Run(session_id=session_id):
                 async with _vm_death_first():
                     status = await self._run(instance, driver, self._sessions[session_id])
                 return ev.RunDone(
@@ -123,22 +124,15 @@ class Execution:
         """Start it, and connect meanwhile: SSH's handshake is the longest part of a RAM clone's start."""
         # one that was started ahead may have to be replaced by another process
         instance.stop_watching()
-        failure: DriverError | None = None
         progress = await _marking(session, driver)
-        async with anyio.create_task_group() as tasks:
+        async with open_tasks() as tasks:
             ahead = _Ahead(instance, tasks)
-            try:
-                instance.access = await driver.start(instance.instance_id, progress, ahead.begin)
-                self._watchers.watch_vm(instance)
-                if session is not None:
-                    session.mark("connect")
-                ahead.started()
-            except DriverError as error:
-                failure = error  # raised below: out of here it would come in a group
-                tasks.cancel_scope.cancel()
-        if failure is not None or instance.access is None:
-            raise failure or DriverError("the instance was not started")
-        return instance.access
+            access = instance.access = await driver.start(instance.instance_id, progress, ahead.begin)
+            self._watchers.watch_vm(instance)
+            if session is not None:
+                session.mark("connect")
+            ahead.started()
+        return access
 
     async def _connect(self, instance: Instance, driver: Driver, session: Session | None) -> None:
         """Connect, and have the shells wait: the one that its session needs, or both if nobody knows."""

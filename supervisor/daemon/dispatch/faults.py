@@ -5,7 +5,7 @@ supervisor comes to the moment for the NUMBERth time (1, where none is given).
 
 Moments: ``begun:KIND`` (the journal's row is written, nothing else), ``before:KIND`` and ``after:KIND`` (the
 work is done, the answer neither written nor taken) for each KIND of effect (clone, prestart, start, connect,
-run, resume, delete), ``before:prime`` and ``after:run-started``. Actions: ``kill-self`` (SIGKILL for this
+run, delete), ``before:prime`` and ``after:run-started``. Actions: ``kill-self`` (SIGKILL for this
 supervisor), ``kill-vm`` (SIGKILL for the instance's VM, where the driver tells its process), ``cut-link``
 (its connection ends, where there is one) and ``raise`` (the step fails with the code ``injected-fault``). At
 ``begun`` only ``kill-self`` does something, and ``after:run-started`` can't fail.
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 VARIABLE: Final = "CLAUDE_VM_FAULT"
 
-KINDS: Final = ("clone", "prestart", "start", "connect", "run", "resume", "delete")
+KINDS: Final = ("clone", "prestart", "start", "connect", "run", "delete")
 MOMENTS: Final = frozenset(
     {f"{when}:{kind}" for when in ("begun", "before", "after") for kind in KINDS}
     | {"before:prime", "after:run-started"}

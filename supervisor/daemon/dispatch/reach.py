@@ -14,11 +14,13 @@ import structlog
 
 from claude_vm.drivers.api import Driver
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.tasks import open_tasks
 from claude_vm.supervisor.daemon.dispatch.instance import Instance
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, SessionUnknownError, SshError
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.shells import HeldProcess
+from claude_vm.supervisor.statuses import INTERRUPTED
 
 log = structlog.get_logger()
 
@@ -40,8 +42,6 @@ LONGEST_PAUSE_S = 5.0
 
 REFUSALS = 5
 """How often a guest that can be reached may refuse the way to its holder, until that is taken for dead."""
-
-INTERRUPTED = 130
 
 
 class SessionLostError(DriverError):
@@ -67,31 +67,18 @@ class Reach:
             SshError: What `work` raises.
         """
         statuses: list[int] = []
-        failures: list[Exception] = []
         process.keep(self._session.session_id)
-        async with anyio.create_task_group() as tasks:
-
-            async def keep() -> None:
-                try:
-                    await self._keep(process)
-                except DriverError as error:
-                    failures.append(error)
-                    tasks.cancel_scope.cancel()
+        async with open_tasks() as tasks:
 
             async def leave() -> None:
                 await self._session.abandoned.wait()
                 statuses.append(INTERRUPTED)
                 tasks.cancel_scope.cancel()
 
-            tasks.start_soon(keep)
+            tasks.start_soon(self._keep, process)
             tasks.start_soon(leave)
-            try:
-                statuses.append(await work())
-            except (SshError, DriverError) as error:  # raised below: out of here it would come in a group
-                failures.append(error)
+            statuses.append(await work())
             tasks.cancel_scope.cancel()
-        if not statuses:
-            raise failures[0]
         return statuses[0]
 
     async def _keep(self, process: HeldProcess) -> None:
@@ -112,7 +99,6 @@ class Reach:
         link = self._instance.link
         begun = anyio.current_time() - (0.0 if link is None else link.silent_s)
         gap = process.gap
-        failures: list[DriverError] = []
         told = False
 
         async def tell() -> None:
@@ -122,15 +108,10 @@ class Reach:
             self._session.silent(SILENT_S)
             log.warning("guest-silent", session=self._session.session_id)
 
-        async with anyio.create_task_group() as tasks:
+        async with open_tasks() as tasks:
             tasks.start_soon(tell)
-            try:
-                await self._restore(process)
-            except DriverError as error:
-                failures.append(error)
+            await self._restore(process)
             tasks.cancel_scope.cancel()
-        if failures:
-            raise failures[0]
         seconds = anyio.current_time() - begun
         log.info("guest-back", session=self._session.session_id, seconds=seconds, lost=process.gap - gap)
         if told or process.gap > gap:
@@ -168,18 +149,12 @@ class Reach:
         if link is not None and stands_still and not link.is_closed:
             # It stands still, or is dead without a word: whoever is quicker.
             made: list[Link] = []
-            failures: list[SshError] = []
 
             async def another() -> None:
                 await anyio.sleep(PATIENCE_S)
-                try:
-                    made.append(await self._connect())
-                except SshError as error:
-                    failures.append(error)
+                made.append(await self._connect())
 
             await _first_of(another, link.until_heard, process.until_lost)
-            if failures:
-                raise failures[0]
             if made:
                 await self._take(process, made[0])
             elif process.is_lost:
@@ -209,7 +184,7 @@ class Reach:
 
 async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
     """Return when one of them has returned; the others are cancelled."""
-    async with anyio.create_task_group() as tasks:
+    async with open_tasks() as tasks:
 
         async def wait(until: Callable[[], Awaitable[None]]) -> None:
             await until()

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from claude_vm.context.ports import Publish
+from claude_vm.supervisor.conditions import Condition
 from claude_vm.supervisor.daemon.ports import loopback
 from claude_vm.supervisor.daemon.ports.following import MOST, Following
 from claude_vm.supervisor.daemon.ports.neighbours import may_enter
@@ -101,7 +102,7 @@ class Ports:
         self._forwards: dict[int, _Forward] = {}  # by the host's port
         self._following = Following({port.guest for port in wanted.ports})
         self._link: Link | None = None
-        self._linked = anyio.Event()
+        self._linked = Condition()
         self._connections = 0
         self._told = 0
         self._tell: Tell = _nobody
@@ -144,12 +145,11 @@ class Ports:
     def connect(self, link: Link) -> None:
         """The session has its guest, reached by this link."""
         self._link = link
-        self._linked.set()
+        self._linked.notify_all()
 
     def disconnect(self) -> None:
         """The guest is not to be reached any more: who connects is reset."""
         self._link = None
-        self._linked = anyio.Event()
 
     def close(self) -> None:
         """Listen no more. May be called twice."""
@@ -205,10 +205,14 @@ class Ports:
         vms = self._neighbours()
         return not vms or await anyio.to_thread.run_sync(may_enter, client, vms)
 
+    async def _until_linked(self) -> None:
+        while self._link is None:
+            await self._linked.wait()
+
     async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
         """Publish what the guest listens at, as it comes and goes."""
         while True:
-            await self._linked.wait()
+            await self._until_linked()
             with suppress(SshError):
                 if self._link is not None:
                     async with aclosing(listening_ports(self._link)) as answers:
@@ -251,7 +255,7 @@ class Ports:
     async def _watch_for_hint(self) -> None:
         """Say once that the guest listens at a port that is not published."""
         while True:
-            await self._linked.wait()
+            await self._until_linked()
             await anyio.sleep(HINT_AFTER_S)
             try:
                 if self._link is not None:

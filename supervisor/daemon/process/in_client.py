@@ -14,10 +14,11 @@ from pathlib import Path
 import anyio
 import structlog
 
+from claude_vm.drivers.tasks import first_cause
 from claude_vm.supervisor.daemon.commands.answer import answer
 from claude_vm.supervisor.daemon.pool.admission import admit
 from claude_vm.supervisor.daemon.process import logfile
-from claude_vm.supervisor.daemon.process.main import first_cause, raise_file_limit
+from claude_vm.supervisor.daemon.process.main import raise_file_limit
 from claude_vm.supervisor.daemon.readonly import open_readonly_supervisor
 from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.state.database import NewerSchemaError

@@ -18,6 +18,8 @@ import structlog
 
 from claude_vm.drivers.errors import words_of
 from claude_vm.drivers.memory import available_mib
+from claude_vm.drivers.tasks import first_cause
+from claude_vm.supervisor.conditions import Condition
 from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon.commands.answer import answer
@@ -30,6 +32,7 @@ from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.state.database import NewerSchemaError
 from claude_vm.supervisor.daemon.state.places import Places
 from claude_vm.supervisor.daemon.supervisor import Supervisor, open_supervisor
+from claude_vm.supervisor.statuses import FAILED
 from claude_vm.supervisor.wire import paths, shortage
 from claude_vm.supervisor.wire.escape import printed
 from claude_vm.supervisor.wire.messages import VERSION_MISMATCH_IDLE
@@ -121,7 +124,7 @@ class _Clients:
     def __init__(self) -> None:
         self.count = 0
         self.last_at = time.monotonic()
-        self._changed = anyio.Event()
+        self._changed = Condition()
 
     def counted(self, supervisor: Supervisor) -> Callable[[Client], Awaitable[int]]:
         """Return what answers a client, for `serve`."""
@@ -133,7 +136,7 @@ class _Clients:
             finally:
                 self.count -= 1
                 self.last_at = time.monotonic()
-                self._changed.set()
+                self._changed.notify_all()
 
         return counted
 
@@ -141,7 +144,6 @@ class _Clients:
         """Wait until the commands that are being served have ended, for a moment at most."""
         with anyio.move_on_after(2):
             while self.count:
-                self._changed = anyio.Event()
                 await self._changed.wait()
 
 
@@ -254,15 +256,8 @@ def main(*, foreground: bool = False) -> int:
             if not foreground:
                 log.exception("daemon-failed")
             report.failed(f"{type(cause).__name__}: {words_of(cause)}")
-        return 1
+        return FAILED
     return 0
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """Return the first error of a group, which is what went wrong first."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _run(home: Path, report: "_Readiness") -> None:

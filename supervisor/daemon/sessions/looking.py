@@ -5,21 +5,21 @@ with a million files, and a supervisor that ends ends it too; what was not looke
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-import anyio
 import msgspec
 import structlog
 
 from claude_vm.context import outside_names
 from claude_vm.context.outside_names import Findings, Root
+from claude_vm.drivers import locks
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import BARE, run_tool
+from claude_vm.supervisor.conditions import AutoResetEvent
 from claude_vm.supervisor.core.keys import MountKey
 from claude_vm.supervisor.daemon.state.reports import Report, Reports
 
@@ -50,7 +50,7 @@ class Looker:
     def __init__(self, reports: Reports, by: Look = look) -> None:
         self.reports = reports
         self._look = by
-        self._wake = anyio.Event()
+        self._wake = AutoResetEvent()
 
     def owe(self, session_id: str, project: str, since: float, mounts: Iterable[MountKey]) -> None:
         """Write down that a look is owed (see `Reports.owe`), and look when there is time."""
@@ -64,7 +64,6 @@ class Looker:
     async def serve(self) -> None:
         """Look at what is owed, now and whenever more is. Never returns."""
         while True:
-            self._wake = anyio.Event()
             try:
                 await self._look_at_all()
             except OSError as error:
@@ -99,16 +98,12 @@ class Looker:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
         """Hold the lock of those who look in this home; yields False if somebody else has it."""
-        descriptor = os.open(self.reports.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = locks.take(self.reports.folder / "lock")
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
-            except BlockingIOError:
-                alone = False
-            yield alone
+            yield descriptor is not None
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def _of(report: Report, found: Findings) -> Findings:

@@ -10,14 +10,14 @@ from typing import Protocol
 
 import anyio
 
-from claude_vm.supervisor.ssh.errors import SshError
+from claude_vm.drivers.tasks import open_tasks
+from claude_vm.supervisor.conditions import AutoResetEvent
 from claude_vm.supervisor.ssh.shells import HeldProcess
+from claude_vm.supervisor.statuses import OUTPUT_CLOSED
 from claude_vm.supervisor.wire.errors import OutputClosedError
 
 CHUNK = 64 * 1024
 """Bytes a step. One frame of the protocol."""
-
-SIGPIPE_STATUS = 141
 
 DRAIN_S = 0.5
 """How long output may be silent, in seconds, once the main command has ended. Something it left in the
@@ -54,37 +54,32 @@ class Outputs:
         self._readers = readers
         self._reading = 0  # loops that wait for the guest, not for a reader
         self._left = 2
-        self._tasks = anyio.create_task_group()
+        self._scope = anyio.CancelScope()
         self._ended_at: float | None = None
-        self._moved: anyio.Event | None = None
+        self._moved = AutoResetEvent()
 
     async def carry(self) -> int:
-        """Carry both until the command has ended; return its exit status, or 141 as `SIGPIPE` would.
+        """Carry both until the command has ended; return its exit status, or that its readers are gone.
 
         To be called once.
 
         Raises:
             LinkLostError: The connection died before the command ended.
         """
-        status: int | None = None
-        lost: list[SshError] = []
-        async with self._tasks as tasks:
+        status = OUTPUT_CLOSED
+        async with open_tasks() as tasks:
+            self._scope = tasks.cancel_scope
             tasks.start_soon(self._pump, STDOUT, self._process.read_stdout)
             tasks.start_soon(self._pump, STDERR, self._process.read_stderr)
-            try:
-                status = await self._process.wait()
-                await self._drained()
-            except SshError as error:
-                lost.append(error)  # raised below: out of here it would come in a group
+            status = await self._process.wait()
+            await self._drained()
             tasks.cancel_scope.cancel()
-        if lost:
-            raise lost[0]
-        return SIGPIPE_STATUS if status is None else status
+        return status
 
     def hurry(self) -> None:
         """Carry no more if the command has ended: nobody wants to wait for the rest. Never waits."""
         if self._ended_at is not None:
-            self._tasks.cancel_scope.cancel()
+            self._scope.cancel()
 
     async def _pump(self, output: int, read: Callable[[int], Awaitable[bytes]]) -> None:
         late_bytes = 0
@@ -102,18 +97,14 @@ class Outputs:
                 if self._ended_at is not None:
                     late_bytes += len(data)
                     late_s += anyio.current_time() - max(begun, self._ended_at)
-                self._stir()
+                self._moved.set()
                 for reader in tuple(self._readers):
                     await reader.take(output, data)
-                self._stir()
+                self._moved.set()
         except OutputClosedError:
-            self._tasks.cancel_scope.cancel()
+            self._scope.cancel()
         finally:
             self._left -= 1
-            self._stir()
-
-    def _stir(self) -> None:
-        if self._moved is not None:
             self._moved.set()
 
     async def _drained(self) -> None:
@@ -123,10 +114,11 @@ class Outputs:
         """
         self._ended_at = anyio.current_time()
         while self._left:
-            self._moved = moved = anyio.Event()
-            with anyio.move_on_after(DRAIN_S):
-                await moved.wait()
+            with anyio.move_on_after(DRAIN_S) as silence:
+                await self._moved.wait()
             if self._process.is_lost:
                 self._ended_at = anyio.current_time()  # what it wrote comes when it is found again
-            elif not moved.is_set() and self._reading == self._left:  # for all that time
+            elif (
+                silence.cancelled_caught and not self._moved.is_set and self._reading == self._left
+            ):  # for all that time
                 return

@@ -8,6 +8,7 @@ import anyio
 import msgspec
 
 from claude_vm.drivers.api import Driver
+from claude_vm.supervisor.conditions import AutoResetEvent
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.daemon.ports.published import Ports
 from claude_vm.supervisor.daemon.sessions.outputs import Outputs, Reader
@@ -96,7 +97,7 @@ class Session:
         self.remaining = Remaining()
         self.last_words = b""
         self._marks = Marks()
-        self._phase_changed = anyio.Event()
+        self._phase_changed = AutoResetEvent()
         self._listener: AgentListener | None = None
         self._interrupts: int | None = None  # while its guest does not answer
         self._process: HeldProcess | None = None
@@ -146,7 +147,6 @@ class Session:
     async def next_phase(self) -> str:
         """Wait until the phase changes; phases that follow each other quickly may be skipped."""
         await self._phase_changed.wait()
-        self._phase_changed = anyio.Event()
         return self.phase
 
     def kept(self) -> EndedSession:

@@ -7,12 +7,13 @@ What a dead daemon left is never swept by others: its VMs may be in use, and the
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from claude_vm.drivers import locks
 
 DAEMON_ID = "daemon"
 
@@ -41,18 +42,11 @@ def locked(home: Path, supervisor_id: str) -> Iterator[Path]:
     folder = supervisors_folder(home) / supervisor_id
     while True:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            continue  # a sweeper removed the folder in between
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise AlreadyRunningError(f"supervisor '{supervisor_id}' is running") from error
-        if _is_same_file(descriptor, folder / "lock"):
+        with contextlib.suppress(FileNotFoundError):  # a sweeper removed the folder in between
+            descriptor = locks.take(folder / "lock")
             break
-        os.close(descriptor)  # locked a file that a sweeper has removed: once more
+    if descriptor is None:
+        raise AlreadyRunningError(f"supervisor '{supervisor_id}' is running")
     try:
         yield folder
     finally:
@@ -74,10 +68,8 @@ def locked_as_it_is(home: Path, supervisor_id: str) -> Iterator[Path | None]:
         yield None
         return
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunningError(f"supervisor '{supervisor_id}' is running") from error
+        if not locks.try_lock(descriptor):
+            raise AlreadyRunningError(f"supervisor '{supervisor_id}' is running")
         yield folder
     finally:
         os.close(descriptor)
@@ -97,12 +89,3 @@ def dead_supervisors(home: Path, own_id: str) -> list[str]:
 def remove(home: Path, supervisor_id: str) -> None:
     """Remove a swept supervisor's folder. The caller holds its lock."""
     shutil.rmtree(supervisors_folder(home) / supervisor_id, ignore_errors=True)
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    here = os.fstat(descriptor)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

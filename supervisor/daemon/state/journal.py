@@ -40,7 +40,7 @@ RUN = "run"
 """The state of an instance that a session was given. From here on it is never taken for fresh."""
 
 RESUME = "resume"
-"""The state of an instance whose session was taken over from a former supervisor."""
+"""What former versions wrote for RUN, if the session was taken over from another supervisor."""
 
 SCHEMA: Final = (
     (

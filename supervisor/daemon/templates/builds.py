@@ -9,7 +9,6 @@ the end. The kernel releases the lock of a builder that dies: what nobody holds,
 built by supervisors in any process, so neither the daemon nor its core could know of all builds.
 """
 
-import fcntl
 import os
 import secrets
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from claude_vm.drivers import locks
 from claude_vm.drivers.api import Phase, Progress
 
 _LENGTH = 1024
@@ -51,7 +51,7 @@ def announced(home: Path, driver: str, template: str, pid: int, progress: Progre
                 _write(descriptor, build)
 
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        locks.lock(descriptor)
         _write(descriptor, build)
         yield tell
     finally:
@@ -66,7 +66,7 @@ def under_way(home: Path, driver: str, template: str) -> Build | None:
     found = []
     for path in (home / "building").glob(f"{driver}.{template}.*"):
         with suppress(OSError, msgspec.MsgspecError):
-            if _is_locked(path):
+            if locks.is_locked(path):
                 found.append(msgspec.json.decode(path.read_bytes(), type=Build))
             elif path.stat().st_size:  # it was locked before, so its builder has died
                 path.unlink()
@@ -84,14 +84,3 @@ def _make(folder: Path, prefix: str) -> tuple[int, Path]:
 def _write(descriptor: int, build: Build) -> None:
     """Write it over the former one, at the same length: a reader sees one of them."""
     os.pwrite(descriptor, msgspec.json.encode(build).ljust(_LENGTH), 0)
-
-
-def _is_locked(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
