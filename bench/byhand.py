@@ -28,7 +28,7 @@ from claude_vm.drivers.api import Access
 from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.arguments import arguments
 from claude_vm.drivers.vm import accelerator
-from claude_vm.drivers.vm.arguments import Host, Ram, Size, Slot
+from claude_vm.drivers.vm.arguments import QemuBuild, Ram, Slot, VmSize
 from claude_vm.drivers.vm.identity import new_identity, write_private
 from claude_vm.drivers.vm.machine import MOUNT_OPTIONS
 from claude_vm.drivers.vm.store import Generation, Snapshot, Templates
@@ -93,8 +93,8 @@ class ByHand:
         templates = Templates(home, record.driver)
         self._generation: Generation = templates.find(record.name, record.generation)
         choice = accelerator.choose(home)
-        host: Host = guests.call(lambda: accelerator.find_host(choice.name, own()))
-        self._size = Size(record.cpus, record.memory_mib)
+        host: QemuBuild = guests.call(lambda: accelerator.find_host(choice.name, own()))
+        self._size = VmSize(record.cpus, record.memory_mib)
         key = self._generation.stored.snapshot_key(arguments, host, self._size)
         snapshot = self._generation.snapshot(key)
         if snapshot is None:

@@ -44,7 +44,7 @@ def is_something(seen: bytes) -> bool:
     return bool(seen)
 
 
-class Step(msgspec.Struct, frozen=True):
+class TerminalStep(msgspec.Struct, frozen=True):
     """Something to wait for, by what came since the last step, and what to type then."""
 
     name: str
@@ -52,8 +52,8 @@ class Step(msgspec.Struct, frozen=True):
     then: bytes = b""
 
 
-PROMPT = (Step(SHOWN, is_prompt, b"exit\r"),)
-OUTPUT = (Step(SHOWN, is_something),)
+PROMPT = (TerminalStep(SHOWN, is_prompt, b"exit\r"),)
+OUTPUT = (TerminalStep(SHOWN, is_something),)
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ def run(
     *,
     env: Mapping[str, str],
     cwd: Path,
-    steps: Sequence[Step] = OUTPUT,
+    steps: Sequence[TerminalStep] = OUTPUT,
     terminal: bool = False,
     hang_up: bool = False,
     timeout_s: float = TIMEOUT_S,
@@ -117,7 +117,7 @@ class _Watch:
         child: subprocess.Popen[bytes],
         output: int,
         begun: float,
-        steps: Sequence[Step],
+        steps: Sequence[TerminalStep],
         *,
         hang_up: bool,
     ) -> None:

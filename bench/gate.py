@@ -29,7 +29,7 @@ from claude_vm.bench.errors import BenchError
 from claude_vm.bench.records import Line
 
 
-class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GateRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a fresh run for this gate measures, and how often."""
 
     figures: tuple[str, ...]
@@ -50,7 +50,7 @@ class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A gate file."""
 
-    run: Run
+    run: GateRun
     bound: Annotated[tuple[Bound, ...], msgspec.Meta(min_length=1)]
 
 

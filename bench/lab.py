@@ -12,7 +12,7 @@ from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.guests import Guests, open_guests
 from claude_vm.bench.limahand import LimaByHand
 from claude_vm.bench.limastock import make_ordinary
-from claude_vm.bench.modes import Command, Limas, Mode, Restored, Sessions, Ssh
+from claude_vm.bench.modes import CommandMode, LimaMode, Mode, RestoredMode, SessionMode, SshMode
 from claude_vm.bench.site import Site, open_folder
 from claude_vm.bench.ssh import Login
 from claude_vm.bench.stock import make_stock
@@ -211,18 +211,18 @@ class Lab:
             BenchError: There is no such mode.
         """
         makers: dict[str, Callable[[], Mode]] = {
-            "warm": lambda: Sessions(self.site("warm", pool=f"size = {POOL}\n"), warm=POOL),
-            "clone": lambda: Sessions(self.site("clone")),
+            "warm": lambda: SessionMode(self.site("warm", pool=f"size = {POOL}\n"), warm=POOL),
+            "clone": lambda: SessionMode(self.site("clone")),
             "restore": self._restore,
-            "cold": lambda: Sessions(self.site("cold", env=_BOOT_ONLY)),
-            "stock": lambda: Sessions(self.stock()),
-            "ssh": lambda: Ssh(self.login()),
-            "by-hand": lambda: Restored(ByHand(self.guests())),
+            "cold": lambda: SessionMode(self.site("cold", env=_BOOT_ONLY)),
+            "stock": lambda: SessionMode(self.stock()),
+            "ssh": lambda: SshMode(self.login()),
+            "by-hand": lambda: RestoredMode(ByHand(self.guests())),
             "lima-by-hand": self._lima,
-            "simulated": lambda: Sessions(self.simulated("sim-commands")),
-            "python": lambda: Command.interpreter(self.simulated("sim-commands")),
-            "version": lambda: Command.ours(self.simulated("sim-commands"), "--version"),
-            "ps": lambda: Command.ours(self.simulated("sim-commands"), "ps"),
+            "simulated": lambda: SessionMode(self.simulated("sim-commands")),
+            "python": lambda: CommandMode.interpreter(self.simulated("sim-commands")),
+            "version": lambda: CommandMode.ours(self.simulated("sim-commands"), "--version"),
+            "ps": lambda: CommandMode.ours(self.simulated("sim-commands"), "ps"),
         }
         if name not in makers:
             raise BenchError(f"there is no mode '{name}'", f"known are: {', '.join(makers)}")
@@ -236,10 +236,10 @@ class Lab:
         site = Site(self.folder / "lh", self.facts.project, settings=_LIMITS, env=_BOOT_ONLY)
         self._stack.callback(site.close)
         (site.home / "cache").symlink_to((self.facts.home / "cache").resolve())
-        return Limas(LimaByHand(make_ordinary(guests, site)))
+        return LimaMode(LimaByHand(make_ordinary(guests, site)))
 
     def _restore(self) -> Mode:
-        return Sessions(self.site("restore", pool=f"size = 0\npaused = {POOL}\n"))
+        return SessionMode(self.site("restore", pool=f"size = 0\npaused = {POOL}\n"))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from claude_vm.bench import gate, phases, picture, surroundings, table
+from claude_vm.bench import environment, gate, phases, picture, table
 from claude_vm.bench.compare import compare_lines
 from claude_vm.bench.errors import BadRequestError, BenchError
 from claude_vm.bench.figures import registry, waits
@@ -26,7 +26,7 @@ from claude_vm.supervisor.grammar.commands.bench import (
     BenchTargets,
 )
 from claude_vm.supervisor.statuses import FAILED, INTERRUPTED, USAGE
-from claude_vm.supervisor.wire.complaint import beneath, complaint
+from claude_vm.supervisor.wire.error_text import beneath, error_text
 from claude_vm.supervisor.wire.escape import printed
 
 BASELINES = {"warm": "ssh", "clone": "by-hand"}
@@ -42,7 +42,7 @@ def main(request: Bench) -> int:
     try:
         return _ACTIONS[type(request)](request)
     except (BenchError, ContextError, DriverError) as error:
-        line, more = complaint(error)
+        line, more = error_text(error)
         _say(line, *(beneath(text) for text in more))
         return USAGE if isinstance(error, BadRequestError) else FAILED
     except OSError as error:
@@ -149,8 +149,8 @@ def _measured(
     drawn: str = "",
 ) -> Report:
     _check_files(files, drawn)
-    surroundings.leave_out_of_path(Path.cwd())
-    before = surroundings.load_now()
+    environment.leave_out_of_path(Path.cwd())
+    before = environment.load_now()
     driver = {key: value for key, value in request.flags.settings.items() if key == "driver.name"}
     with open_lab(Path.cwd(), os.environ, _teller(quiet=request.flags.quiet), flags=driver) as lab:
         samples, lines = measure(lab)
@@ -165,18 +165,18 @@ def _measured(
 
 
 def _environment(lab: Lab, before: float) -> Environment:
-    load = (before, surroundings.load_now())
+    load = (before, environment.load_now())
     try:
         facts = lab.facts
     except BenchError:
-        return surroundings.environment(accelerator="none", reason="no VM was measured", load=load)
+        return environment.environment(accelerator="none", reason="no VM was measured", load=load)
     record = facts.record
     template = (
         f"{record.name}: {record.cpus} CPUs, {record.memory_mib} MiB,"
         f" Claude Code {record.claude_version or '(none)'}"
     )
     capabilities = facts.capabilities
-    return surroundings.environment(
+    return environment.environment(
         accelerator=capabilities.accelerator,
         reason=capabilities.accelerator_reason,
         template=template,

@@ -42,7 +42,7 @@ class Mode(Protocol):
         ...
 
 
-class Sessions:
+class SessionMode:
     """Sessions of ``claude-vm`` in a site's home. `warm` is how many VMs shall be ready before each turn."""
 
     def __init__(self, site: Site, *, warm: int = 0, env: Mapping[str, str] | None = None) -> None:
@@ -77,7 +77,7 @@ class Sessions:
         ]
 
 
-class _Plain:
+class _PlainMode:
     """A mode that needs no preparation and knows no more than its timings."""
 
     def prepare(self, count: int) -> None:
@@ -88,7 +88,7 @@ class _Plain:
         return [("", {})] * len(timings)
 
 
-class Ssh(_Plain):
+class SshMode(_PlainMode):
     """``ssh`` over an open master connection: the baseline of a warm claim."""
 
     def __init__(self, login: Login) -> None:
@@ -107,7 +107,7 @@ class Ssh(_Plain):
         )
 
 
-class Restored(_Plain):
+class RestoredMode(_PlainMode):
     """A restore by hand and one OpenSSH login: the baseline of a RAM clone."""
 
     def __init__(self, by_hand: ByHand) -> None:
@@ -118,7 +118,7 @@ class Restored(_Plain):
         return self._by_hand.run()
 
 
-class Limas(_Plain):
+class LimaMode(_PlainMode):
     """A session on Lima by hand: the baseline of all that the driver `lima` does."""
 
     def __init__(self, by_hand: LimaByHand) -> None:
@@ -129,7 +129,7 @@ class Limas(_Plain):
         return self._by_hand.run()
 
 
-class Command(_Plain):
+class CommandMode(_PlainMode):
     """A whole command, from its start to its end: both instants of its samples are that."""
 
     def __init__(self, argv: Sequence[str | Path], *, env: Mapping[str, str], cwd: Path) -> None:
@@ -138,12 +138,12 @@ class Command(_Plain):
         self._cwd = cwd
 
     @classmethod
-    def interpreter(cls, site: Site) -> "Command":
+    def interpreter(cls, site: Site) -> "CommandMode":
         """Return the bare interpreter: the floor of every command of ours."""
         return cls([sys.executable, "-c", "pass"], env=site.env, cwd=site.project)
 
     @classmethod
-    def ours(cls, site: Site, *words: str) -> "Command":
+    def ours(cls, site: Site, *words: str) -> "CommandMode":
         """Return a command of ours."""
         return cls([program(), *words], env=site.env, cwd=site.project)
 

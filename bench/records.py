@@ -88,6 +88,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         return "ok" if good else "miss"
 
 
+Figures = tuple[list[Sample], list[Line]]
+"""What a measurement gives: its samples, and a line for each of its figures."""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run. `created_at` is a Unix time in seconds."""
 

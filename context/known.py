@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from claude_vm.context.errors import ContextError
-from claude_vm.context.opening import Identity
+from claude_vm.context.opening import FileIdentity
 from claude_vm.context.project import Project, project_folders
 
 
@@ -34,7 +34,7 @@ class Folder(msgspec.Struct, frozen=True, kw_only=True):
     reach: tuple[Path, ...]
     template_root: Path
     writable: bool = False
-    identity: Identity = (0, 0)
+    identity: FileIdentity = (0, 0)
 
 
 class Known:
@@ -86,7 +86,7 @@ class Known:
         """The folders that are, or ever were, writable mounts."""
         return tuple(sorted(self._folders[path].path for path in self._writable))
 
-    def guard(self, path: str, identity: Identity) -> bool:
+    def guard(self, path: str, identity: FileIdentity) -> bool:
         """Be a `Guard` of the writable folders. One that was moved is still known."""
         return path in self._writable or identity in self._identities
 
@@ -141,7 +141,7 @@ def growth(project: Project, known: Known) -> Growth | None:
 
 def remembered(
     project: Project,
-    mounts: Iterable[tuple[Path, Identity]],
+    mounts: Iterable[tuple[Path, FileIdentity]],
     known: Known,
     find: Callable[[Path], Project],
 ) -> Iterator[Folder]:
@@ -194,7 +194,7 @@ def _claimed(project: Project) -> Path | None:
     return None if own_file else data
 
 
-def _identity(path: Path) -> Identity:
+def _identity(path: Path) -> FileIdentity:
     try:
         status = os.stat(path)  # noqa: PTH116 - for each command, so quick
     except OSError:

@@ -25,7 +25,7 @@ from claude_vm.context.errors import LinkError
 from claude_vm.context.regular_file import LOOK, read_open
 from claude_vm.drivers.programs import Guard, nobody_writes
 
-Identity = tuple[int, int]
+FileIdentity = tuple[int, int]
 """Device and inode of a directory."""
 
 MAX_LINKS = 40
@@ -45,7 +45,7 @@ class Opened(msgspec.Struct, frozen=True):
     status: os.stat_result
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> FileIdentity:
         """Device and inode."""
         return self.status.st_dev, self.status.st_ino
 

@@ -17,7 +17,7 @@ _LOCALE_VARIABLES = (
 _COLORTERM = re.compile(r"[A-Za-z0-9._+-]{1,32}")
 
 
-class Terminal(NamedTuple):
+class GuestTerminal(NamedTuple):
     """What a session's terminal needs: its type, the variables (``TERM`` among them), files for the guest."""
 
     term: str
@@ -31,7 +31,7 @@ def guest_terminal(
     known_terms: Collection[str],
     known_locales: Collection[str],
     terminfo: bytes | None = None,
-) -> Terminal:
+) -> GuestTerminal:
     """Return what the guest is told about the client's terminal and locale.
 
     `known_terms` and `known_locales` are what the template's guest has (`TemplateRecord`). `terminfo` is the
@@ -49,7 +49,7 @@ def guest_terminal(
     found = {"TERM": term}
     if _COLORTERM.fullmatch(color := environment.get("COLORTERM", "")):
         found["COLORTERM"] = color
-    return Terminal(term, found | guest_locale(environment, known_locales), files)
+    return GuestTerminal(term, found | guest_locale(environment, known_locales), files)
 
 
 def guest_locale(environment: Mapping[str, str], known: Collection[str]) -> dict[str, str]:

@@ -266,7 +266,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     phases: tuple[Phase, ...] = ()
 
 
-class Problem(msgspec.Struct, frozen=True):
+class Diagnostic(msgspec.Struct, frozen=True):
     """Something that `claude-vm doctor` found: what, and the command or step that fixes it."""
 
     what: str
@@ -279,7 +279,7 @@ class Inspection(msgspec.Struct, frozen=True):
 
     installed: bool
     version: str = ""
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[Diagnostic, ...] = ()
 
 
 class Driver(Protocol):
@@ -295,7 +295,7 @@ class Driver(Protocol):
         """
         ...
 
-    async def diagnose(self) -> Sequence[Problem]:
+    async def diagnose(self) -> Sequence[Diagnostic]:
         """Return what is missing on this host. Never raises."""
         ...
 

@@ -109,7 +109,7 @@ class Programs:
             self.remarks.append(text)
 
 
-class Surroundings:
+class BuildEnvironment:
     """What an image is made with: programs, and what else of its maker's environment counts.
 
     `environ` has proxies, which may hold passwords: it is kept by nobody. And ``TMPDIR``, but for one where a

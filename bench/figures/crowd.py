@@ -9,17 +9,15 @@ from msgspec.structs import replace
 
 from claude_vm.bench.errors import BenchError
 from claude_vm.bench.lab import Lab
-from claude_vm.bench.records import Line, Sample
+from claude_vm.bench.records import Figures, Line
 from claude_vm.bench.sims.conversation import Conversation, wait_any
 from claude_vm.bench.site import Site
 from claude_vm.bench.stats import percentile
 from claude_vm.drivers.names import SIM
 from claude_vm.supervisor.core import events
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
-
-Measured = tuple[list[Sample], list[Line]]
 
 CROWD = 1000
 AT_A_TIME = 32
@@ -35,7 +33,7 @@ _KEY = PoolKey(driver=SIM, template="t", generation="g", cpus=1, memory_mib=64, 
 _LIMITS = f'max_instances = {CROWD}\nmemory_budget = "100000GB"\n'
 
 
-def crowd(lab: Lab, rounds: int) -> Measured:  # noqa: ARG001 - one crowd is enough
+def crowd(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - one crowd is enough
     """F7: the crowd, then the core alone."""
     site = lab.simulated("sim-crowd", limits=_LIMITS)
     lab.tell(f"F7: {CROWD} simulated sessions at once")

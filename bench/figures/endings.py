@@ -10,13 +10,11 @@ from msgspec.structs import replace
 from claude_vm.bench.errors import UnavailableError
 from claude_vm.bench.figures.waits import Target, cli_ms, ratio_line, run_units
 from claude_vm.bench.lab import POOL, Lab
-from claude_vm.bench.modes import Command, Mode, Sessions, measure
+from claude_vm.bench.modes import CommandMode, Mode, SessionMode, measure
 from claude_vm.bench.plan import BURST, Turn, Unit, unit
-from claude_vm.bench.records import EXITED, SHOWN, Line, Sample, counted, shown_ms, success
+from claude_vm.bench.records import EXITED, SHOWN, Figures, Line, Sample, counted, shown_ms, success
 from claude_vm.bench.site import Site
 from claude_vm.bench.stats import percentile
-
-Measured = tuple[list[Sample], list[Line]]
 
 BURSTS = 5
 """How many bursts at most: each takes as long as the clones that it needs."""
@@ -25,7 +23,7 @@ STARTS = 10
 GONE_S = 30.0
 
 
-def burst(lab: Lab, rounds: int) -> Measured:
+def burst(lab: Lab, rounds: int) -> Figures:
     """F5: eight claims at once on a pool of four, beside eight logins at once over one ssh connection."""
     units = [unit("warm", "burst"), unit("ssh", "burst"), Unit("clone")]
     samples, missing = run_units(lab, units, rounds=min(rounds, BURSTS))
@@ -58,7 +56,7 @@ def burst_lines(samples: Sequence[Sample], cpus: int) -> list[Line]:
     ]
 
 
-def ends(lab: Lab, rounds: int) -> Measured:
+def ends(lab: Lab, rounds: int) -> Figures:
     """F11: pairs of sessions, one that is alone and one right after its end."""
     name = "warm"
     note = ""
@@ -114,12 +112,12 @@ def end_lines(samples: Sequence[Sample], name: str, note: str) -> list[Line]:
     return [line, ratio_line("F11.next", "back to back", target, (after, alone), note)]
 
 
-def starts(lab: Lab, rounds: int) -> Measured:
+def starts(lab: Lab, rounds: int) -> Figures:
     """F14: a command when no daemon runs, until its claim is accepted."""
     site = lab.simulated("sim-start")
     lab.tell("F14: starts without a daemon")
-    sessions = Sessions(site)
-    listing = Command.ours(site, "ps")
+    sessions = SessionMode(site)
+    listing = CommandMode.ours(site, "ps")
     samples: list[Sample] = []
     modes: tuple[Mode, ...] = (sessions, listing)
     for index in range(-1, min(rounds, STARTS)):

@@ -14,13 +14,11 @@ from claude_vm.bench.errors import UnavailableError
 from claude_vm.bench.figures.waits import Target, ratio_line
 from claude_vm.bench.guests import pss_mib
 from claude_vm.bench.lab import Lab
-from claude_vm.bench.modes import Sessions
-from claude_vm.bench.records import SHOWN, Line, Sample, shown_ms
+from claude_vm.bench.modes import SessionMode
+from claude_vm.bench.records import SHOWN, Figures, Line, Sample, shown_ms
 from claude_vm.bench.site import Site, program
 from claude_vm.bench.ssh import Login
 from claude_vm.bench.stock import boots_only
-
-Measured = tuple[list[Sample], list[Line]]
 
 CLONES = 4
 AGENT_STARTS = 5
@@ -33,7 +31,7 @@ _KEY = "sk-ant-api03-" + "k" * 80 + "-bench"
 _TYPED = b"claude --dangerously-skip-permissions\r"
 
 
-def memory(lab: Lab, rounds: int) -> Measured:  # noqa: ARG001 - memory is no wait
+def memory(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - memory is no wait
     """F6: four clones side by side, and one that booted, after the same commands."""
     if lab.facts.record.claude_version is None:
         raise UnavailableError("the template is without Claude Code")
@@ -128,7 +126,7 @@ def is_box(seen: bytes) -> bool:
     return BOX in seen
 
 
-def agent(lab: Lab, rounds: int) -> Measured:
+def agent(lab: Lab, rounds: int) -> Figures:
     """F12: ``claude-vm`` until Claude Code's input, against ``claude`` typed into an open shell."""
     if lab.facts.record.claude_version is None:
         raise UnavailableError("the template is without Claude Code")
@@ -138,7 +136,7 @@ def agent(lab: Lab, rounds: int) -> Measured:
     except UnavailableError as error:
         name, note = "clone", f"measured with RAM clones: {error}"
     mode = lab.mode(name)
-    assert isinstance(mode, Sessions)  # noqa: S101 - both are
+    assert isinstance(mode, SessionMode)  # noqa: S101 - both are
     site = mode.site
     samples: list[Sample] = []
     with _api() as url:
@@ -155,20 +153,23 @@ def agent(lab: Lab, rounds: int) -> Measured:
 
 
 def _started(site: Site, env: dict[str, str], index: int) -> Sample:
-    steps = (children.Step(SHOWN, is_box),)
+    steps = (children.TerminalStep(SHOWN, is_box),)
     timing = _run(site, env, (), steps)
     return _sample("claude-vm", index, timing, timing.instants.get(SHOWN))
 
 
 def _typed(site: Site, env: dict[str, str], index: int) -> Sample:
-    steps = (children.Step("prompt", children.is_prompt, _TYPED), children.Step(SHOWN, is_box))
+    steps = (
+        children.TerminalStep("prompt", children.is_prompt, _TYPED),
+        children.TerminalStep(SHOWN, is_box),
+    )
     timing = _run(site, env, ("shell",), steps)
     shown = timing.instants.get(SHOWN)
     return _sample("typed", index, timing, None if shown is None else shown - timing.instants["prompt"])
 
 
 def _run(
-    site: Site, env: dict[str, str], words: Sequence[str], steps: Sequence[children.Step]
+    site: Site, env: dict[str, str], words: Sequence[str], steps: Sequence[children.TerminalStep]
 ) -> children.Timing:
     return children.run(
         [program(), *words],

@@ -10,11 +10,9 @@ import psutil
 from claude_vm.bench.errors import UnavailableError
 from claude_vm.bench.guests import pss_mib
 from claude_vm.bench.lab import Lab
-from claude_vm.bench.records import Line, Sample
+from claude_vm.bench.records import Figures, Line
 from claude_vm.bench.site import Site
 from claude_vm.drivers.lima.home import lima_home
-
-Measured = tuple[list[Sample], list[Line]]
 
 SETTLE_S = 60.0
 """A clone goes on for a while with what it has begun: pages that it touches, timers of its start."""
@@ -22,7 +20,7 @@ SETTLE_S = 60.0
 MEASURED_S = 60.0
 
 
-def idle(lab: Lab, rounds: int) -> Measured:  # noqa: ARG001 - it takes its time once
+def idle(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - it takes its time once
     """F21: processor time of a ready VM in which nothing runs, and of the daemon that keeps it.
 
     All processes count that are there for it: QEMU, and under Lima its host agent.

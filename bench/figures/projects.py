@@ -5,11 +5,9 @@ from pathlib import Path
 
 from claude_vm.bench.figures.waits import Target, ratio_line
 from claude_vm.bench.lab import Lab
-from claude_vm.bench.modes import Sessions, measure
+from claude_vm.bench.modes import SessionMode, measure
 from claude_vm.bench.plan import Turn, Unit
-from claude_vm.bench.records import EXITED, Line, Sample, counted
-
-Measured = tuple[list[Sample], list[Line]]
+from claude_vm.bench.records import EXITED, Figures, Line, Sample, counted
 
 FILES = 200_000
 FOLDERS = 200
@@ -26,14 +24,14 @@ def fill(project: Path, files: int) -> None:
             (folder / f"{index:04}").touch()
 
 
-def sizes(lab: Lab, rounds: int) -> Measured:
+def sizes(lab: Lab, rounds: int) -> Figures:
     """F15: warm sessions in an empty project and in a full one, in turns, from start to exit status."""
-    modes: dict[str, Sessions] = {}
+    modes: dict[str, SessionMode] = {}
     for name, files in SIZES:
         lab.tell(f"F15: a project with {files} files")
         site = lab.project(f"p-{name}")
         fill(site.project, files)
-        modes[name] = Sessions(site, warm=1)
+        modes[name] = SessionMode(site, warm=1)
     samples: list[Sample] = []
     for index in range(-1, min(rounds, ROUNDS)):
         order = SIZES if index % 2 else SIZES[::-1]

@@ -10,12 +10,10 @@ from typing import Any
 from claude_vm.bench.errors import UnavailableError
 from claude_vm.bench.guests import host_memory_mib
 from claude_vm.bench.lab import Lab
-from claude_vm.bench.records import Line, Sample
+from claude_vm.bench.records import Figures, Line
 from claude_vm.bench.site import Site
 from claude_vm.context.project import template_name
 from claude_vm.drivers.memory import available_mib
-
-Measured = tuple[list[Sample], list[Line]]
 
 PROJECTS = 10
 SWITCHED = 8
@@ -29,7 +27,7 @@ HOST_MIB = 23_000
 """The target is for a host of 24 GB; a smaller one is not judged."""
 
 
-def ready(lab: Lab, rounds: int) -> Measured:  # noqa: ARG001 - one round of each project is enough
+def ready(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - one round of each project is enough
     """Fill ten projects, switch among the last eight, and weigh ten VMs of one."""
     site = defaults(lab)
     projects = [lend(lab, site, site.root / f"p{number}") for number in range(PROJECTS)]

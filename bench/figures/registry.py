@@ -6,11 +6,9 @@ from functools import partial
 from claude_vm.bench.errors import BadRequestError, BenchError
 from claude_vm.bench.figures import claims, crowd, endings, guests, idle, projects, ready, streams, waits
 from claude_vm.bench.lab import Lab
-from claude_vm.bench.records import Line, Sample
+from claude_vm.bench.records import Figures, Line, Sample
 
-Measured = tuple[list[Sample], list[Line]]
-
-ALONE: Mapping[str, Callable[[Lab, int], Measured]] = {
+ALONE: Mapping[str, Callable[[Lab, int], Figures]] = {
     "F2": claims.warm,
     "F5": endings.burst,
     "F6": guests.memory,
@@ -34,7 +32,7 @@ TARGETS = tuple(figure for figure in ORDER if figure.startswith("F"))
 """Those that have a target; the others are for gates."""
 
 
-def measure(lab: Lab, figures: Sequence[str], rounds: int) -> Measured:
+def measure(lab: Lab, figures: Sequence[str], rounds: int) -> Figures:
     """Measure figures; those whose waits are compared share one interleaved run.
 
     A figure that can't be measured here has its lines without a value, or one line that says why.
@@ -48,7 +46,7 @@ def measure(lab: Lab, figures: Sequence[str], rounds: int) -> Measured:
     samples: list[Sample] = []
     lines: list[Line] = []
     together = [figure for figure in ORDER if figure in figures and figure in waits.UNITS]
-    work: list[tuple[str, Callable[[], Measured]]] = []
+    work: list[tuple[str, Callable[[], Figures]]] = []
     if together:
         work.append((together[0], lambda: waits.waits(lab, together, rounds)))
     alone = [figure for figure in ORDER if figure in figures and figure in ALONE]

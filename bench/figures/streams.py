@@ -20,14 +20,12 @@ from msgspec.structs import replace
 from claude_vm.bench.children import open_terminal
 from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.lab import Lab
-from claude_vm.bench.records import SHOWN, Line, Sample
+from claude_vm.bench.records import SHOWN, Figures, Line, Sample
 from claude_vm.bench.sims.access import write_access
 from claude_vm.bench.sims.programs import running
 from claude_vm.bench.sims.sshd import open_sshd
 from claude_vm.bench.site import Site, program
 from claude_vm.bench.stats import paired, percentile
-
-Measured = tuple[list[Sample], list[Line]]
 
 KEYS = 500
 BYTES = 24 * 1024 * 1024
@@ -133,7 +131,7 @@ def _check_terminal(talk: Talk) -> None:
         ) from error
 
 
-def streams(lab: Lab, rounds: int) -> Measured:
+def streams(lab: Lab, rounds: int) -> Figures:
     """F8: throughput in turns, then keys in turns, alone and beside a flood."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cvb-")))

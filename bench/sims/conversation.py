@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from claude_vm.bench.errors import BenchError
 from claude_vm.bench.site import Site
 from claude_vm.supervisor.wire import paths
-from claude_vm.supervisor.wire.client import Connection, invoke
+from claude_vm.supervisor.wire.client import DaemonConnection, invoke
 from claude_vm.supervisor.wire.errors import WireError
 from claude_vm.supervisor.wire.framing import decode_json, encode
 from claude_vm.supervisor.wire.messages import FrameType
@@ -32,7 +32,7 @@ class Conversation:
         try:
             connection.connect(paths.socket_path(str(site.home)))
             message: dict[str, object] = {"argv": list(argv), "cwd": str(site.project), "env": dict(site.env)}
-            self._connection: Connection = invoke(connection, message)
+            self._connection: DaemonConnection = invoke(connection, message)
         except (OSError, WireError) as error:
             connection.close()
             raise BenchError(f"the daemon does not take a claim: {error}") from error

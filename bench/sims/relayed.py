@@ -24,10 +24,10 @@ from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.sessions.attachment import Attachment
 from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
 from claude_vm.supervisor.daemon.sessions.session import Session
-from claude_vm.supervisor.ssh.launch import Mode, launch_file
+from claude_vm.supervisor.ssh.launch import LaunchMode, launch_file
 from claude_vm.supervisor.ssh.link import Link, connect
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.ssh.shells import Kind, prime
+from claude_vm.supervisor.ssh.shells import ShellKind, prime
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.server import Client, serve
 
@@ -52,9 +52,11 @@ async def _run(link: Link, run: Path, client: Client) -> int:
     session_id = secrets.token_hex(5)
     folder = run / "sessions" / session_id
     folder.mkdir(parents=True)
-    launch = launch_file(session_id, mode=Mode.EVAL, argv=invocation.argv[-1:])
+    launch = launch_file(session_id, mode=LaunchMode.EVAL, argv=invocation.argv[-1:])
     (folder / Path(launch.path).name).write_bytes(launch.data)
-    shells = await prime(link, [Kind.PIPES if pty is None else Kind.PTY], term=terminal.term or "dumb")
+    shells = await prime(
+        link, [ShellKind.PIPES if pty is None else ShellKind.PTY], term=terminal.term or "dumb"
+    )
     process = await shells.start(session_id, pty=pty)
     try:
         plan = SessionPlan(key=NO_VM, project="", label="", launch=None, pty=pty)

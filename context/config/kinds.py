@@ -27,14 +27,14 @@ class BadValueError(Exception):
         self.near = near
 
 
-class Place(msgspec.Struct, frozen=True):
+class PathBase(msgspec.Struct, frozen=True):
     """Where a value stands. Its relative paths are relative to `folder`; ``~`` is `home`."""
 
     folder: Path
     home: Path
 
 
-class Kind(Protocol):
+class SettingKind(Protocol):
     """What values a setting may have. `valid` describes them in a few words."""
 
     @property
@@ -47,7 +47,7 @@ class Kind(Protocol):
         """Values that can be listed, each with what it means, for completion."""
         ...
 
-    def read(self, value: object, place: Place) -> object:
+    def read(self, value: object, place: PathBase) -> object:
         """Return the setting's value for a TOML value.
 
         Raises:
@@ -55,7 +55,7 @@ class Kind(Protocol):
         """
         ...
 
-    def from_text(self, text: str, place: Place) -> object:
+    def from_text(self, text: str, place: PathBase) -> object:
         """Return the setting's value for a text.
 
         Raises:
@@ -91,10 +91,10 @@ class FromToml(ABC):
     words: Mapping[str, str] = {}
 
     @abstractmethod
-    def read(self, value: object, place: Place) -> object:
+    def read(self, value: object, place: PathBase) -> object:
         """Return the setting's value for a TOML value."""
 
-    def from_text(self, text: str, place: Place) -> object:
+    def from_text(self, text: str, place: PathBase) -> object:
         """Return the setting's value for a text."""
         return self.read(text, place)
 
@@ -113,7 +113,7 @@ class Integer:
         """What is valid."""
         return f"{self.low}-{self.high}"
 
-    def read(self, value: object, place: Place) -> int:  # noqa: ARG002 - numbers are the same everywhere
+    def read(self, value: object, place: PathBase) -> int:  # noqa: ARG002 - numbers are the same everywhere
         """Return the number."""
         if isinstance(value, bool) or not isinstance(value, int):
             raise BadValueError(f"is {type_name(value)}, not an integer")
@@ -121,7 +121,7 @@ class Integer:
             raise BadValueError("is out of range")
         return value
 
-    def from_text(self, text: str, place: Place) -> int:
+    def from_text(self, text: str, place: PathBase) -> int:
         """Return the number that a text is."""
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
             raise BadValueError("is not an integer")
@@ -133,14 +133,14 @@ class Switch(FromToml):
 
     valid = "true, false"
 
-    def read(self, value: object, place: Place) -> bool:  # noqa: ARG002 - see Integer
+    def read(self, value: object, place: PathBase) -> bool:  # noqa: ARG002 - see Integer
         """Return the boolean."""
         if not isinstance(value, bool):
             raise BadValueError(f"is {type_name(value)}, not a boolean")
         return value
 
 
-class Choice(FromToml):
+class WordChoice(FromToml):
     """One of a few words. `told` says what some of them mean.
 
     Words in `unenforced` are known, but nothing would do what they promise yet. They are refused: who asks
@@ -157,7 +157,7 @@ class Choice(FromToml):
         """What is valid."""
         return ", ".join(self.choices)
 
-    def read(self, value: object, place: Place) -> str:  # noqa: ARG002 - see Integer
+    def read(self, value: object, place: PathBase) -> str:  # noqa: ARG002 - see Integer
         """Return the word."""
         from difflib import get_close_matches  # noqa: PLC0415 - only for what is wrong
 
@@ -180,7 +180,7 @@ class Text(FromToml):
         self.pattern = re.compile(pattern)
         self.empty_is_unset = empty_is_unset
 
-    def read(self, value: object, place: Place) -> str | None:  # noqa: ARG002 - see Integer
+    def read(self, value: object, place: PathBase) -> str | None:  # noqa: ARG002 - see Integer
         """Return the text."""
         text = _text(value)
         if not text and self.empty_is_unset:
@@ -205,7 +205,7 @@ class Duration(FromToml):
         least = f", {self.least_s}s at least" if self.least_s > 1 else ""
         return f"a time such as 90s, 30m, 12h, 30d or 1h30m{least}"
 
-    def read(self, value: object, place: Place) -> int:  # noqa: ARG002 - see Integer
+    def read(self, value: object, place: PathBase) -> int:  # noqa: ARG002 - see Integer
         """Return the seconds."""
         text = _text(value)
         if not re.fullmatch(r"(?:[0-9]{1,9}[smhd])+", text):
@@ -221,7 +221,7 @@ class Duration(FromToml):
 class Either(FromToml):
     """A value of the first kind that takes it. What is wrong is said by the last one."""
 
-    def __init__(self, *kinds: Kind) -> None:
+    def __init__(self, *kinds: SettingKind) -> None:
         self.kinds = kinds
 
     @property
@@ -229,7 +229,7 @@ class Either(FromToml):
         """What is valid."""
         return " or ".join(kind.valid for kind in self.kinds)
 
-    def read(self, value: object, place: Place) -> object:
+    def read(self, value: object, place: PathBase) -> object:
         """Return the value."""
         for kind in self.kinds[:-1]:
             try:
@@ -242,7 +242,7 @@ class Either(FromToml):
 class ListOf(FromToml):
     """A list of values of one kind."""
 
-    def __init__(self, kind: Kind, plural: str) -> None:
+    def __init__(self, kind: SettingKind, plural: str) -> None:
         self.kind = kind
         self.plural = plural
 
@@ -251,7 +251,7 @@ class ListOf(FromToml):
         """What is valid."""
         return f"a list of {self.plural}"
 
-    def read(self, value: object, place: Place) -> tuple[object, ...]:
+    def read(self, value: object, place: PathBase) -> tuple[object, ...]:
         """Return the values."""
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise BadValueError(f"is {type_name(value)}, not an array")
@@ -274,7 +274,7 @@ class ExistingFile(FromToml):
     def __init__(self, *, empty_is_unset: bool = False) -> None:
         self.empty_is_unset = empty_is_unset
 
-    def read(self, value: object, place: Place) -> Path | None:
+    def read(self, value: object, place: PathBase) -> Path | None:
         """Return the path."""
         text = _text(value)
         if not text:

@@ -1,6 +1,6 @@
 """The kind of ``[[mounts]]``: tables with a host directory, its place in the guest, and its mode."""
 
-from claude_vm.context.config.kinds import BadValueError, FromToml, Place, type_name
+from claude_vm.context.config.kinds import BadValueError, FromToml, PathBase, type_name
 from claude_vm.context.errors import MountError
 from claude_vm.context.mounts import MountSpec, parse_spec
 
@@ -12,7 +12,7 @@ class MountTables(FromToml):
 
     valid = "tables with location, and perhaps mount_point and writable; or texts as of --mount"
 
-    def read(self, value: object, place: Place) -> tuple[MountSpec, ...]:  # noqa: ARG002 - paths are looked at later
+    def read(self, value: object, place: PathBase) -> tuple[MountSpec, ...]:  # noqa: ARG002 - paths are looked at later
         """Return the mounts. Whether the directories exist is seen when they are mounted."""
         if not isinstance(value, list):
             raise BadValueError(f"is {type_name(value)}, not an array")

@@ -1,13 +1,13 @@
 """The kinds of ``[network] publish`` and ``[[ports]]``: ports of the guest that the host's loopback gets."""
 
-from claude_vm.context.config.kinds import BadValueError, FromToml, Place, type_name
+from claude_vm.context.config.kinds import BadValueError, FromToml, PathBase, type_name
 from claude_vm.context.errors import ContextError
 from claude_vm.context.ports import AUTO, NONE, PortSpec, parse_port, refusal
 
 KEYS = ("guest", "host")
 
 
-class Ports(FromToml):
+class PortList(FromToml):
     """Ports as ``[HOST:]GUEST``, and perhaps ``auto``; or one of the words alone."""
 
     valid = 'auto, none, or a list of ports as "[HOST:]GUEST" (and perhaps auto)'
@@ -16,7 +16,7 @@ class Ports(FromToml):
         NONE: "no port, whatever the configuration says",
     }
 
-    def read(self, value: object, place: Place) -> tuple[PortSpec | str, ...]:  # noqa: ARG002 - see Integer
+    def read(self, value: object, place: PathBase) -> tuple[PortSpec | str, ...]:  # noqa: ARG002 - see Integer
         """Return the ports, and the word `AUTO` if it is there."""
         if isinstance(value, str):
             if value not in {AUTO, NONE}:
@@ -39,7 +39,7 @@ class PortTables(FromToml):
 
     valid = "tables with guest, and perhaps host, each a number of a port"
 
-    def read(self, value: object, place: Place) -> tuple[PortSpec, ...]:  # noqa: ARG002 - see Integer
+    def read(self, value: object, place: PathBase) -> tuple[PortSpec, ...]:  # noqa: ARG002 - see Integer
         """Return the ports."""
         if not isinstance(value, list):
             raise BadValueError(f"is {type_name(value)}, not an array")

@@ -11,7 +11,6 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 from claude_vm.context.config.kinds import (
-    Choice,
     Duration,
     Either,
     ExistingFile,
@@ -19,9 +18,10 @@ from claude_vm.context.config.kinds import (
     ListOf,
     Switch,
     Text,
+    WordChoice,
 )
 from claude_vm.context.config.mount_tables import MountTables
-from claude_vm.context.config.port_kinds import Ports, PortTables
+from claude_vm.context.config.port_kinds import PortList, PortTables
 from claude_vm.context.config.setting import HOST_FILES, Later, Obeyed, Setting
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
@@ -44,7 +44,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the sections."""
 
 
-class Vm(Section, frozen=True):
+class VmSection(Section, frozen=True):
     """Size of the template and of each session's VM, and what it is made of."""
 
     disk: Annotated[int, Setting(Integer(1, 1000), "Size of the disk, in GB", variable="CLAUDE_VM_DISK")] = 20
@@ -68,13 +68,13 @@ class Vm(Section, frozen=True):
     ] = None
 
 
-class Driver(Section, frozen=True):
+class DriverSection(Section, frozen=True):
     """What makes the VMs."""
 
     name: Annotated[
         str,
         Setting(
-            Choice(*names.NAMES, **names.WORDS),
+            WordChoice(*names.NAMES, **names.WORDS),
             "The driver; `sim` isolates nothing. `auto`: of those that can be used (Lima, then QEMU), the"
             " first that has a usable template of the project, else the first that has a stale one, else"
             " the first",
@@ -84,7 +84,7 @@ class Driver(Section, frozen=True):
     ] = "auto"
 
 
-class Tools(Section, frozen=True):
+class ToolsSection(Section, frozen=True):
     """What the template has besides its base; a nearer layer may switch one off."""
 
     docker: Annotated[bool, Setting(Switch(), "Docker", later=TOOL)] = False
@@ -97,7 +97,7 @@ class Tools(Section, frozen=True):
     rust: Annotated[bool, Setting(Switch(), "Rust", later=TOOL)] = False
 
 
-class Packages(Section, frozen=True):
+class PackagesSection(Section, frozen=True):
     """More packages for the template."""
 
     system: Annotated[
@@ -120,7 +120,7 @@ class Packages(Section, frozen=True):
     ] = ()
 
 
-class Setup(Section, frozen=True):
+class SetupSection(Section, frozen=True):
     """More for the building of the template."""
 
     scripts: Annotated[
@@ -132,7 +132,7 @@ class Setup(Section, frozen=True):
     ] = ()
 
 
-class Runtime(Section, frozen=True):
+class RuntimeSection(Section, frozen=True):
     """More for each session."""
 
     scripts: Annotated[
@@ -141,7 +141,7 @@ class Runtime(Section, frozen=True):
     ] = ()
 
 
-class Defaults(Section, frozen=True):
+class DefaultsSection(Section, frozen=True):
     """What is done when the command line does not say otherwise."""
 
     claude_args: Annotated[
@@ -150,7 +150,7 @@ class Defaults(Section, frozen=True):
     ] = None
 
 
-class Context(Section, frozen=True):
+class ContextSection(Section, frozen=True):
     """What Claude is told."""
 
     instructions: Annotated[
@@ -161,7 +161,7 @@ class Context(Section, frozen=True):
     ] = None
 
 
-class Pool(Section, frozen=True):
+class PoolSection(Section, frozen=True):
     """VMs that are kept ready. They are the daemon's, so no project has a say."""
 
     size: Annotated[
@@ -175,7 +175,7 @@ class Pool(Section, frozen=True):
     paused: Annotated[
         str | int,
         Setting(
-            Either(Choice("auto"), Integer(0, 64)),
+            Either(WordChoice("auto"), Integer(0, 64)),
             "VMs to start ahead and keep paused, for when none is ready; `auto`: 1 if `size` is not 0",
             files=HOST_FILES,
         ),
@@ -183,7 +183,7 @@ class Pool(Section, frozen=True):
     max_instances: Annotated[
         str | int,
         Setting(
-            Either(Choice("auto"), Integer(1, 1000)),
+            Either(WordChoice("auto"), Integer(1, 1000)),
             "Most VMs at a time, in sessions and ready; more sessions wait; `auto`: by this host's memory"
             " and cores",
             files=HOST_FILES,
@@ -214,7 +214,7 @@ class Pool(Section, frozen=True):
     ] = "50%"
 
 
-class Session(Section, frozen=True):
+class SessionSection(Section, frozen=True):
     """What becomes of sessions."""
 
     note_second_writer: Annotated[
@@ -225,7 +225,7 @@ class Session(Section, frozen=True):
     on_disconnect: Annotated[
         str,
         Setting(
-            Choice("keep", "stop"),
+            WordChoice("keep", "stop"),
             "When the terminal is lost",
             files=HOST_FILES,
             later=Later(SESSION, today="stop"),
@@ -248,7 +248,7 @@ class Session(Section, frozen=True):
     ] = 30 * 86400
 
 
-class Claude(Section, frozen=True):
+class ClaudeSection(Section, frozen=True):
     """What Claude gets of the host's ``~/.claude``."""
 
     share: Annotated[
@@ -262,7 +262,7 @@ class Claude(Section, frozen=True):
     credentials: Annotated[
         str,
         Setting(
-            Choice("share", "copy-back", "none"),
+            WordChoice("share", "copy-back", "none"),
             "What becomes of Claude's login",
             later=Later(SESSION, today="none"),
         ),
@@ -272,26 +272,26 @@ class Claude(Section, frozen=True):
     ] = True
 
 
-class Git(Section, frozen=True):
+class GitSection(Section, frozen=True):
     """The project's repository."""
 
     mode: Annotated[
         str,
         Setting(
-            Choice("rw", unenforced=("protect",)),
+            WordChoice("rw", unenforced=("protect",)),
             "Hooks and config: `rw`; `protect` is refused until it works",
             later=Later(SESSION, today="rw"),
         ),
     ] = "rw"
 
 
-class Network(Section, frozen=True):
+class NetworkSection(Section, frozen=True):
     """The guest's network."""
 
     mode: Annotated[
         str,
         Setting(
-            Choice("open", unenforced=("allowlist", "offline")),
+            WordChoice("open", unenforced=("allowlist", "offline")),
             "What the guest may reach; `allowlist` and `offline` are refused until they work",
             later=Later(SESSION, today="open"),
         ),
@@ -306,23 +306,26 @@ class Network(Section, frozen=True):
         ),
     ] = ()
     ca: Annotated[
-        str, Setting(Choice("host", "none"), "Certificates that the guest trusts besides its own")
+        str, Setting(WordChoice("host", "none"), "Certificates that the guest trusts besides its own")
     ] = "host"
     publish: Annotated[
         tuple[PortSpec | str, ...],
         Setting(
-            Ports(), "Ports of the guest that the host's loopback gets; `auto`: those that it listens at"
+            PortList(), "Ports of the guest that the host's loopback gets; `auto`: those that it listens at"
         ),
     ] = ()
 
 
-class Batch(Section, frozen=True):
+class BatchSection(Section, frozen=True):
     """Many tasks at once."""
 
     parallel: Annotated[
         str | int,
         Setting(
-            Either(Choice("auto"), Integer(1, 1000)), "Tasks at a time", files=HOST_FILES, later=Later(BATCH)
+            Either(WordChoice("auto"), Integer(1, 1000)),
+            "Tasks at a time",
+            files=HOST_FILES,
+            later=Later(BATCH),
         ),
     ] = "auto"
     timeout: Annotated[int, Setting(Duration(), "Longest time of a task", later=Later(BATCH))] = 3600
@@ -334,12 +337,12 @@ class Batch(Section, frozen=True):
 class Sections(msgspec.Struct, frozen=True, kw_only=True):
     """All sections with their defaults."""
 
-    vm: Vm = Vm()
-    driver: Driver = Driver()
-    tools: Tools = Tools()
-    packages: Packages = Packages()
-    setup: Setup = Setup()
-    runtime: Runtime = Runtime()
+    vm: VmSection = VmSection()
+    driver: DriverSection = DriverSection()
+    tools: ToolsSection = ToolsSection()
+    packages: PackagesSection = PackagesSection()
+    setup: SetupSection = SetupSection()
+    runtime: RuntimeSection = RuntimeSection()
     mounts: Annotated[
         tuple[MountSpec, ...], Setting(MountTables(), "More host directories for each session", adds_up=True)
     ] = ()
@@ -347,14 +350,14 @@ class Sections(msgspec.Struct, frozen=True, kw_only=True):
         tuple[PortSpec, ...],
         Setting(PortTables(), "More such ports, whatever `network.publish` says", adds_up=True),
     ] = ()
-    defaults: Defaults = Defaults()
-    context: Context = Context()
-    pool: Pool = Pool()
-    session: Session = Session()
-    claude: Claude = Claude()
-    git: Git = Git()
-    network: Network = Network()
-    batch: Batch = Batch()
+    defaults: DefaultsSection = DefaultsSection()
+    context: ContextSection = ContextSection()
+    pool: PoolSection = PoolSection()
+    session: SessionSection = SessionSection()
+    claude: ClaudeSection = ClaudeSection()
+    git: GitSection = GitSection()
+    network: NetworkSection = NetworkSection()
+    batch: BatchSection = BatchSection()
 
 
 ALIASES = {"vm.driver": "driver.name"}

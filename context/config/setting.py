@@ -4,7 +4,7 @@ from enum import Enum, IntEnum
 
 import msgspec
 
-from claude_vm.context.config.kinds import Kind
+from claude_vm.context.config.kinds import SettingKind
 
 
 class Layer(IntEnum):
@@ -67,7 +67,7 @@ class Setting(msgspec.Struct, frozen=True):
     `adds_up`: lists of all layers count, the global one first. `later` stands at one that is only checked.
     """
 
-    kind: Kind
+    kind: SettingKind
     doc: str
     files: frozenset[Layer] = FILES
     variable: str = ""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from claude_vm.context.config.kinds import BadValueError, Place, type_name
+from claude_vm.context.config.kinds import BadValueError, PathBase, type_name
 from claude_vm.context.config.locator import KeyPath, key_lines, line_of
 from claude_vm.context.config.problems import Problem, shown
 from claude_vm.context.config.schema import ALIASES, LATER, Entry, settings_table
@@ -31,13 +31,13 @@ class Source(msgspec.Struct, frozen=True):
     values: Mapping[str, Value]
 
 
-class _File(msgspec.Struct, frozen=True):
+class _ConfigFile(msgspec.Struct, frozen=True):
     """A file while it is read."""
 
     layer: Layer
     name: str
     lines: dict[KeyPath, int]
-    place: Place
+    place: PathBase
     problems: list[Problem]
 
     def report(self, path: KeyPath, message: str, **more: str) -> None:
@@ -72,8 +72,8 @@ def read_file(
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         problems.append(_syntax(name, str(error), text.count("\n") + 1))
         return Source(layer, {})
-    place = Place(folder=real.parent, home=home)
-    file = _File(layer, name, key_lines(text), place, problems)
+    place = PathBase(folder=real.parent, home=home)
+    file = _ConfigFile(layer, name, key_lines(text), place, problems)
     return Source(layer, dict(_file_values(file, content)))
 
 
@@ -98,7 +98,7 @@ def read_flags(flags: Mapping[str, Value], home: Path, problems: list[Problem]) 
 def _texts(
     given: Iterable[tuple[str, Entry, object]], where: str, home: Path, problems: list[Problem]
 ) -> Iterator[tuple[str, Value]]:
-    place = Place(folder=home, home=home)
+    place = PathBase(folder=home, home=home)
     for name, entry, text in given:
         kind = entry.setting.kind
         try:
@@ -118,7 +118,7 @@ def _texts(
             )
 
 
-def _file_values(file: _File, content: Mapping[str, object]) -> Iterator[tuple[str, Value]]:
+def _file_values(file: _ConfigFile, content: Mapping[str, object]) -> Iterator[tuple[str, Value]]:
     seen: dict[str, str] = {}
     for key, path, value in _flat(file, content):
         real = ALIASES.get(key, key)
@@ -154,7 +154,7 @@ def _file_values(file: _File, content: Mapping[str, object]) -> Iterator[tuple[s
         yield real, Value(read, f"{file.name}:{line_of(file.lines, path)}", shown(value))
 
 
-def _flat(file: _File, content: Mapping[str, object]) -> Iterator[tuple[str, KeyPath, object]]:
+def _flat(file: _ConfigFile, content: Mapping[str, object]) -> Iterator[tuple[str, KeyPath, object]]:
     """Yield each key of the sections with its path and value."""
     sections = {key.partition(".")[0] for key in settings_table() if "." in key}
     for name, value in content.items():

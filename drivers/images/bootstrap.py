@@ -30,7 +30,7 @@ from claude_vm.drivers.api import Phase, Progress
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 from claude_vm.drivers.images.rootfs import ImageSpec
 from claude_vm.drivers.process import find_marked, kill_group, run_tool
-from claude_vm.drivers.programs import Programs, Surroundings, is_proxy, own, user_environment
+from claude_vm.drivers.programs import BuildEnvironment, Programs, is_proxy, own, user_environment
 
 DISK: Final = "disk.raw"
 KERNEL: Final = "kernel"
@@ -110,7 +110,7 @@ def command(
 
 
 async def bootstrap(
-    spec: ImageSpec, archive: bytes, work: Path, progress: Progress, *, surroundings: Surroundings
+    spec: ImageSpec, archive: bytes, work: Path, progress: Progress, *, build_env: BuildEnvironment
 ) -> None:
     """Make `DISK`, `KERNEL`, `INITRD`, `TERMINFO` and `LOCALES` in the existing, empty folder `work`.
 
@@ -120,13 +120,13 @@ async def bootstrap(
         ToolMissingError: mmdebstrap, uidmap or e2fsprogs is not installed.
         DriverError: The build failed or there is no room for it.
     """
-    environ = build_environment(surroundings)
+    environ = build_variables(build_env)
     root = os.geteuid() == 0
-    programs = surroundings.programs
+    programs = build_env.programs
     mmdebstrap = _need_tools(programs, root=root)
     unshare = (programs.find("unshare") or "") if root else ""
     own_mounts = unshare if unshare and await _may_mount(unshare, environ) else ""
-    temporary = scratch_root(surroundings)
+    temporary = scratch_root(build_env)
     scratch, disk = await anyio.to_thread.run_sync(_prepare, spec, archive, work, temporary)
     environ |= {
         "TMPDIR": str(scratch),
@@ -193,10 +193,10 @@ def _scratch_of(work: Path) -> Path | None:
         return None
 
 
-def build_environment(surroundings: Surroundings) -> dict[str, str]:
+def build_variables(build_env: BuildEnvironment) -> dict[str, str]:
     """Return the environment for a build: the proxies, and the system's folders on the path."""
-    kept = {name: value for name, value in surroundings.environ.items() if is_proxy(name)}
-    path = f"{surroundings.programs.path}:/usr/bin:/bin"
+    kept = {name: value for name, value in build_env.environ.items() if is_proxy(name)}
+    path = f"{build_env.programs.path}:/usr/bin:/bin"
     return kept | {"PATH": path, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
 
 
@@ -233,7 +233,7 @@ def _free_ids(kind: str, folder: Path = Path("/etc")) -> str:
     return f"{first}-{first + _SUBORDINATES - 1}"
 
 
-def scratch_root(surroundings: Surroundings) -> Path:
+def scratch_root(build_env: BuildEnvironment) -> Path:
     """Return the folder for temporary files that other users, such as a namespace's, can reach too.
 
     A guest reaches none of it: the image that is made there is everybody's, and what is left is removed.
@@ -242,10 +242,10 @@ def scratch_root(surroundings: Surroundings) -> Path:
         DriverError: There is none.
     """
     guests: list[str] = []
-    for candidate in (surroundings.environ.get("TMPDIR"), "/var/tmp", "/tmp"):  # noqa: S108 - a folder of ours is made in it
+    for candidate in (build_env.environ.get("TMPDIR"), "/var/tmp", "/tmp"):  # noqa: S108 - a folder of ours is made in it
         if not candidate or not _reachable(Path(candidate)):
             continue
-        if not surroundings.programs.guest_at(candidate):
+        if not build_env.programs.guest_at(candidate):
             return Path(candidate)
         guests.append(candidate)
     why = f": guests can write to {' and '.join(guests)}" if guests else ""
@@ -300,7 +300,7 @@ def _prepare(spec: ImageSpec, archive: bytes, work: Path, root: Path) -> tuple[P
 
 async def _remove(scratch: Path, programs: Programs) -> bool:
     """Try once to remove a scratch folder, in the namespace then as ourselves; tell whether it is gone."""
-    environ = build_environment(Surroundings(programs, {}))
+    environ = build_variables(BuildEnvironment(programs, {}))
     remover = programs.find("find") or "/usr/bin/find"
     folders = [str(scratch / name) for name in await anyio.to_thread.run_sync(_entries, scratch)]
     # One file system only, always: a mount that is still there must stay whole.

@@ -21,9 +21,9 @@ from claude_vm.drivers.errors import BadImageError
 from claude_vm.drivers.images import bootstrap
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import Architecture, ImageSpec, guest_tree, image_key, tree_archive
-from claude_vm.drivers.programs import Programs, Surroundings, own
+from claude_vm.drivers.programs import BuildEnvironment, Programs, own
 
-__all__ = ["Image", "ImageSpec", "Source", "ensure_image", "images", "remove_image", "remove_leftovers"]
+__all__ = ["Image", "ImageSpec", "RootfsSource", "ensure_image", "images", "remove_image", "remove_leftovers"]
 
 _RECORD: Final = "image.json"
 _CLEAN_S: Final = 90.0
@@ -60,7 +60,7 @@ class Image(msgspec.Struct, frozen=True):
         return " ".join((f"console={_CONSOLES[self.architecture]}", *words))
 
 
-class Source(Protocol):
+class RootfsSource(Protocol):
     """What an image is made of, if not of Debian's packages alone. `identity` is part of its key."""
 
     identity: str
@@ -86,13 +86,13 @@ async def ensure_image(
     cache: Path,
     spec: ImageSpec,
     progress: Progress,
-    source: Source | None = None,
-    surroundings: Surroundings | None = None,
+    source: RootfsSource | None = None,
+    build_env: BuildEnvironment | None = None,
 ) -> Image:
     """Return the image of a specification, built now if the cache lacks it (some minutes, 1 GiB).
 
-    `surroundings` are what it is built with, without any this process's own. Of several callers, in whatever
-    processes, one builds and the others wait for it. A failed or cancelled build leaves nothing.
+    `build_env` is what it is built with, without any this process's own. Of several callers, in
+    whatever processes, one builds and the others wait for it. A failed or cancelled build leaves nothing.
 
     Raises:
         ToolMissingError: A program is not installed; the hint names the packages.
@@ -104,7 +104,7 @@ async def ensure_image(
     folder = cache / "images"
     if (found := _load(folder / key)) is not None:
         return found
-    around = Surroundings(own(), os.environ) if surroundings is None else surroundings
+    around = BuildEnvironment(own(), os.environ) if build_env is None else build_env
     await anyio.Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     async with hold(folder / f".{key}.lock", lambda: progress(Phase.IMAGE_AWAITED, "")):
         if (found := _load(folder / key)) is not None:
@@ -112,7 +112,7 @@ async def ensure_image(
         work = folder / f".{key}.partial"
         await _remove_partial(work, around.programs, source)
         await anyio.Path(work).mkdir(mode=0o700)
-        build = partial(bootstrap.bootstrap, surroundings=around) if source is None else source.build
+        build = partial(bootstrap.bootstrap, build_env=around) if source is None else source.build
         try:
             await build(spec, tree_archive(tree), work, progress)
             progress(Phase.IMAGE, "storing it")
@@ -173,7 +173,7 @@ async def remove_leftovers(cache: Path) -> Sequence[str]:
     return removed
 
 
-async def _remove_partial(work: Path, programs: Programs, source: Source | None = None) -> None:
+async def _remove_partial(work: Path, programs: Programs, source: RootfsSource | None = None) -> None:
     """Remove a work folder and what its build left elsewhere."""
     if source is not None:
         await source.clean(work)

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from claude_vm.drivers.errors import BadImageError, DownloadError
-from claude_vm.drivers.images.npm_config import Registry, without_credentials
+from claude_vm.drivers.images.npm_config import NpmRegistry, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ class _HttpOnly(urllib.request.HTTPRedirectHandler):
 class Fetcher:
     """Fetches from one registry. Used by one thread at a time."""
 
-    def __init__(self, registry: Registry, environ: Mapping[str, str], *, timeout_s: float = 30.0) -> None:
+    def __init__(self, registry: NpmRegistry, environ: Mapping[str, str], *, timeout_s: float = 30.0) -> None:
         self._registry = registry
         self._timeout_s = timeout_s
         self._proxies = {
@@ -156,7 +156,7 @@ def _hint(status: int) -> str:
     return _HINT
 
 
-def _tls_context(registry: Registry, environ: Mapping[str, str]) -> ssl.SSLContext:
+def _tls_context(registry: NpmRegistry, environ: Mapping[str, str]) -> ssl.SSLContext:
     """Return a verifying context with the certificates that the client's environment names."""
     context = ssl.create_default_context()
     for path in (environ.get("SSL_CERT_FILE"), environ.get("NODE_EXTRA_CA_CERTS"), registry.ca_file):

@@ -1,7 +1,7 @@
 """Where the user's npm gets its packages from, and with which credentials.
 
 Nothing here knows a registry's address: it comes from the environment, from the user's ``.npmrc`` files, or
-from npm itself. The files of a project are never read. Credentials stay in the `Registry` record, whose
+from npm itself. The files of a project are never read. Credentials stay in the `NpmRegistry` record, whose
 `repr` hides them, and leave it only as a header for an address that they were configured for.
 
 Source: npm's documentation of its configuration ("config", "npmrc", "scope").
@@ -29,7 +29,7 @@ _HINT = (
 )
 
 
-class Registry(msgspec.Struct, frozen=True):
+class NpmRegistry(msgspec.Struct, frozen=True):
     """An npm registry: its address (ends with ``/``), who named it, and the user's npm settings.
 
     `ca_file` is the extra CA bundle of npm's ``cafile``, or "".
@@ -71,7 +71,7 @@ def without_credentials(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def find_registry(environ: Mapping[str, str], programs: Programs | None = None) -> Registry:
+def find_registry(environ: Mapping[str, str], programs: Programs | None = None) -> NpmRegistry:
     """Return the registry that `npm install @anthropic-ai/…` would use outside any project.
 
     Reads files and may run npm (up to 20 s): call it from a worker thread. `environ` is the client's
@@ -99,7 +99,7 @@ def find_registry(environ: Mapping[str, str], programs: Programs | None = None) 
     )
 
 
-def _registry(address: str, named_by: str, settings: dict[str, str]) -> Registry:
+def _registry(address: str, named_by: str, settings: dict[str, str]) -> NpmRegistry:
     """Check an address and make the record."""
     try:
         parts = urlsplit(address)
@@ -111,7 +111,7 @@ def _registry(address: str, named_by: str, settings: dict[str, str]) -> Registry
         valid = False
     if not valid:
         raise DriverError(f"the npm registry named by {named_by} is no http(s) address", hint=_HINT)
-    return Registry(address.rstrip("/") + "/", named_by, settings, ca_file=settings.get("cafile", ""))
+    return NpmRegistry(address.rstrip("/") + "/", named_by, settings, ca_file=settings.get("cafile", ""))
 
 
 def _layers(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -22,7 +22,7 @@ import msgspec
 
 from claude_vm.drivers.errors import BadImageError, DownloadError, DriverError
 from claude_vm.drivers.images.fetch import Fetcher
-from claude_vm.drivers.images.npm_config import Registry
+from claude_vm.drivers.images.npm_config import NpmRegistry
 
 MAIN_PACKAGE = "@anthropic-ai/claude-code"
 MAX_METADATA_BYTES = 32 * 1024 * 1024
@@ -57,7 +57,7 @@ def parse_version(text: str) -> VersionKey | None:
     return int(major), int(minor), int(patch), int(pre is None), parts
 
 
-def find_package(fetcher: Fetcher, registry: Registry, wanted: str, platform: str) -> Package:
+def find_package(fetcher: Fetcher, registry: NpmRegistry, wanted: str, platform: str) -> Package:
     """Return the package of a version (or dist-tag) for a platform such as ``linux-x64``.
 
     The main package says which version of the platform package belongs to it. A registry that carries the
@@ -96,7 +96,7 @@ def find_package(fetcher: Fetcher, registry: Registry, wanted: str, platform: st
     return _package(manifest, name, registry)
 
 
-def _document(fetcher: Fetcher, registry: Registry, name: str) -> dict[str, Any] | None:
+def _document(fetcher: Fetcher, registry: NpmRegistry, name: str) -> dict[str, Any] | None:
     """Return what the registry knows about a package, or None when it knows none of that name."""
     url = registry.address + quote(name, safe="@")
     try:
@@ -131,7 +131,7 @@ def _text(document: dict[str, Any], key: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _package(manifest: dict[str, Any], name: str, registry: Registry) -> Package:
+def _package(manifest: dict[str, Any], name: str, registry: NpmRegistry) -> Package:
     """Check one version's description."""
     version = _text(manifest, "version") or ""
     if parse_version(version) is None:

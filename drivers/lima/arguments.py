@@ -15,8 +15,8 @@ from typing import Final
 from claude_vm.drivers.vm.accelerator import MACHINES
 from claude_vm.drivers.vm.arguments import (
     EXTRA_KERNEL_ARGUMENTS,
-    Guest,
-    Host,
+    QemuBuild,
+    VmPlan,
     board,
     generation_id,
     helper,
@@ -41,7 +41,7 @@ FIRST: Final = "-name"
 _BUS: Final = "helper-bus"
 
 
-def seen(host: Host, guest: Guest) -> list[str]:
+def seen(host: QemuBuild, guest: VmPlan) -> list[str]:
     """Return the arguments of QEMU that come through Lima. None has data in it that anybody could choose."""
     return [
         *(FIRST, f"guest={quote(guest.name)}"),
@@ -50,7 +50,7 @@ def seen(host: Host, guest: Guest) -> list[str]:
     ]
 
 
-def unseen(host: Host, guest: Guest) -> list[str]:
+def unseen(host: QemuBuild, guest: VmPlan) -> list[str]:
     """Return the arguments of QEMU that it gets from us, before those of Lima."""
     return [
         *sandbox(host, guest),
@@ -63,7 +63,7 @@ def unseen(host: Host, guest: Guest) -> list[str]:
     ]
 
 
-def kernel_arguments(guest: Guest) -> str:
+def kernel_arguments(guest: VmPlan) -> str:
     """Return what goes into the file of the kernel's arguments."""
     return f"{guest.kernel_arguments} {EXTRA_KERNEL_ARGUMENTS}"
 
@@ -121,11 +121,11 @@ def environment(
     return found
 
 
-def stand_in(interpreter: str, confine: str, qemu: str, door: str) -> str:
+def stand_in(interpreter: str, confine: str, qemu: str, handover: str) -> str:
     """Return the shell script that Lima starts as its QEMU.
 
     What Lima asks QEMU about itself goes to QEMU; the VM's own start goes through
-    `claude_vm.drivers.vm.confine`, which fetches the rest of what it needs at the socket `door`.
+    `claude_vm.drivers.vm.confine`, which fetches the rest of what it needs at the socket `handover`.
     """
-    words = (interpreter, "-I", "-S", confine, f"door={door}", qemu)
+    words = (interpreter, "-I", "-S", confine, f"handover={handover}", qemu)
     return f'#!/bin/sh\n[ "$1" = {FIRST} ] && exec {shlex.join(words)} "$@"\nexec {shlex.quote(qemu)} "$@"\n'

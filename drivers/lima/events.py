@@ -34,14 +34,14 @@ class State(msgspec.Struct, frozen=True, rename="camel"):
     ssh_local_port: int = 0
 
 
-class Event(msgspec.Struct, frozen=True):
+class StateEvent(msgspec.Struct, frozen=True):
     """A state, and since when."""
 
     status: State
     time: datetime
 
 
-class Line(msgspec.Struct, frozen=True):
+class LogLine(msgspec.Struct, frozen=True):
     """A line of the host agent's log."""
 
     msg: str
@@ -50,8 +50,8 @@ class Line(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-_event = msgspec.json.Decoder(Event).decode
-_line = msgspec.json.Decoder(Line).decode
+_event = msgspec.json.Decoder(StateEvent).decode
+_line = msgspec.json.Decoder(LogLine).decode
 
 
 def state(folder: Path, since: float = 0) -> State | None:

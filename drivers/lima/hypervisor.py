@@ -1,4 +1,4 @@
-"""Lima, as what starts VMs: QEMU is a child of its host agent, and gets what it needs from us at a door.
+"""Lima, as what starts VMs: QEMU is a child of its host agent, and gets what it needs from us by a socket.
 
 `limactl start --foreground` is our child, and becomes the host agent. What it starts as QEMU is a script of
 ours (see `arguments.stand_in`), which fetches descriptors and further arguments from us. Its connection is
@@ -17,18 +17,18 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import GuestFile, Owner, Phase, Problem, Progress
+from claude_vm.drivers.api import Diagnostic, GuestFile, Owner, Phase, Progress
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import BootError, DriverError
-from claude_vm.drivers.images.debian import Source
+from claude_vm.drivers.images.debian import RootfsSource
 from claude_vm.drivers.lima import arguments, events, home, importing, instance, processes
-from claude_vm.drivers.lima.door import Order, hand_over
+from claude_vm.drivers.lima.handover import Order, hand_over
 from claude_vm.drivers.prerequisites.lima import install_hint, parse_version, too_old
 from claude_vm.drivers.prerequisites.programs import template_tools, this_host
 from claude_vm.drivers.process import ProcessIdentity, run_tool
-from claude_vm.drivers.programs import Programs, Surroundings, own, user_environment
+from claude_vm.drivers.programs import BuildEnvironment, Programs, own, user_environment
 from claude_vm.drivers.vm import accelerator, confine
-from claude_vm.drivers.vm.arguments import Guest, Host
+from claude_vm.drivers.vm.arguments import QemuBuild, VmPlan
 from claude_vm.drivers.vm.hypervisor import Spawned
 from claude_vm.drivers.vm.machine import HELPER_S, Files, Machine, attached, while_alive
 from claude_vm.drivers.vm.slots import opened
@@ -41,7 +41,7 @@ _MONITOR_FD: Final = 10
 _HELPER_FD: Final = 11
 _SLOTS_FD: Final = 12
 _TOOL_S: Final = 30.0
-_DOOR_S: Final = 60.0
+_HANDOVER_S: Final = 60.0
 _PORT_TRIES: Final = 5
 _LOOKS: Final = 40
 _LOOK_S: Final = 0.05
@@ -55,7 +55,7 @@ class LimaFiles(Files, frozen=True):
     """The files of a VM that Lima runs. `folder` is Lima's."""
 
     @property
-    def door(self) -> Path:
+    def handover(self) -> Path:
         """Where QEMU fetches what it needs."""
         return self.monitor.with_suffix(".d")
 
@@ -93,7 +93,7 @@ class Lima:
         """The names of the programs of QEMU and Lima."""
         return (*accelerator.programs(), LIMACTL)
 
-    async def find_host(self, accelerator_name: str, programs: Programs) -> Host:
+    async def find_host(self, accelerator_name: str, programs: Programs) -> QemuBuild:
         """Ask the installed `limactl` and QEMU what they are.
 
         Raises:
@@ -116,36 +116,38 @@ class Lima:
             host, build=f"{host.build} {version}", starter=limactl, path=programs.path
         )
 
-    def image_source(self, accelerator_name: str, image: str, surroundings: Surroundings) -> Source | None:
+    def image_source(
+        self, accelerator_name: str, image: str, build_env: BuildEnvironment
+    ) -> RootfsSource | None:
         """Return the import of an image; None where none is asked for and one can be built.
 
         Raises:
             DriverError: There is no such image.
         """
-        programs = surroundings.programs
+        programs = build_env.programs
         if not image and not template_tools(this_host(programs)):
             return None
         return importing.Import(
             image or importing.DEFAULT,
             _limactl(programs),
             home.make(self.owner.home),
-            surroundings,
+            build_env,
             program=_emulator(programs) if accelerator_name == "tcg" else (),
         )
 
-    def problems(self, programs: Programs) -> Sequence[Problem]:
+    def problems(self, programs: Programs) -> Sequence[Diagnostic]:
         """Return what is missing, or why Lima would not run."""
         found = []
         if sys.platform != "linux":
-            found.append(Problem("the driver lima runs on Linux only, so far", "use the driver qemu"))
+            found.append(Diagnostic("the driver lima runs on Linux only, so far", "use the driver qemu"))
         if programs.find(LIMACTL) is None:
-            found.append(Problem(programs.absence(LIMACTL), install_hint(this_host(programs))))
+            found.append(Diagnostic(programs.absence(LIMACTL), install_hint(this_host(programs))))
         if os.geteuid() == 0:
-            found.append(Problem("Lima refuses to be run by root", _ROOT_HINT))
+            found.append(Diagnostic("Lima refuses to be run by root", _ROOT_HINT))
         return found
 
-    def arguments(self, host: Host, guest: Guest) -> Sequence[str]:
-        """Return QEMU's arguments that are ours: Lima's follow from its version, which `Host` has."""
+    def arguments(self, host: QemuBuild, guest: VmPlan) -> Sequence[str]:
+        """Return QEMU's arguments that are ours: Lima's follow from its version, which `QemuBuild` has."""
         return [
             *arguments.seen(host, guest),
             *arguments.unseen(host, guest),
@@ -181,8 +183,8 @@ class Lima:
     @asynccontextmanager
     async def launch(
         self,
-        host: Host,
-        guest: Guest,
+        host: QemuBuild,
+        guest: VmPlan,
         files: Files,
         *,
         spawned: Spawned,
@@ -213,9 +215,9 @@ class Lima:
                     await self.end(files)
             yield machine
 
-    async def _start(self, host: Host, guest: Guest, files: LimaFiles) -> ProcessIdentity:
+    async def _start(self, host: QemuBuild, guest: VmPlan, files: LimaFiles) -> ProcessIdentity:
         """Start `limactl`, hand its QEMU what it needs, and return the process that QEMU is."""
-        script = arguments.stand_in(sys.executable, confine.__file__, host.binary, str(files.door))
+        script = arguments.stand_in(sys.executable, confine.__file__, host.binary, str(files.handover))
         self._ports[files.folder] = instance.free_port(self._ports.values())
         instance.furnish(files.folder, host, guest, self._ports[files.folder], script)
         program = [str(files.folder / instance.STAND_IN), *arguments.seen(host, guest)]
@@ -225,7 +227,7 @@ class Lima:
             opened(guest.slots, _SLOTS_FD) as (slots, directories),
             listen(files.monitor) as monitor,
             listen(files.helper) as helper,
-            listen(files.door) as door,
+            listen(files.handover) as listener,
         ):
             guest = msgspec.structs.replace(
                 guest, empty=str(files.empty), monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots
@@ -238,10 +240,14 @@ class Lima:
             descriptors = [ours for ours, _ in given]
             try:
                 process = await while_alive(
-                    launcher, files, "limactl start", lambda: hand_over(door, order, descriptors), _DOOR_S
+                    launcher,
+                    files,
+                    "limactl start",
+                    lambda: hand_over(listener, order, descriptors),
+                    _HANDOVER_S,
                 )
             finally:
-                files.door.unlink(missing_ok=True)
+                files.handover.unlink(missing_ok=True)
             _bound(launcher.pid)
             return process
 
@@ -289,7 +295,7 @@ class Lima:
             OSError: They can't be removed.
         """
         files = _ours(files)
-        for path in (files.monitor, files.helper, files.door):
+        for path in (files.monitor, files.helper, files.handover):
             path.unlink(missing_ok=True)
         if files.folder.name.startswith(f"{home.BUILD}."):
             remove_tree(files.folder)

@@ -30,7 +30,7 @@ from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import ImageSpec
 from claude_vm.drivers.lima import arguments, processes
 from claude_vm.drivers.process import run_tool
-from claude_vm.drivers.programs import Surroundings, is_proxy, user_environment
+from claude_vm.drivers.programs import BuildEnvironment, is_proxy, user_environment
 from claude_vm.drivers.vm.accelerator import DISK_TOOL, INSTALL_HINT
 from claude_vm.drivers.vm.spawn import end
 
@@ -155,7 +155,7 @@ class Import:
         source: str,
         limactl: str,
         lima_home: Path,
-        surroundings: Surroundings,
+        build_env: BuildEnvironment,
         *,
         program: Sequence[str] = (),
         boot: Mapping[str, Any] | None = None,
@@ -164,7 +164,7 @@ class Import:
         self._source = source
         self._limactl = limactl
         self._home = lima_home
-        self._surroundings = surroundings
+        self._surroundings = build_env
         self._program = program
         self._boot = boot
 

@@ -18,7 +18,7 @@ from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.drivers.lima.arguments import kernel_arguments
 from claude_vm.drivers.lima.document import LimaInstance, document
 from claude_vm.drivers.lima.events import CONSOLES, PHASES, STATES
-from claude_vm.drivers.vm.arguments import Guest, Host
+from claude_vm.drivers.vm.arguments import QemuBuild, VmPlan
 
 STAND_IN: Final = "start-qemu"
 LOG: Final = "limactl.log"
@@ -27,7 +27,7 @@ _INSTANCE_ID: Final = re.compile(rb"instance-id: (iid-[0-9]{1,20})\n")
 _QCOW2: Final = b"QFI\xfb"
 
 
-def furnish(folder: Path, host: Host, guest: Guest, port: int, script: str) -> None:
+def furnish(folder: Path, host: QemuBuild, guest: VmPlan, port: int, script: str) -> None:
     """Make a folder an instance of Lima's that starts this guest, with `script` as its QEMU.
 
     Raises:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from claude_vm.drivers.api import Inspection, Problem
+from claude_vm.drivers.api import Diagnostic, Inspection
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools
 from claude_vm.drivers.process import run_tool
@@ -28,14 +28,16 @@ async def inspect(host: Host, *, limactl: str = "limactl") -> Inspection:
     Raises:
         Nothing: what is wrong is a problem.
     """
-    problems: list[Problem] = []
+    problems: list[Diagnostic] = []
     version = ""
     path = host.which(limactl)
     if path is None:
-        problems.append(Problem(host.absence("limactl"), install_hint(host)))
+        problems.append(Diagnostic(host.absence("limactl"), install_hint(host)))
     if host.uid == 0:  # it would not even say its version
         problems.append(
-            Problem("limactl refuses to run as root", "run claude-vm as a normal user, or use --driver qemu")
+            Diagnostic(
+                "limactl refuses to run as root", "run claude-vm as a normal user, or use --driver qemu"
+            )
         )
     elif path is not None:
         version, problem = await _version(host, path)
@@ -46,12 +48,12 @@ async def inspect(host: Host, *, limactl: str = "limactl") -> Inspection:
     return Inspection(path is not None, version, tuple(problems))
 
 
-def _imported(problem: Problem) -> Problem:
+def _imported(problem: Diagnostic) -> Diagnostic:
     """Return what it means to Lima that no image can be built here."""
     what = (
         "no guest image can be built here: `claude-vm setup` imports `template:debian-13`, which takes longer"
     )
-    return Problem(what, problem.fix, fatal=False)
+    return Diagnostic(what, problem.fix, fatal=False)
 
 
 def install_hint(host: Host) -> str:
@@ -89,25 +91,25 @@ async def works(host: Host, path: str) -> bool:
     return True
 
 
-async def _version(host: Host, path: str) -> tuple[str, Problem | None]:
+async def _version(host: Host, path: str) -> tuple[str, Diagnostic | None]:
     try:
         # Where it lies is our choice: a user's own Lima may be anywhere, and is not looked at.
         done = await run_tool([path, "--version"], timeout_s=_ANSWER_S, env=host.environment)
     except DriverError as error:
-        return "", Problem(f"{path} does not work: {error}", f"reinstall it: {install_hint(host)}")
+        return "", Diagnostic(f"{path} does not work: {error}", f"reinstall it: {install_hint(host)}")
     text = done.stdout.decode(errors="replace").strip()[:200]
     numbers = parse_version(text)
     if numbers is None:
-        return "", Problem(
+        return "", Diagnostic(
             f"{path} does not say its version: '{text}'", f"reinstall it: {install_hint(host)}"
         )
     return ".".join(map(str, numbers)), too_old(host, path, numbers)
 
 
-def too_old(host: Host, path: str, numbers: tuple[int, ...]) -> Problem | None:
+def too_old(host: Host, path: str, numbers: tuple[int, ...]) -> Diagnostic | None:
     """Return what is wrong with a `limactl` of this version, if something is."""
     if numbers >= OLDEST:
         return None
     shown, oldest = (".".join(map(str, version)) for version in (numbers, OLDEST))
     upgrade = install_hint(host).replace("brew install", "brew upgrade")
-    return Problem(f"{path} is version {shown}; {oldest} or newer is needed", upgrade)
+    return Diagnostic(f"{path} is version {shown}; {oldest} or newer is needed", upgrade)

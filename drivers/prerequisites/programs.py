@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from claude_vm.drivers.api import Problem
+from claude_vm.drivers.api import Diagnostic
 from claude_vm.drivers.programs import Programs, not_installed, user_environment
 
 Which = Callable[[str], str | None]
@@ -78,7 +78,7 @@ def missing(host: Host, programs: Sequence[Program]) -> list[Program]:
     return [program for program in programs if host.which(program.name) is None]
 
 
-def hypervisor(host: Host) -> list[Problem]:
+def hypervisor(host: Host) -> list[Diagnostic]:
     """Return what lacks to run QEMU."""
     package = QEMU_PACKAGES.get(host.machine, "qemu-system")
     programs = (
@@ -88,14 +88,14 @@ def hypervisor(host: Host) -> list[Problem]:
     lacking = missing(host, programs)
     if not lacking:
         return []
-    return [Problem(host.absence(*(program.name for program in lacking)), install(host, lacking))]
+    return [Diagnostic(host.absence(*(program.name for program in lacking)), install(host, lacking))]
 
 
-def template_tools(host: Host) -> list[Problem]:
+def template_tools(host: Host) -> list[Diagnostic]:
     """Return what lacks to build a guest's image. Sessions of a template that exists run without."""
     if host.system == "darwin":
         return [
-            Problem(
+            Diagnostic(
                 "guest images are built by mmdebstrap, which macOS has not",
                 "build the template on a Linux host; macOS is untested",
                 fatal=False,
@@ -110,7 +110,7 @@ def template_tools(host: Host) -> list[Problem]:
         return []
     names = ", ".join([*(program.name for program in lacking), *keyring])
     return [
-        Problem(
+        Diagnostic(
             f"`claude-vm setup` can't build a template without: {names}",
             install(host, lacking, more=keyring),
             fatal=False,

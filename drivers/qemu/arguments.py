@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from claude_vm.drivers.vm.arguments import (
     EXTRA_KERNEL_ARGUMENTS,
-    Guest,
-    Host,
+    QemuBuild,
+    VmPlan,
     generation_id,
     helper,
     machine,
@@ -20,7 +20,7 @@ from claude_vm.drivers.vm.arguments import (
 )
 
 
-def arguments(host: Host, guest: Guest) -> list[str]:
+def arguments(host: QemuBuild, guest: VmPlan) -> list[str]:
     """Return the whole argument list of a VM, with the program's name first."""
     return [
         host.binary,
@@ -45,7 +45,7 @@ def arguments(host: Host, guest: Guest) -> list[str]:
     ]
 
 
-def _devices(host: Host, guest: Guest) -> Sequence[str]:
+def _devices(host: QemuBuild, guest: VmPlan) -> Sequence[str]:
     """Disk, network, random numbers and the helper's serial port."""
     disk = f"driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename={quote(guest.disk)}"
     return (

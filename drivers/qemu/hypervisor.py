@@ -7,13 +7,13 @@ from typing import Final
 
 import msgspec
 
-from claude_vm.drivers.api import Owner, Problem, Progress
+from claude_vm.drivers.api import Diagnostic, Owner, Progress
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.images.debian import Source
-from claude_vm.drivers.programs import Programs, Surroundings
+from claude_vm.drivers.images.debian import RootfsSource
+from claude_vm.drivers.programs import BuildEnvironment, Programs
 from claude_vm.drivers.qemu.arguments import arguments
 from claude_vm.drivers.vm import accelerator
-from claude_vm.drivers.vm.arguments import Guest, Host
+from claude_vm.drivers.vm.arguments import QemuBuild, VmPlan
 from claude_vm.drivers.vm.hypervisor import Spawned
 from claude_vm.drivers.vm.machine import Files, Machine, attached
 from claude_vm.drivers.vm.slots import opened
@@ -48,7 +48,7 @@ class Qemu:
         """The names of QEMU's programs."""
         return accelerator.programs()
 
-    async def find_host(self, accelerator_name: str, programs: Programs) -> Host:
+    async def find_host(self, accelerator_name: str, programs: Programs) -> QemuBuild:
         """Ask the installed QEMU what it is.
 
         Raises:
@@ -60,8 +60,8 @@ class Qemu:
         self,
         accelerator_name: str,  # noqa: ARG002 - the Protocol's
         image: str,
-        surroundings: Surroundings,  # noqa: ARG002
-    ) -> Source | None:
+        build_env: BuildEnvironment,  # noqa: ARG002
+    ) -> RootfsSource | None:
         """Return None: the image is built here.
 
         Raises:
@@ -74,11 +74,11 @@ class Qemu:
             )
         return None
 
-    def problems(self, programs: Programs) -> Sequence[Problem]:  # noqa: ARG002 - the Protocol's
+    def problems(self, programs: Programs) -> Sequence[Diagnostic]:  # noqa: ARG002 - the Protocol's
         """Return nothing: all that QEMU needs is asked for by `find_host`."""
         return ()
 
-    def arguments(self, host: Host, guest: Guest) -> Sequence[str]:
+    def arguments(self, host: QemuBuild, guest: VmPlan) -> Sequence[str]:
         """Return QEMU's argument list."""
         return arguments(host, guest)
 
@@ -102,8 +102,8 @@ class Qemu:
     @asynccontextmanager
     async def launch(
         self,
-        host: Host,
-        guest: Guest,
+        host: QemuBuild,
+        guest: VmPlan,
         files: Files,
         *,
         spawned: Spawned,

@@ -19,13 +19,13 @@ import msgspec
 from claude_vm.drivers.api import (
     Access,
     Capabilities,
+    Diagnostic,
     GuestFile,
     InstanceRecord,
     InstanceSpec,
     InstanceStatus,
     Owner,
     Phase,
-    Problem,
     Progress,
     Reachable,
     TemplateRecord,
@@ -38,8 +38,8 @@ from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import Programs
 from claude_vm.drivers.sim.guest import Guest, kill_marked
 from claude_vm.drivers.sim.holding import HolderThread
-from claude_vm.drivers.sim.script import Prompter, Script, Step, read_script, scripted_error
-from claude_vm.drivers.sim.store import Saved, Store
+from claude_vm.drivers.sim.script import CallStep, Prompter, Script, read_script, scripted_error
+from claude_vm.drivers.sim.store import SimRecord, Store
 
 WARNING = "NOTHING IS ISOLATED: the guest is simulated, commands run on this host as you"
 
@@ -62,9 +62,9 @@ class SimDriver:
     def look_in(self, programs: Programs) -> None:
         """Do nothing: it needs no program."""
 
-    async def diagnose(self) -> Sequence[Problem]:
+    async def diagnose(self) -> Sequence[Diagnostic]:
         """Return that this is a simulation."""
-        return [Problem(WARNING, "use another driver", fatal=False)]
+        return [Diagnostic(WARNING, "use another driver", fatal=False)]
 
     async def capabilities(self) -> Capabilities:
         """Return what a simulation can do."""
@@ -93,7 +93,7 @@ class SimDriver:
                 )
             if self._store.folder(spec.instance_id).exists():
                 raise DriverError(f"the instance {spec.instance_id} exists already")
-            self._store.write_instance(Saved(spec))
+            self._store.write_instance(SimRecord(spec))
 
     async def prestart(self, instance_id: str) -> None:
         """Note that it was asked for: there is no process that could be started ahead.
@@ -134,7 +134,7 @@ class SimDriver:
             guest = Guest(self._store.folder(instance_id), tools if tools.is_dir() else None, self._holders)
             self._guests[instance_id] = guest
             host = ProcessIdentity.of(os.getpid())
-            self._store.write_instance(Saved(instance.spec, host, running=True))
+            self._store.write_instance(SimRecord(instance.spec, host, running=True))
             access = await guest.start()
             if step.die_s is not None:
                 guest.die_in(step.die_s)
@@ -289,7 +289,7 @@ class SimDriver:
         self._holders.close()
 
     @contextlib.asynccontextmanager
-    async def _scripted(self, method: str) -> AsyncIterator[Step]:
+    async def _scripted(self, method: str) -> AsyncIterator[CallStep]:
         step = self._prompter.next_step(method)
         # At least one await, so that every call can be cancelled as a real one could.
         await anyio.sleep(step.delay_s)
@@ -301,7 +301,7 @@ class SimDriver:
         if step.lose_answer:
             await anyio.sleep_forever()
 
-    def _known(self, instance_id: str) -> Saved:
+    def _known(self, instance_id: str) -> SimRecord:
         instance = self._store.read_instance(instance_id)
         if instance is None:
             raise DriverError(f"there is no instance {instance_id}")

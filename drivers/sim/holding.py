@@ -48,4 +48,4 @@ class HolderThread:
 
     def _run(self) -> None:
         while not self._ends:
-            self.loop.turn()
+            self.loop.run_once()

@@ -7,7 +7,7 @@ import msgspec
 from claude_vm.drivers.errors import DriverError
 
 
-class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CallStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What happens to one call of one method.
 
     After `delay_s` the call fails with the error of the code `fail`, or never returns (`hang`), or does its
@@ -30,7 +30,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `prestart` it says that starting ahead is of use, which it is for tests of that only.
     """
 
-    calls: dict[str, tuple[Step, ...]] = {}
+    calls: dict[str, tuple[CallStep, ...]] = {}
     repeat: frozenset[str] = frozenset()
     prestart: bool = False
 
@@ -58,14 +58,14 @@ class Prompter:
         self._script = script
         self._count: dict[str, int] = {}
 
-    def next_step(self, method: str) -> Step:
+    def next_step(self, method: str) -> CallStep:
         """Return the step for this call of a method."""
         steps = self._script.calls.get(method, ())
         number = self._count.get(method, 0)
         self._count[method] = number + 1
         if number < len(steps):
             return steps[number]
-        return steps[-1] if steps and method in self._script.repeat else Step()
+        return steps[-1] if steps and method in self._script.repeat else CallStep()
 
 
 def scripted_error(method: str, code: str) -> DriverError:

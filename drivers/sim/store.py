@@ -22,7 +22,7 @@ from claude_vm.drivers.process import ProcessIdentity
 _BUILDING = ".building-"
 
 
-class Saved(msgspec.Struct, frozen=True):
+class SimRecord(msgspec.Struct, frozen=True):
     """An instance as its folder tells it. `host` is the process in which its guest runs, once started."""
 
     spec: InstanceSpec
@@ -43,13 +43,13 @@ class Store:
         """Return where an instance is, or would be. An id with a slash in it is nobody's."""
         return self._instances / instance_id.replace("/", "_")
 
-    def write_instance(self, instance: Saved) -> None:
+    def write_instance(self, instance: SimRecord) -> None:
         """Write an instance's record, all or nothing. Makes its folder."""
         folder = self.folder(instance.spec.instance_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _replace(folder / "instance.json", msgspec.json.encode(instance))
 
-    def read_instance(self, instance_id: str) -> Saved | None:
+    def read_instance(self, instance_id: str) -> SimRecord | None:
         """Return an instance's record. None: there is no such, or it was not written to its end."""
         return _read_instance(self.folder(instance_id))
 
@@ -156,16 +156,16 @@ class Store:
                 removed.append(f"{name}/{folder.name}")
         return removed
 
-    def _all_instances(self) -> Iterator[Saved]:
+    def _all_instances(self) -> Iterator[SimRecord]:
         for record in self._everyone.glob("*/*/instance.json"):
             instance = _read_instance(record.parent)
             if instance is not None:
                 yield instance
 
 
-def _read_instance(folder: Path) -> Saved | None:
+def _read_instance(folder: Path) -> SimRecord | None:
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((folder / "instance.json").read_bytes(), type=Saved)
+        return msgspec.json.decode((folder / "instance.json").read_bytes(), type=SimRecord)
     return None
 
 

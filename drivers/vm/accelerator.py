@@ -22,7 +22,7 @@ import msgspec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import boot_id, run_tool
 from claude_vm.drivers.programs import Programs
-from claude_vm.drivers.vm.arguments import Host
+from claude_vm.drivers.vm.arguments import QemuBuild
 
 INSTALL_HINT: Final = (
     "install QEMU: `sudo apt install qemu-system-x86 qemu-utils` (on Arm qemu-system-arm), "
@@ -34,7 +34,7 @@ MACHINES: Final = {"x86_64": "q35", "aarch64": "virt"}
 _TOOL_S: Final = 30
 
 
-class Choice(msgspec.Struct, frozen=True):
+class Accelerator(msgspec.Struct, frozen=True):
     """An accelerator, and why it is this one."""
 
     name: str
@@ -84,22 +84,22 @@ def choose(
     system: str = sys.platform,
     device: Path = Path("/dev/kvm"),
     cpu: Callable[[], str] = lambda: _read(Path("/proc/cpuinfo")),
-) -> Choice:
+) -> Accelerator:
     """Return the accelerator to use, by what the host says and by what has failed since it booted."""
     if system == "darwin":
-        return Choice("hvf", "macOS")
+        return Accelerator("hvf", "macOS")
     if not device.exists():
-        return Choice("tcg", f"no {device}: software emulation, many times slower")
+        return Accelerator("tcg", f"no {device}: software emulation, many times slower")
     if not os.access(device, os.R_OK | os.W_OK):
-        return Choice("tcg", f"{device} may not be opened: {_way_in(device)}")
+        return Accelerator("tcg", f"{device} may not be opened: {_way_in(device)}")
     text = cpu()
     flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     if flags is not None and not {"vmx", "svm"} & set(flags[1].split()):
-        return Choice("tcg", f"{device} is there, but the processor shows neither vmx nor svm")
+        return Accelerator("tcg", f"{device} is there, but the processor shows neither vmx nor svm")
     failed = _read(_verdict(home))
     if failed.startswith(boot_id()):
-        return Choice("tcg", f"{device} does not boot a VM: {failed.partition(' ')[2].strip()}")
-    return Choice("kvm", f"{device} is usable and the processor has virtualization")
+        return Accelerator("tcg", f"{device} does not boot a VM: {failed.partition(' ')[2].strip()}")
+    return Accelerator("kvm", f"{device} is usable and the processor has virtualization")
 
 
 def condemn(home: Path, why: str) -> None:
@@ -119,7 +119,7 @@ def programs() -> tuple[str, ...]:
     return (f"qemu-system-{architecture()}", DISK_TOOL)
 
 
-async def find_host(accelerator: str, found: Programs) -> Host:
+async def find_host(accelerator: str, found: Programs) -> QemuBuild:
     """Ask the QEMU that is found there what it is.
 
     Raises:
@@ -132,7 +132,7 @@ async def find_host(accelerator: str, found: Programs) -> Host:
     said = await run_tool([binary, "--version"], timeout_s=_TOOL_S, env=environment)
     machines = await run_tool([binary, "-machine", "help"], timeout_s=_TOOL_S, env=environment)
     status = Path(binary).stat()
-    return Host(
+    return QemuBuild(
         binary=binary,
         build=f"{said.stdout.decode(errors='replace').splitlines()[0]} {status.st_size} {status.st_mtime_ns}",
         architecture=name,

@@ -33,7 +33,7 @@ EXTRA_KERNEL_ARGUMENTS: Final = f"mitigations=off audit=0 random.trust_cpu=on {_
 """Beside the image's own. The guest's root is the guest's user: nothing in there needs mitigations."""
 
 
-class Host(msgspec.Struct, frozen=True):
+class QemuBuild(msgspec.Struct, frozen=True):
     """What QEMU is here. `build` names its version and package; `cpu` the host's model, if it matters.
 
     `starter` is the program that starts QEMU, where another one does, and `path` its ``PATH``. `machine` is
@@ -61,7 +61,7 @@ class Slot(msgspec.Struct, frozen=True):
     inode: int = 0
 
 
-class Size(msgspec.Struct, frozen=True):
+class VmSize(msgspec.Struct, frozen=True):
     """What a saved state fits, beside the host."""
 
     cpus: int
@@ -75,7 +75,7 @@ class Ram(msgspec.Struct, frozen=True):
     shared: bool
 
 
-class Guest(msgspec.Struct, frozen=True):
+class VmPlan(msgspec.Struct, frozen=True):
     """One VM to start. `incoming` waits for a snapshot's state instead of booting.
 
     `slots` are at most `SLOTS`; the rest point to `empty`, an empty directory. `run_as` is a uid and gid to
@@ -109,14 +109,14 @@ def quote(value: str) -> str:
     return value.replace(",", ",,")
 
 
-Arguments = Callable[[Host, Guest], Sequence[str]]
+Arguments = Callable[[QemuBuild, VmPlan], Sequence[str]]
 """A driver's whole argument list of a VM."""
 
 
 def snapshot_key(
     arguments: Arguments,
-    host: Host,
-    size: Size,
+    host: QemuBuild,
+    size: VmSize,
     *,
     image: str,
     kernel_arguments: str,
@@ -127,7 +127,7 @@ def snapshot_key(
     Anything that may change how a saved state is read makes another key; then there is no snapshot, and the
     VM boots.
     """
-    guest = Guest(
+    guest = VmPlan(
         name="",
         cpus=size.cpus,
         memory_mib=size.memory_mib,
@@ -141,7 +141,7 @@ def snapshot_key(
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def sandbox(host: Host, guest: Guest) -> Sequence[str]:
+def sandbox(host: QemuBuild, guest: VmPlan) -> Sequence[str]:
     """QEMU may not start programs, nor gain privileges.
 
     Where it is to drop them itself, the calls for that must be allowed, and ``children`` kills QEMU 7.2 for
@@ -155,7 +155,7 @@ def sandbox(host: Host, guest: Guest) -> Sequence[str]:
     return ("-sandbox", rules, *run_as)
 
 
-def memory(guest: Guest) -> Sequence[str]:
+def memory(guest: VmPlan) -> Sequence[str]:
     """The file that is the guest's memory; nothing where QEMU shall take its own."""
     if guest.ram is None:
         return ()
@@ -169,7 +169,7 @@ def board(machine_type: str, architecture: str) -> str:
     return f"{machine_type},{'gic-version=max' if architecture == 'aarch64' else 'vmport=off'}"
 
 
-def machine(host: Host, guest: Guest) -> Sequence[str]:
+def machine(host: QemuBuild, guest: VmPlan) -> Sequence[str]:
     """Board, processor and the memory's size."""
     chosen = board(host.machine, host.architecture)
     if guest.ram is not None:
@@ -181,7 +181,7 @@ def machine(host: Host, guest: Guest) -> Sequence[str]:
     )
 
 
-def accelerator(host: Host) -> Sequence[str]:
+def accelerator(host: QemuBuild) -> Sequence[str]:
     """Hardware virtualization with the host's processor, or software emulation of the best one."""
     if host.accelerator != "tcg":
         return ("-accel", host.accelerator, "-cpu", "host")
@@ -190,12 +190,12 @@ def accelerator(host: Host) -> Sequence[str]:
     return ("-accel", "tcg,thread=multi,tb-size=256", "-cpu", cpu)
 
 
-def generation_id(host: Host) -> Sequence[str]:
+def generation_id(host: QemuBuild) -> Sequence[str]:
     """A device by which a guest sees that it was copied."""
     return ("-device", "vmgenid,guid=auto") if host.architecture == "x86_64" else ()
 
 
-def helper(guest: Guest, bus: str = "") -> Sequence[str]:
+def helper(guest: VmPlan, bus: str = "") -> Sequence[str]:
     """The serial port of the guest's helper, at a bus of its own if that is named."""
     on = f",bus={bus}.0" if bus else ""
     # Its default of 31 ports would be 64 queues, each with a descriptor that QEMU polls at every turn.
@@ -207,7 +207,7 @@ def helper(guest: Guest, bus: str = "") -> Sequence[str]:
     )
 
 
-def monitor(guest: Guest) -> Sequence[str]:
+def monitor(guest: VmPlan) -> Sequence[str]:
     """Our own monitor."""
     return (
         *("-chardev", f"socket,id=monitor,fd={guest.monitor},server=on,wait=off"),
@@ -215,7 +215,7 @@ def monitor(guest: Guest) -> Sequence[str]:
     )
 
 
-def mounts(guest: Guest) -> Sequence[str]:
+def mounts(guest: VmPlan) -> Sequence[str]:
     """A fixed number of 9p devices: their number is part of a snapshot, their directories are not."""
     found: list[str] = []
     for number in range(SLOTS):

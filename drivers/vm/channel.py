@@ -29,7 +29,7 @@ _CLOCK_ERROR_S: Final = 0.05
 _CLOCK_TRIES: Final = 4
 
 
-class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HelperAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the helper may say. `status` and `output` are of `run`, the last four of `ping`."""
 
     id: str | None
@@ -43,7 +43,7 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pid: int = 0
 
 
-_decode = msgspec.json.Decoder(Answer).decode
+_decode = msgspec.json.Decoder(HelperAnswer).decode
 
 
 def printable(text: str, limit: int = _TEXT_LIMIT) -> str:
@@ -67,7 +67,7 @@ class Channel:
         self._buffer = bytearray()
         self._lock = anyio.Lock()
 
-    async def request(self, operation: str, *, timeout_s: float, **fields: Any) -> Answer:
+    async def request(self, operation: str, *, timeout_s: float, **fields: Any) -> HelperAnswer:
         """Ask for one thing and return the answer.
 
         Raises:
@@ -134,7 +134,7 @@ class Channel:
             with anyio.move_on_after(1, shield=True), suppress(OSError, anyio.BrokenResourceError):
                 await stream.aclose()
 
-    async def _exchange(self, operation: str, fields: dict[str, Any]) -> Answer:
+    async def _exchange(self, operation: str, fields: dict[str, Any]) -> HelperAnswer:
         if self._stream is None:
             self._stream = await anyio.connect_unix(self._path)
             # Whatever a former connection left unfinished ends here.

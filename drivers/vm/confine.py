@@ -14,10 +14,10 @@ looks at what the call is for. QEMU opens what it changes first and names it by 
 was looked at is what is changed, whatever guests do to the names. Without the child, or where it can't look,
 the answer is no.
 
-Who is started by somebody else than us gets from us what it needs: with ``door=PATH`` as OPTIONS it connects
-to a unix socket, where it is sent descriptors, the numbers that they shall have, and further arguments, to
-come first. So nobody on the way sees the arguments, inherits the descriptors, or can leave anything in its
-environment.
+Who is started by somebody else than us gets from us what it needs: with ``handover=PATH`` as OPTIONS it
+connects to a unix socket, where it is sent descriptors, the numbers that they shall have, and further
+arguments, to come first. So nobody on the way sees the arguments, inherits the descriptors, or can leave
+anything in its environment.
 
 Not to be confused with QEMU's own ``-sandbox``, which is set as well.
 
@@ -38,7 +38,6 @@ import sys
 
 _SET_USER_ID = stat.S_ISUID
 _SET_GROUP_ID = stat.S_ISGID
-_SET_ANY_ID = _SET_USER_ID | _SET_GROUP_ID
 
 # System call -> which of its arguments is a mode, for those that make something. None of them needs to make a
 # directory with either bit: mkdir has neither.
@@ -210,14 +209,14 @@ def receive(path: str) -> list[str]:
     import json  # noqa: PLC0415 - each costs time, and they are needed here only
     import socket  # noqa: PLC0415
 
-    with socket.socket(socket.AF_UNIX) as door:
-        door.connect(path)
-        data, descriptors, _, _ = socket.recv_fds(door, 1 << 16, 64)
-        while more := door.recv(1 << 16):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        data, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 64)
+        while more := connection.recv(1 << 16):
             data += more
         order = json.loads(data)
         # Beyond all numbers first, so that none is overwritten before it has been moved.
-        beyond = 1 + max((*order["numbers"], *descriptors, door.fileno()))
+        beyond = 1 + max((*order["numbers"], *descriptors, connection.fileno()))
         for index, descriptor in enumerate(descriptors):
             os.dup2(descriptor, beyond + index)
             os.close(descriptor)
@@ -232,8 +231,8 @@ def main(argv: list[str]) -> None:
     """Confine this process, and become the program."""
     option, program, *rest = argv
     environment = dict(os.environ)
-    if option.startswith("door="):
-        rest = [*receive(option.removeprefix("door=")), *rest]
+    if option.startswith("handover="):
+        rest = [*receive(option.removeprefix("handover=")), *rest]
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C", "HOME": "/"}
     os.umask(0o077)
     os.chdir("/")

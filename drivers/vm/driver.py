@@ -13,12 +13,12 @@ import msgspec
 from claude_vm.drivers.api import (
     Access,
     Capabilities,
+    Diagnostic,
     GuestFile,
     InstanceRecord,
     InstanceSpec,
     InstanceStatus,
     Phase,
-    Problem,
     Progress,
     Reachable,
     TemplateRecord,
@@ -32,13 +32,13 @@ from claude_vm.drivers.images.debian import remove_image
 from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.programs import Programs
 from claude_vm.drivers.vm import accelerator
-from claude_vm.drivers.vm.arguments import SLOTS, Host
+from claude_vm.drivers.vm.arguments import SLOTS, QemuBuild
 from claude_vm.drivers.vm.channel import Channel
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
 from claude_vm.drivers.vm.instance import Instances
 from claude_vm.drivers.vm.machine import HELPER_S, NeverBootedError
 from claude_vm.drivers.vm.snapshots import end_build
-from claude_vm.drivers.vm.starting import Start
+from claude_vm.drivers.vm.start import VmStart
 from claude_vm.drivers.vm.store import Templates, discard
 from claude_vm.drivers.vm.template import build
 
@@ -55,7 +55,7 @@ class VmDriver:
         self._home = hypervisor.owner.home
         self._instances = Instances(hypervisor)
         self._templates = Templates(self._home, hypervisor.name)
-        self._host: tuple[object, Host] | None = None
+        self._host: tuple[object, QemuBuild] | None = None
         self._host_lock = anyio.Lock()
         self._channels: dict[str, Channel] = {}
 
@@ -65,7 +65,7 @@ class VmDriver:
         if all(map(programs.find, needs)) or not all(map(self._programs.find, needs)):
             self._programs = programs
 
-    async def diagnose(self) -> Sequence[Problem]:
+    async def diagnose(self) -> Sequence[Diagnostic]:
         """Return what is missing on this host. Never raises."""
         problems = self._hypervisor.problems(self._programs)
         if problems:
@@ -73,11 +73,13 @@ class VmDriver:
         try:
             await self._tools()
         except DriverError as error:
-            return [Problem(error.message, error.hint or "see the message", fatal=True)]
+            return [Diagnostic(error.message, error.hint or "see the message", fatal=True)]
         choice = accelerator.choose(self._home)
         if choice.name == "tcg":
             return [
-                Problem(f"no hardware acceleration: {choice.reason}", "enable KVM on this host", fatal=False)
+                Diagnostic(
+                    f"no hardware acceleration: {choice.reason}", "enable KVM on this host", fatal=False
+                )
             ]
         return []
 
@@ -112,7 +114,7 @@ class VmDriver:
         if not _ram_clones():
             raise DriverError("this host has no RAM clones, so there is nothing to start ahead")
         tools = await self._tools()
-        await Start(tools, self._instances.folder(instance_id), self._templates, tell_no_progress).ahead()
+        await VmStart(tools, self._instances.folder(instance_id), self._templates, tell_no_progress).ahead()
 
     async def start(self, instance_id: str, progress: Progress, reachable: Reachable = tell_nobody) -> Access:
         """Restore or boot an instance.
@@ -121,7 +123,7 @@ class VmDriver:
             DriverError: It does not come up.
         """
         tools = await self._tools()
-        start = Start(tools, self._instances.folder(instance_id), self._templates, progress)
+        start = VmStart(tools, self._instances.folder(instance_id), self._templates, progress)
         return await start.run(reachable, ram_clones=_ram_clones())
 
     async def put_files(self, instance_id: str, files: Sequence[GuestFile]) -> None:
@@ -279,7 +281,7 @@ class VmDriver:
         programs = self._programs
         return Toolchain(self._hypervisor, programs, await self._find_host(programs))
 
-    async def _find_host(self, programs: Programs) -> Host:
+    async def _find_host(self, programs: Programs) -> QemuBuild:
         """Return what is installed, asked anew when that, or what it can do here, has become another."""
         choice = accelerator.choose(self._home)
         seen = (choice.name, *(_version(programs.find(name)) for name in self._hypervisor.needs))

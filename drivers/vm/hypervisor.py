@@ -7,11 +7,11 @@ from typing import Protocol
 
 import msgspec
 
-from claude_vm.drivers.api import Owner, Phase, Problem, Progress
-from claude_vm.drivers.images.debian import Source
+from claude_vm.drivers.api import Diagnostic, Owner, Phase, Progress
+from claude_vm.drivers.images.debian import RootfsSource
 from claude_vm.drivers.process import ProcessIdentity
-from claude_vm.drivers.programs import Programs, Surroundings
-from claude_vm.drivers.vm.arguments import Guest, Host, Size
+from claude_vm.drivers.programs import BuildEnvironment, Programs
+from claude_vm.drivers.vm.arguments import QemuBuild, VmPlan, VmSize
 from claude_vm.drivers.vm.machine import Files, Machine
 from claude_vm.drivers.vm.store import Stored
 
@@ -72,7 +72,7 @@ class Hypervisor(Protocol):
         """What the name of each of these VMs begins with, under this hypervisor and no other."""
         ...
 
-    async def find_host(self, accelerator: str, programs: Programs) -> Host:
+    async def find_host(self, accelerator: str, programs: Programs) -> QemuBuild:
         """Ask what is installed what it is.
 
         Raises:
@@ -80,7 +80,7 @@ class Hypervisor(Protocol):
         """
         ...
 
-    def image_source(self, accelerator: str, image: str, surroundings: Surroundings) -> Source | None:
+    def image_source(self, accelerator: str, image: str, build_env: BuildEnvironment) -> RootfsSource | None:
         """Return what a template's image is made of; None for Debian's packages. `image` is what was asked.
 
         Raises:
@@ -88,11 +88,11 @@ class Hypervisor(Protocol):
         """
         ...
 
-    def problems(self, programs: Programs) -> Sequence[Problem]:
+    def problems(self, programs: Programs) -> Sequence[Diagnostic]:
         """Return what is missing or may not be used, as far as nothing has to be started to know it."""
         ...
 
-    def arguments(self, host: Host, guest: Guest) -> Sequence[str]:
+    def arguments(self, host: QemuBuild, guest: VmPlan) -> Sequence[str]:
         """Return what decides whether a saved state fits a VM: QEMU's argument list, as far as it is ours."""
         ...
 
@@ -122,8 +122,8 @@ class Hypervisor(Protocol):
 
     def launch(
         self,
-        host: Host,
-        guest: Guest,
+        host: QemuBuild,
+        guest: VmPlan,
         files: Files,
         *,
         spawned: Spawned,
@@ -182,8 +182,8 @@ class Toolchain(msgspec.Struct, frozen=True):
 
     hypervisor: Hypervisor
     programs: Programs
-    host: Host
+    host: QemuBuild
 
-    def snapshot_key(self, stored: Stored, size: Size) -> str:
+    def snapshot_key(self, stored: Stored, size: VmSize) -> str:
         """Return the key of the snapshots of this size that this host's QEMU can read."""
         return stored.snapshot_key(self.hypervisor.arguments, self.host, size)

@@ -31,7 +31,7 @@ from claude_vm.drivers.vm.store import Templates, Use, plain
 _ID: Final = re.compile(r"i-[0-9a-f]{10}")
 
 
-class Saved(msgspec.Struct, frozen=True):
+class VmRecord(msgspec.Struct, frozen=True):
     """``instance.json``. `spawning` is set while a QEMU may run that `process` does not name yet.
 
     `waiting` is the key of the snapshot whose state that process waits for; empty once it has been told to
@@ -60,11 +60,11 @@ class InstanceFolder:
         self.disk = self.path / hypervisor.disk
         self._hypervisor = hypervisor
 
-    def load(self) -> Saved | None:
+    def load(self) -> VmRecord | None:
         """Return the instance's record, or None when it has no readable one."""
         return _load(self.path)
 
-    def known(self) -> Saved:
+    def known(self) -> VmRecord:
         """Return the instance's record.
 
         Raises:
@@ -75,7 +75,7 @@ class InstanceFolder:
             raise DriverError(f"the instance {self.instance_id} does not exist")
         return saved
 
-    def save(self, saved: Saved) -> None:
+    def save(self, saved: VmRecord) -> None:
         """Write the instance's record, whole or not at all."""
         new = self.path / "instance.json.new"
         new.write_bytes(plain(saved))
@@ -101,7 +101,7 @@ class InstanceFolder:
             # If somebody else has just made what it lies in, it is refused.
             self._hypervisor.folder(self.instance_id)
             self.path.mkdir(mode=0o700)
-            self.save(Saved(spec))
+            self.save(VmRecord(spec))
             # Now that the folder names the generation, nobody removes it any more: was it in time?
             templates.find(spec.template, spec.generation)
             await make_overlay(programs, self.disk, generation.disk, "qcow2")
@@ -227,9 +227,9 @@ def _marked(hypervisor: Hypervisor, instance_id: str) -> list[ProcessIdentity]:
     return [process for name, process in _all_marked(hypervisor) if name == instance_id]
 
 
-def _load(folder: Path) -> Saved | None:
+def _load(folder: Path) -> VmRecord | None:
     with suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode((folder / "instance.json").read_bytes(), type=Saved)
+        return msgspec.json.decode((folder / "instance.json").read_bytes(), type=VmRecord)
     return None
 
 

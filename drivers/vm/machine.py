@@ -15,8 +15,8 @@ from claude_vm.drivers.api import Mount, Phase, Progress
 from claude_vm.drivers.errors import BootError, DriverError, GuestError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.tasks import open_tasks
-from claude_vm.drivers.vm.arguments import Host
-from claude_vm.drivers.vm.channel import Answer, Channel
+from claude_vm.drivers.vm.arguments import QemuBuild
+from claude_vm.drivers.vm.channel import Channel, HelperAnswer
 from claude_vm.drivers.vm.identity import Identity
 from claude_vm.drivers.vm.qmp import Monitor, open_monitor
 from claude_vm.drivers.vm.spawn import tail
@@ -69,7 +69,7 @@ class Files(msgspec.Struct, frozen=True):
         return self.folder / "empty"
 
 
-def boot_limit_s(host: Host) -> float:
+def boot_limit_s(host: QemuBuild) -> float:
     """How long a boot may take on this host, in seconds."""
     return BOOT_S.get(host.accelerator, FAST_BOOT_S)
 
@@ -91,7 +91,7 @@ class Machine:
         """
         return await while_alive(self.process, self.files, what, work, timeout_s)
 
-    async def wait_for_helper(self, timeout_s: float) -> Answer:
+    async def wait_for_helper(self, timeout_s: float) -> HelperAnswer:
         """Return when the guest's helper answers.
 
         Raises:

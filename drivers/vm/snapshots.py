@@ -17,7 +17,7 @@ from claude_vm.drivers.api import GuestFile, Phase, Progress
 from claude_vm.drivers.errors import DriverError, GuestError
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.process import ProcessIdentity, find_marked
-from claude_vm.drivers.vm.arguments import Ram, Size, Slot
+from claude_vm.drivers.vm.arguments import Ram, Slot, VmSize
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
 from claude_vm.drivers.vm.identity import Identity, new_identity
@@ -41,7 +41,7 @@ _WARM_UP: Final = (
 
 
 async def ensure_snapshot(
-    tools: Toolchain, generation: Generation, size: Size, progress: Progress
+    tools: Toolchain, generation: Generation, size: VmSize, progress: Progress
 ) -> Snapshot:
     """Return the snapshot of this size, made now if there is none (as long as a boot takes).
 
@@ -77,7 +77,7 @@ class Preparation:
         self,
         tools: Toolchain,
         stored: Stored,
-        size: Size,
+        size: VmSize,
         building: Path,
         progress: Progress,
         *,

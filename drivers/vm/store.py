@@ -32,7 +32,7 @@ from claude_vm.drivers import locks
 from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import TemplateInUseError, TemplateMissingError, words_of
-from claude_vm.drivers.vm.arguments import Arguments, Guest, Host, Size, snapshot_key
+from claude_vm.drivers.vm.arguments import Arguments, QemuBuild, VmPlan, VmSize, snapshot_key
 
 BUILDING: Final = ".building-"
 TRASH: Final = ".trash-"
@@ -48,9 +48,9 @@ class Stored(msgspec.Struct, frozen=True):
     initrd: str
     kernel_arguments: str
 
-    def guest(self, name: str, size: Size, disk: Path) -> Guest:
+    def guest(self, name: str, size: VmSize, disk: Path) -> VmPlan:
         """Return a VM of this template on a disk."""
-        return Guest(
+        return VmPlan(
             name=name,
             cpus=size.cpus,
             memory_mib=size.memory_mib,
@@ -63,7 +63,7 @@ class Stored(msgspec.Struct, frozen=True):
             home=self.record.home,
         )
 
-    def snapshot_key(self, arguments: Arguments, host: Host, size: Size) -> str:
+    def snapshot_key(self, arguments: Arguments, host: QemuBuild, size: VmSize) -> str:
         """Return the key of the snapshots of this size that a QEMU with these arguments can read."""
         return snapshot_key(
             arguments,

@@ -16,8 +16,8 @@ from claude_vm.drivers.api import GuestFile, Mount, Phase, Progress, TemplateRec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image, ImageSpec, ensure_image
 from claude_vm.drivers.images.rootfs import guest_programs
-from claude_vm.drivers.programs import Surroundings
-from claude_vm.drivers.vm.arguments import Size, Slot
+from claude_vm.drivers.programs import BuildEnvironment
+from claude_vm.drivers.vm.arguments import Slot, VmSize
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
 from claude_vm.drivers.vm.machine import HELPER_S, Machine
@@ -54,7 +54,7 @@ async def build(tools: Toolchain, templates: Templates, spec: TemplateSpec, prog
         image = await _image(tools, spec, progress)
         _check_space(building, spec, image)
         stored = _stored(tools.hypervisor, spec, image)
-        size = Size(spec.cpus, spec.memory_mib)
+        size = VmSize(spec.cpus, spec.memory_mib)
         snapshot = building / "snapshots" / tools.snapshot_key(stored, size)
         snapshot.mkdir(mode=0o700, parents=True)
         await make_overlay(tools.programs, building / "disk.qcow2", image.disk, "raw", spec.disk_gib)
@@ -95,9 +95,9 @@ async def _image(tools: Toolchain, spec: TemplateSpec, progress: Progress) -> Im
     hypervisor, host = tools.hypervisor, tools.host
     architecture = _ARCHITECTURES[host.architecture]
     wanted = msgspec.convert({"uid": spec.uid, "gid": spec.gid, "architecture": architecture}, type=ImageSpec)
-    surroundings = Surroundings(tools.programs, dict(spec.environ))
-    source = hypervisor.image_source(host.accelerator, spec.image, surroundings)
-    return await ensure_image(hypervisor.owner.home / "cache", wanted, progress, source, surroundings)
+    build_env = BuildEnvironment(tools.programs, dict(spec.environ))
+    source = hypervisor.image_source(host.accelerator, spec.image, build_env)
+    return await ensure_image(hypervisor.owner.home / "cache", wanted, progress, source, build_env)
 
 
 def _stored(hypervisor: Hypervisor, spec: TemplateSpec, image: Image) -> Stored:

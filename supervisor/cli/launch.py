@@ -30,7 +30,7 @@ _NAMES = frozenset(
 """Variables that are the daemon's own. All others (proxies, certificates, npm's) come with each command."""
 
 
-class LaunchError(WireError):
+class DaemonStartError(WireError):
     """The daemon does not come up. `hint` says where to look."""
 
     code = "daemon-failed"
@@ -124,7 +124,7 @@ def _read_report(ready: int) -> str:
         text += data
         if not data or len(text) > LONGEST_REPORT:
             return text.decode("utf-8", "replace").strip()
-    raise LaunchError(f"the daemon is not ready after {READY_S:.0f} s", f"see {log_path(home())}")
+    raise DaemonStartError(f"the daemon is not ready after {READY_S:.0f} s", f"see {log_path(home())}")
 
 
 def _judge(report: str, log: str) -> None:
@@ -137,7 +137,7 @@ def _judge(report: str, log: str) -> None:
     if report.startswith("{"):
         raise RefusedError.of(report.encode())
     reason = report or _last_line(log) or "it ended without a word"
-    raise LaunchError(f"the daemon does not start: {reason}", f"see {log}")
+    raise DaemonStartError(f"the daemon does not start: {reason}", f"see {log}")
 
 
 def _last_line(log: str) -> str:

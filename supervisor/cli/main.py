@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
     """
     if argv == ["--version"]:
         return _print_version()
-    from claude_vm.supervisor.cli import session  # noqa: PLC0415 - see the module's text
+    from claude_vm.supervisor.cli import daemon  # noqa: PLC0415 - see the module's text
     from claude_vm.supervisor.wire.messages import MAX_WORDS  # noqa: PLC0415 - likewise
 
     if len(argv) > MAX_WORDS:
@@ -86,10 +86,10 @@ def run(argv: list[str]) -> int:
         return write_lines(completed(shell, argv))
     if _is_for_us(argv):
         return _run_here(argv)
-    connection = session.connect()
+    connection = daemon.connect()
     if connection is None:
         return _run_here(argv)
-    return session.attend(connection, argv)
+    return daemon.attend(connection, argv)
 
 
 def write_lines(lines: tuple[str, ...], *, to_stderr: bool = False) -> int:
@@ -111,9 +111,9 @@ def _write(text: str, *, to_stderr: bool = False) -> int:
 
 def _tell(error: Exception, status: int) -> int:
     """Say what went wrong, and what to do next, on stderr; return the exit status."""
-    from claude_vm.supervisor.wire.complaint import beneath, complaint  # noqa: PLC0415 - rarely needed
+    from claude_vm.supervisor.wire.error_text import beneath, error_text  # noqa: PLC0415 - rarely needed
 
-    line, more = complaint(error, "system-error")
+    line, more = error_text(error, "system-error")
     write_lines((line, *(beneath(text) for text in more)), to_stderr=True)
     return status
 
@@ -131,10 +131,10 @@ def _refuse_words(count: int, most: int) -> int:
 
 def _failed_status(argv: list[str]) -> int:
     """Return the exit status of a failure of ours: a session has its own (feature A4)."""
-    from claude_vm.supervisor.grammar.parse import Output, parse  # noqa: PLC0415 - takes long to load
+    from claude_vm.supervisor.grammar.parse import Printout, parse  # noqa: PLC0415 - takes long to load
 
     answer = parse(argv)
-    return SESSION_FAILED if not isinstance(answer, Output) and answer.runs_others else FAILED
+    return SESSION_FAILED if not isinstance(answer, Printout) and answer.runs_others else FAILED
 
 
 def _is_for_us(argv: list[str]) -> bool:
@@ -145,13 +145,13 @@ def _is_for_us(argv: list[str]) -> bool:
 def _run_here(argv: list[str]) -> int:
     """Parse the words here; then answer, run in this process, or start the daemon."""
     gc.enable()
-    from claude_vm.supervisor.cli import session, tty  # noqa: PLC0415 - see the module's text
+    from claude_vm.supervisor.cli import daemon, tty  # noqa: PLC0415 - see the module's text
     from claude_vm.supervisor.grammar.commands.bench import Bench  # noqa: PLC0415 - takes long to load
     from claude_vm.supervisor.grammar.commands.installation import RunDaemon  # noqa: PLC0415 - likewise
-    from claude_vm.supervisor.grammar.parse import Output, parse  # noqa: PLC0415 - likewise
+    from claude_vm.supervisor.grammar.parse import Printout, parse  # noqa: PLC0415 - likewise
 
     answer = parse(argv, columns=tty.window_size()[1] or 80)
-    if isinstance(answer, Output):
+    if isinstance(answer, Printout):
         closed = write_lines(answer.lines, to_stderr=answer.to_stderr)
         return answer.status or closed
     if isinstance(answer, RunDaemon):
@@ -163,20 +163,20 @@ def _run_here(argv: list[str]) -> int:
 
         return run_bench(answer)
     if answer.flags.no_daemon:
-        return session.run_in_process(argv)
+        return daemon.run_in_process(argv)
     return _ask_daemon(answer, argv)
 
 
 def _ask_daemon(answer: "Request", argv: list[str]) -> int:
     """Have the words carried out by the daemon, which is started unless there is an answer without one."""
-    from claude_vm.supervisor.cli import session  # noqa: PLC0415 - see the module's text
+    from claude_vm.supervisor.cli import daemon  # noqa: PLC0415 - see the module's text
     from claude_vm.supervisor.grammar.commands.installation import (  # noqa: PLC0415 - takes long to load
         ShowDaemon,
         StopDaemon,
         Version,
     )
 
-    connection = session.connect()
+    connection = daemon.connect()
     if connection is None:
         if isinstance(answer, StopDaemon):
             _write("no daemon runs\n", to_stderr=True)
@@ -186,8 +186,8 @@ def _ask_daemon(answer: "Request", argv: list[str]) -> int:
             return FAILED
         if isinstance(answer, Version) and not answer.json:
             return _print_version()
-        return session.run_by_daemon(argv)
-    return session.attend(connection, argv)
+        return daemon.run_by_daemon(argv)
+    return daemon.attend(connection, argv)
 
 
 def _print_version() -> int:

@@ -24,7 +24,7 @@ ACKNOWLEDGE = 128 * 1024
 """Acknowledge when so many bytes were written. What is less stays unsaid: the window is larger."""
 
 
-class Output:
+class OutputWriter:
     """A descriptor and what waits to be written to it.
 
     `error` is the errno that ended it, or 0. `observe`, if set, is given counted data once, before it is

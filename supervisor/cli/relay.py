@@ -9,7 +9,7 @@ import os
 import signal
 
 from claude_vm.supervisor.cli.notes import Notes
-from claude_vm.supervisor.cli.outputs import Output
+from claude_vm.supervisor.cli.outputs import OutputWriter
 from claude_vm.supervisor.cli.polling import READ, WRITE, Poller
 from claude_vm.supervisor.cli.signals import Signals
 from claude_vm.supervisor.cli.tty import (
@@ -21,7 +21,7 @@ from claude_vm.supervisor.cli.tty import (
     window_size,
 )
 from claude_vm.supervisor.statuses import OUTPUT_CLOSED, SESSION_FAILED
-from claude_vm.supervisor.wire.client import Connection, RefusedError
+from claude_vm.supervisor.wire.client import DaemonConnection, RefusedError
 from claude_vm.supervisor.wire.errors import ProtocolError, WireError
 from claude_vm.supervisor.wire.framing import (
     Frame,
@@ -76,13 +76,13 @@ class InterruptedTwiceError(Exception):
 class Relay:
     """One command from the daemon's welcome to its exit status."""
 
-    def __init__(self, connection: Connection, signals: Signals) -> None:
+    def __init__(self, connection: DaemonConnection, signals: Signals) -> None:
         self._connection = connection
         self._signals = signals
         self._poller = Poller()
         self._terminal = RawTerminal()
-        self._stdout = Output(STDOUT)
-        self._stderr = Output(STDERR)
+        self._stdout = OutputWriter(STDOUT)
+        self._stderr = OutputWriter(STDERR)
         self._notes = Notes()
         self._held: list[tuple[str, str]] = []
         self._agents: Agents | None = None
@@ -279,7 +279,7 @@ class Relay:
         self._reads_stdin = False
         self._connection.put(encode(FrameType.STDIN_EOF))
 
-    def _write(self, output: Output, ready: dict[int, int], ack: FrameType, closed: FrameType) -> None:
+    def _write(self, output: OutputWriter, ready: dict[int, int], ack: FrameType, closed: FrameType) -> None:
         if not ready.get(output.descriptor, 0) & WRITE or output.error:
             return
         ended = output.write()

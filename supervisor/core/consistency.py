@@ -11,7 +11,7 @@ from claude_vm.supervisor.core.instance import (
     READY,
     UNCLAIMED,
     UNKNOWN_KEY,
-    Instance,
+    InstanceLife,
     InstanceState,
 )
 from claude_vm.supervisor.core.invariants import Invariant, Invariants
@@ -19,7 +19,7 @@ from claude_vm.supervisor.core.lives import Lives
 from claude_vm.supervisor.core.pool.supply import Supply
 from claude_vm.supervisor.core.queue import Queue
 from claude_vm.supervisor.core.retries import LEAK_AFTER
-from claude_vm.supervisor.core.session import UNDECIDED, Session, SessionState
+from claude_vm.supervisor.core.session import UNDECIDED, SessionLife, SessionState
 
 STUCK = frozenset({InstanceState.STUCK, InstanceState.LEAKED})
 """States in which an instance waits until its deletion is tried again."""
@@ -61,11 +61,11 @@ def invariants(queue: Queue, supply: Supply, lives: Lives, agenda: Agenda) -> In
     free = supply.policy.max_instances - lives.held
     served = queue.head is None or (free <= 0 and not supply.furthest(queue.head.key))
     yield Invariant("queue", "nobody waits for what there is", served)
-    burden = supply.burden(staying=lives.staying)
-    yield Invariant("supply", "it has no more than there is room for", burden is None)
+    excess = supply.excess(staying=lives.staying)
+    yield Invariant("supply", "it has no more than there is room for", excess is None)
 
 
-def _of_session(session: Session, lives: Lives) -> Invariants:
+def _of_session(session: SessionLife, lives: Lives) -> Invariants:
     name, instance = session.session_id, lives.instances.find(session.instance_id)
     state = lives.instances.state(session.instance_id)
     yield Invariant(name, "its instance is as far as itself", state in STANDS.get(session.state, ()))
@@ -76,7 +76,7 @@ def _of_session(session: Session, lives: Lives) -> Invariants:
     yield Invariant(name, "it ends with an outcome", decided == (session.state is SessionState.ENDING))
 
 
-def _of_instance(instance: Instance, lives: Lives) -> Invariants:
+def _of_instance(instance: InstanceLife, lives: Lives) -> Invariants:
     name, state, failed = instance.instance_id, instance.state, instance.failed_deletions
     of_state = IN_FLIGHT.get(state)
     fits = instance.in_flight in of_state if of_state else instance.in_flight is None

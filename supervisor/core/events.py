@@ -70,7 +70,7 @@ class Measured(Event, frozen=True):
 class FillRequested(Event, frozen=True):
     """Somebody wants this many warm instances of a key, now: neither the delay nor a back-off counts.
 
-    `size` of None is the policy's. The wish lasts as long as a session's (`PoolPolicy.idle_timeout_s` after
+    `size` of None is the policy's. The demand lasts as long as a session's (`PoolPolicy.idle_timeout_s` after
     the last use, which this is). It gives nothing up: what is there above `size` is only not replaced. A
     later generation is news, as with `SessionRequested`.
     """
@@ -91,11 +91,11 @@ class DrainRequested(Event, frozen=True):
 class TemplateChanged(Event, frozen=True):
     """A template has a new generation, or none any more (""): it was built again, or deleted.
 
-    Unclaimed instances of other generations are given up, and their keys' wishes go over to the new one. It
+    Unclaimed instances of other generations are given up; demand for their keys goes over to the new one. It
     holds whatever it is, even one that is not later, until a later one is heard of. Sessions go on.
 
     `sizes` are the new template's own processors, MiB of memory and GiB of disk: who asks for nothing else
-    gets those from now on, so that wishes for others end. None where they are not known.
+    gets those from now on, so that demand for others ends. None where they are not known.
     """
 
     driver: str

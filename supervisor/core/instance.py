@@ -255,7 +255,7 @@ UNKNOWN_KEY = PoolKey(driver="", template="", generation="", cpus=0, memory_mib=
 """The key of an instance that a dead supervisor left: it is only deleted."""
 
 
-class Instance(msgspec.Struct):
+class InstanceLife(msgspec.Struct):
     """One instance. Only the core changes it.
 
     `session_id` is the session that it was made for or that claimed it, until that session has its exit
@@ -276,7 +276,7 @@ class Instance(msgspec.Struct):
     to_pause: bool = False
 
 
-def fits(instance: Instance, event: events.InstanceEvent) -> bool:
+def fits(instance: InstanceLife, event: events.InstanceEvent) -> bool:
     """Tell whether an event is about what the instance is really doing, beyond what its state says.
 
     A run's news must name the session that leases the instance. The late answer to an abandoned instance must
@@ -290,7 +290,7 @@ def fits(instance: Instance, event: events.InstanceEvent) -> bool:
     return kind in _WHATEVER_WAS_IN_FLIGHT or kind in _LATE[instance.in_flight]
 
 
-def first_effect(instance: Instance) -> effects.InstanceEffect | None:
+def first_effect(instance: InstanceLife) -> effects.InstanceEffect | None:
     """Return the effect with which an instance's state begins, if it begins with one of its own."""
     name, session_id = instance.instance_id, instance.session_id
     match instance.state:

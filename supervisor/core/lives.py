@@ -17,8 +17,8 @@ from claude_vm.supervisor.core.instance import (
     READY,
     UNCLAIMED,
     UNKNOWN_KEY,
-    Instance,
     InstanceCause,
+    InstanceLife,
     InstanceOrder,
     InstanceState,
     first_effect,
@@ -33,8 +33,8 @@ from claude_vm.supervisor.core.retries import LEAK_AFTER, delay_s
 from claude_vm.supervisor.core.session import (
     LOST_GUEST,
     Outcome,
-    Session,
     SessionCause,
+    SessionLife,
     SessionOrder,
     SessionState,
 )
@@ -43,7 +43,7 @@ from claude_vm.supervisor.core.story import Step, cut
 from claude_vm.supervisor.statuses import SESSION_FAILED
 
 
-class Turn(NamedTuple):
+class Reaction(NamedTuple):
     """The handling of one event: the event, and what shall be done because of it, so far."""
 
     event: events.Event
@@ -54,10 +54,10 @@ class Lives:
     """All sessions and instances, and the steps that they take. The only writer of them."""
 
     def __init__(self, queue: Queue, supply: Supply, agenda: Agenda) -> None:
-        self.sessions: Registry[Session, SessionState] = Registry(
+        self.sessions: Registry[SessionLife, SessionState] = Registry(
             absent=SessionState.ABSENT, ended=SessionState.ENDED
         )
-        self.instances: Registry[Instance, InstanceState] = Registry(
+        self.instances: Registry[InstanceLife, InstanceState] = Registry(
             absent=InstanceState.ABSENT, ended=InstanceState.DELETED
         )
         self._queue = queue
@@ -95,150 +95,154 @@ class Lives:
 
     # How they begin.
 
-    def request(self, event: events.SessionRequested) -> Session:
+    def request(self, event: events.SessionRequested) -> SessionLife:
         """Let a session wait for an instance."""
-        session = Session(event.session_id, event.key, event.instance_id, event.at)
+        session = SessionLife(event.session_id, event.key, event.instance_id, event.at)
         self._add_session(session, type(event), event.at)
         self._queue.add(session)
         return session
 
-    def refuse(self, event: events.SessionRequested, outcome: Outcome, turn: Turn) -> None:
+    def refuse(self, event: events.SessionRequested, outcome: Outcome, reaction: Reaction) -> None:
         """Let a session end as soon as it was asked for."""
-        session = Session(event.session_id, event.key, event.instance_id, event.at, outcome=outcome)
+        session = SessionLife(event.session_id, event.key, event.instance_id, event.at, outcome=outcome)
         self._add_session(session, type(event), event.at)
-        self._end_session(session, SessionOrder.REFUSE, turn)
+        self._end_session(session, SessionOrder.REFUSE, reaction)
 
-    def claim(self, session: Session, instance: Instance, turn: Turn) -> None:
+    def claim(self, session: SessionLife, instance: InstanceLife, reaction: Reaction) -> None:
         """A session that waits gets an unclaimed instance."""
         is_ready = instance.state in READY
-        self._admit(session, instance.instance_id, instance.state.value if is_ready else "making", turn)
-        self._supply.claim(instance.instance_id, instance.key, turn.event.at, was_ready=is_ready)
+        self._admit(session, instance.instance_id, instance.state.value if is_ready else "making", reaction)
+        self._supply.claim(instance.instance_id, instance.key, reaction.event.at, was_ready=is_ready)
         instance.session_id = session.session_id
         instance.to_pause = False
-        self.move_instance(instance, InstanceOrder.CLAIM, turn, session.session_id)
+        self.move_instance(instance, InstanceOrder.CLAIM, reaction, session.session_id)
 
-    def make(self, session: Session, turn: Turn) -> None:
+    def make(self, session: SessionLife, reaction: Reaction) -> None:
         """A session that waits gets an instance of its own."""
-        at = turn.event.at
-        self._admit(session, session.offered_id, "made", turn)
+        at = reaction.event.at
+        self._admit(session, session.offered_id, "made", reaction)
         self._supply.lease(session.key, at)
-        instance = Instance(session.offered_id, session.key, session.session_id, made_at=at)
-        self._add_instance(instance, InstanceOrder.MAKE, turn, session.session_id)
+        instance = InstanceLife(session.offered_id, session.key, session.session_id, made_at=at)
+        self._add_instance(instance, InstanceOrder.MAKE, reaction, session.session_id)
 
-    def make_ahead(self, event: events.WarmRequested, turn: Turn) -> None:
+    def make_ahead(self, event: events.WarmRequested, reaction: Reaction) -> None:
         """The supply has what it asked for: an instance that is made without a session."""
-        instance = Instance(event.instance_id, event.key, made_at=event.at, to_pause=event.paused)
-        self._add_instance(instance, type(event), turn)
+        instance = InstanceLife(event.instance_id, event.key, made_at=event.at, to_pause=event.paused)
+        self._add_instance(instance, type(event), reaction)
 
-    def adopt(self, event: events.WarmFound, turn: Turn) -> None:
+    def adopt(self, event: events.WarmFound, reaction: Reaction) -> None:
         """A found instance is made ready again."""
-        instance = Instance(event.instance_id, event.key, made_at=event.made_at)
-        self._add_instance(instance, type(event), turn)
+        instance = InstanceLife(event.instance_id, event.key, made_at=event.made_at)
+        self._add_instance(instance, type(event), reaction)
 
-    def discard(self, instance_id: str, reason: str, turn: Turn, key: PoolKey = UNKNOWN_KEY) -> None:
+    def discard(self, instance_id: str, reason: str, reaction: Reaction, key: PoolKey = UNKNOWN_KEY) -> None:
         """A found instance is of no use."""
-        self._add_instance(Instance(instance_id, key), events.InstanceFound, turn, reason)
+        self._add_instance(InstanceLife(instance_id, key), events.InstanceFound, reaction, reason)
 
-    def resume(self, event: events.SessionFound, turn: Turn) -> Session:
+    def resume(self, event: events.SessionFound, reaction: Reaction) -> SessionLife:
         """A found session goes on in its instance."""
         name, key, at = event.instance_id, event.key, event.at
-        session = Session(event.session_id, key, "", at, instance_id=name, source="resumed")
+        session = SessionLife(event.session_id, key, "", at, instance_id=name, source="resumed")
         self._add_session(session, type(event), at, name)
         self._supply.lease(key, at)
-        self._add_instance(Instance(name, key, event.session_id), type(event), turn, event.session_id)
+        self._add_instance(InstanceLife(name, key, event.session_id), type(event), reaction, event.session_id)
         return session
 
-    def _admit(self, session: Session, instance_id: str, source: str, turn: Turn) -> None:
+    def _admit(self, session: SessionLife, instance_id: str, source: str, reaction: Reaction) -> None:
         self._queue.remove(session)
         session.instance_id, session.source = instance_id, source
-        self._move_session(session, SessionOrder.ADMIT, turn.event.at, instance_id)
+        self._move_session(session, SessionOrder.ADMIT, reaction.event.at, instance_id)
 
-    def _add_session(self, session: Session, cause: SessionCause, at: float, note: str = "") -> None:
+    def _add_session(self, session: SessionLife, cause: SessionCause, at: float, note: str = "") -> None:
         self.sessions.add(session.session_id, session)
         self._move_session(session, cause, at, note)
 
-    def _add_instance(self, instance: Instance, cause: InstanceCause, turn: Turn, note: str = "") -> None:
+    def _add_instance(
+        self, instance: InstanceLife, cause: InstanceCause, reaction: Reaction, note: str = ""
+    ) -> None:
         self.instances.add(instance.instance_id, instance)
-        self.move_instance(instance, cause, turn, note)
+        self.move_instance(instance, cause, reaction, note)
 
     # Instances.
 
-    def advance(self, instance: Instance, event: events.InstanceEvent, turn: Turn) -> None:
+    def advance(self, instance: InstanceLife, event: events.InstanceEvent, reaction: Reaction) -> None:
         """Something has happened to an instance."""
-        note = self._settle(instance, event, turn)
+        note = self._settle(instance, event, reaction)
         cause: InstanceCause = type(event)
         if cause is events.CloneDone and instance.to_pause and instance.state is InstanceState.CLONING:
             cause = InstanceOrder.PRESTART
-        self.move_instance(instance, cause, turn, note)
+        self.move_instance(instance, cause, reaction, note)
 
-    def move_instance(self, instance: Instance, cause: InstanceCause, turn: Turn, note: str = "") -> None:
+    def move_instance(
+        self, instance: InstanceLife, cause: InstanceCause, reaction: Reaction, note: str = ""
+    ) -> None:
         """Take one step of the table, and begin what the new state begins with."""
         before = instance.state
         after = INSTANCE_MOVES[before][cause]
         if after is before:  # claimed while it is made: nothing begins, nothing ends
-            self.instances.record(instance.instance_id, _step(turn.event.at, before, cause, after, note))
-            self._tell_phase(instance, turn)
+            self.instances.record(instance.instance_id, _step(reaction.event.at, before, cause, after, note))
+            self._tell_phase(instance, reaction)
             return
         if instance.session_id:
             if before in IN_USE and after not in IN_USE:
-                self._supply.release(instance.key, turn.event.at)
+                self._supply.release(instance.key, reaction.event.at)
         elif before in UNCLAIMED and after not in UNCLAIMED:
-            self._supply.lose(instance.instance_id, instance.key, turn.event.at)
+            self._supply.lose(instance.instance_id, instance.key, reaction.event.at)
         if cause is InstanceOrder.RETRY:
             self._agenda.cancel(Retry(instance.instance_id))
         self._counts[before] -= 1
         self._counts[after] += 1
         instance.state = after
-        instance.since = turn.event.at
-        self.instances.record(instance.instance_id, _step(turn.event.at, before, cause, after, note))
-        self._begin(instance, turn, note)
+        instance.since = reaction.event.at
+        self.instances.record(instance.instance_id, _step(reaction.event.at, before, cause, after, note))
+        self._begin(instance, reaction, note)
 
-    def _begin(self, instance: Instance, turn: Turn, note: str) -> None:
+    def _begin(self, instance: InstanceLife, reaction: Reaction, note: str) -> None:
         """Do what the state begins with, that the instance has just come into."""
         name = instance.instance_id
         if (effect := first_effect(instance)) is not None:
-            self._tell_phase(instance, turn)
-            turn.out.append(effect)
+            self._tell_phase(instance, reaction)
+            reaction.out.append(effect)
             instance.in_flight = type(effect)
             return
         match instance.state:
             case InstanceState.WARM | InstanceState.PAUSED:
                 instance.in_flight = None
                 if instance.session_id:
-                    self.move_instance(instance, InstanceOrder.CLAIM, turn)
+                    self.move_instance(instance, InstanceOrder.CLAIM, reaction)
                 else:
-                    self._supply.offer(name, instance.key, turn.event.at)
+                    self._supply.offer(name, instance.key, reaction.event.at)
             case InstanceState.RUNNING:
-                self._move_session(self.sessions[instance.session_id], events.RunStarted, turn.event.at)
+                self._move_session(self.sessions[instance.session_id], events.RunStarted, reaction.event.at)
             case InstanceState.ABANDONED:
-                turn.out.append(effects.Cancel(instance_id=name))
+                reaction.out.append(effects.Cancel(instance_id=name))
             case InstanceState.STUCK:
                 instance.in_flight = None
-                self._wait_for_retry(instance, turn, note)
+                self._wait_for_retry(instance, reaction, note)
             case InstanceState.LEAKED:
                 if instance.failed_deletions == LEAK_AFTER:
-                    turn.out.append(effects.ReportLeak(instance_id=name, message=note))
+                    reaction.out.append(effects.ReportLeak(instance_id=name, message=note))
             case _:
                 self.instances.retire(name)
-                self._release(instance, turn)
+                self._release(instance, reaction)
 
-    def _tell_phase(self, instance: Instance, turn: Turn) -> None:
+    def _tell_phase(self, instance: InstanceLife, reaction: Reaction) -> None:
         """Tell the instance's session, if there is one, where it stands, unless it knows."""
         phase = PHASES.get(instance.state)
         if instance.session_id and phase is not None:
             session = self.sessions[instance.session_id]
             if session.phase != phase:
                 session.phase = phase
-                turn.out.append(effects.TellSession(session_id=session.session_id, phase=phase))
+                reaction.out.append(effects.TellSession(session_id=session.session_id, phase=phase))
 
-    def _wait_for_retry(self, instance: Instance, turn: Turn, note: str) -> None:
+    def _wait_for_retry(self, instance: InstanceLife, reaction: Reaction, note: str) -> None:
         instance.failed_deletions += 1
-        self._agenda.set(Retry(instance.instance_id), turn.event.at + delay_s(instance.failed_deletions))
-        self._release(instance, turn)
+        self._agenda.set(Retry(instance.instance_id), reaction.event.at + delay_s(instance.failed_deletions))
+        self._release(instance, reaction)
         if instance.failed_deletions >= LEAK_AFTER:
-            self.move_instance(instance, InstanceOrder.REPORT, turn, note)
+            self.move_instance(instance, InstanceOrder.REPORT, reaction, note)
 
-    def _settle(self, instance: Instance, event: events.InstanceEvent, turn: Turn) -> str:
+    def _settle(self, instance: InstanceLife, event: events.InstanceEvent, reaction: Reaction) -> str:
         """Decide what the event means for the session or the pool; return a note for the story."""
         match event:
             case events.RunDone():
@@ -264,7 +268,7 @@ class Lives:
             and event.code in LOST_GUEST
             and session.may_try_again
         ):
-            self._part(session, instance, turn, note)
+            self._part(session, instance, reaction, note)
             return note
         if session.state is not SessionState.ENDING or (
             isinstance(event, events.RunDone) and session.outcome.asked
@@ -273,19 +277,19 @@ class Lives:
             self._move_session(session, type(event), event.at, note)
         return note
 
-    def _part(self, session: Session, instance: Instance, turn: Turn, note: str) -> None:
+    def _part(self, session: SessionLife, instance: InstanceLife, reaction: Reaction, note: str) -> None:
         """Let a session wait for another instance, before all others; this one is nobody's then."""
-        self._supply.release(instance.key, turn.event.at)
+        self._supply.release(instance.key, reaction.event.at)
         instance.session_id = session.instance_id = session.source = ""
         session.phase = "queued"
         session.tried_again = True
         self._queue.add_first(session)
-        self._move_session(session, SessionOrder.AGAIN, turn.event.at, note)
-        turn.out.append(effects.TellSession(session_id=session.session_id, phase="queued"))
+        self._move_session(session, SessionOrder.AGAIN, reaction.event.at, note)
+        reaction.out.append(effects.TellSession(session_id=session.session_id, phase="queued"))
 
     # Sessions.
 
-    def _move_session(self, session: Session, cause: SessionCause, at: float, note: str = "") -> None:
+    def _move_session(self, session: SessionLife, cause: SessionCause, at: float, note: str = "") -> None:
         """Take one step of the table."""
         before = session.state
         session.state = SESSION_MOVES[before][cause]
@@ -293,30 +297,30 @@ class Lives:
             session.since = at
         self.sessions.record(session.session_id, _step(at, before, cause, session.state, note))
 
-    def stop(self, session: Session, outcome: Outcome, cause: SessionCause, turn: Turn) -> None:
+    def stop(self, session: SessionLife, outcome: Outcome, cause: SessionCause, reaction: Reaction) -> None:
         """End a session before its main command did."""
         session.outcome = outcome
         if session.state is SessionState.QUEUED:
             self._queue.remove(session)
-            self._end_session(session, cause, turn)
+            self._end_session(session, cause, reaction)
         else:
-            self._move_session(session, cause, turn.event.at, outcome.message)
+            self._move_session(session, cause, reaction.event.at, outcome.message)
             instance = self.instances[session.instance_id]
-            self.move_instance(instance, InstanceOrder.GIVE_UP, turn, outcome.message)
+            self.move_instance(instance, InstanceOrder.GIVE_UP, reaction, outcome.message)
 
-    def _release(self, instance: Instance, turn: Turn) -> None:
+    def _release(self, instance: InstanceLife, reaction: Reaction) -> None:
         """Let the instance's session have its exit status, unless it has it already."""
         if instance.session_id:
             session = self.sessions[instance.session_id]
             instance.session_id = ""
-            self._end_session(session, SessionOrder.RELEASE, turn)
+            self._end_session(session, SessionOrder.RELEASE, reaction)
 
-    def _end_session(self, session: Session, cause: SessionCause, turn: Turn) -> None:
+    def _end_session(self, session: SessionLife, cause: SessionCause, reaction: Reaction) -> None:
         """Let a session's client have its exit status, and let go of the session."""
         outcome = session.outcome
-        self._move_session(session, cause, turn.event.at, outcome.code)
+        self._move_session(session, cause, reaction.event.at, outcome.code)
         self.sessions.retire(session.session_id)
-        turn.out.append(
+        reaction.out.append(
             effects.EndSession(
                 session_id=session.session_id,
                 status=outcome.status,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from claude_vm.supervisor.core.invariants import Invariant, Invariants
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.session import Session, SessionState
+from claude_vm.supervisor.core.session import SessionLife, SessionState
 
 
 class Queue:
@@ -15,18 +15,18 @@ class Queue:
     """
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[str, Session] = OrderedDict()
+        self._waiting: OrderedDict[str, SessionLife] = OrderedDict()
         self._awaited: Counter[PoolKey] = Counter()
         self._promised: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __iter__(self) -> Iterator[Session]:
+    def __iter__(self) -> Iterator[SessionLife]:
         return iter(self._waiting.values())
 
     @property
-    def head(self) -> Session | None:
+    def head(self) -> SessionLife | None:
         """The session that is served next, or None."""
         return next(iter(self._waiting.values()), None)
 
@@ -41,18 +41,18 @@ class Queue:
         """
         return 1 if key in self._awaited else len(self._waiting)
 
-    def add(self, session: Session) -> None:
+    def add(self, session: SessionLife) -> None:
         """Let a session wait behind all others."""
         self._waiting[session.session_id] = session
         self._awaited[session.key] += 1
         self._promised.add(session.offered_id)
 
-    def add_first(self, session: Session) -> None:
+    def add_first(self, session: SessionLife) -> None:
         """Let a session wait before all others: it has had its turn, for nothing."""
         self.add(session)
         self._waiting.move_to_end(session.session_id, last=False)
 
-    def remove(self, session: Session) -> None:
+    def remove(self, session: SessionLife) -> None:
         """Let a session wait no longer."""
         del self._waiting[session.session_id]
         self._promised.remove(session.offered_id)

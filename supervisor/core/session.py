@@ -117,7 +117,7 @@ UNDECIDED = Outcome(SESSION_FAILED, "undecided")
 """Stands in for the outcome until ENDING; no client ever gets it."""
 
 
-class Session(msgspec.Struct):
+class SessionLife(msgspec.Struct):
     """One session. Only the core changes it.
 
     `offered_id` is the id for an instance that would have to be made. `instance_id` is the one it has, or "".

@@ -2,9 +2,9 @@
 
 import msgspec
 
-from claude_vm.supervisor.core.instance import UNKNOWN_KEY, Instance, InstanceState
+from claude_vm.supervisor.core.instance import UNKNOWN_KEY, InstanceLife, InstanceState
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.session import UNDECIDED, Session, SessionState
+from claude_vm.supervisor.core.session import UNDECIDED, SessionLife, SessionState
 
 
 class SessionView(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ class MemoryView(msgspec.Struct, frozen=True):
     available_mib: int | None
 
 
-def view_session(session: Session) -> SessionView:
+def view_session(session: SessionLife) -> SessionView:
     """Return what may be seen of a session."""
     return SessionView(
         session_id=session.session_id,
@@ -96,7 +96,7 @@ def view_session(session: Session) -> SessionView:
     )
 
 
-def view_instance(instance: Instance) -> InstanceView:
+def view_instance(instance: InstanceLife) -> InstanceView:
     """Return what may be seen of an instance."""
     return InstanceView(
         instance_id=instance.instance_id,

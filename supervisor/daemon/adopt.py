@@ -22,8 +22,8 @@ from claude_vm.drivers.programs import system
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
-from claude_vm.supervisor.daemon.sessions.looking import Looker
 from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
+from claude_vm.supervisor.daemon.sessions.scanning import Scanner
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.sessions.surroundings import Surroundings
 from claude_vm.supervisor.daemon.state import identity
@@ -173,10 +173,10 @@ def _found(row: JournaledSession, key: PoolKey) -> Session:
     return session
 
 
-async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, looker: Looker) -> int:
+async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, scanner: Scanner) -> int:
     """Delete what dead supervisors inside clients left; return how many instances that were.
 
-    `looker` gets the sessions that had started.
+    `scanner` gets the sessions that had started.
     """
     swept = 0
     for other in identity.dead_supervisors(home, own_id):
@@ -185,7 +185,7 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, loo
                 swept += await _sweep(Owner(home=home, supervisor_id=other, runtime=runtime))
                 try:
                     with Journal.open(folder / "journal.db", boot_id) as (journal, _):
-                        await Surroundings(journal, other, looker).settle(journal.left_instances())
+                        await Surroundings(journal, other, scanner).settle(journal.left_instances())
                 except sqlite3.Error as error:
                     log.warning("journal-not-read", supervisor=other, error=str(error))
                 identity.remove(home, other)

@@ -3,7 +3,7 @@
 It stands in for a daemon that can't be started. From the daemon's journal, of which it has a copy in memory,
 it knows the sessions that go on, so they are listed and can be stopped. All else that the daemon left stays
 as it is, unless the command makes room; and the journal stays, so the next daemon finds out for itself what
-is gone, and does what is owed for it: the look for other names, the worktrees' locks. A command that needs
+is gone, and does what is pending for it: the scan for other names, the worktrees' locks. A command that needs
 what can't be written is refused before it begins.
 """
 
@@ -18,16 +18,16 @@ from claude_vm.drivers import registry
 from claude_vm.drivers.api import Owner
 from claude_vm.drivers.process import boot_id
 from claude_vm.drivers.programs import system
-from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.daemon.adopt import adopt
 from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.scanning import Scanner
 from claude_vm.supervisor.daemon.sessions.sessions import Sessions, nothing_around
 from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.state.journal import Journal
-from claude_vm.supervisor.daemon.state.places import Places
+from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.daemon.supervisor import NO_POOL, Supervisor
 from claude_vm.supervisor.grammar.requests import Request
@@ -54,8 +54,8 @@ async def open_readonly_supervisor(
         folder = stack.enter_context(identity.locked_as_it_is(home, supervisor_id))
         journal_path = identity.supervisors_folder(home) / supervisor_id / "journal.db"
         journal, is_whole = stack.enter_context(Journal.copied(journal_path, boot_id()))
-        places = Places(home)
-        stack.callback(places.close)
+        known_folders = KnownFolders(home)
+        stack.callback(known_folders.close)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         runtime = Path(paths.runtime_directory(str(home)))
         drivers = DriverSet(Owner(home=home, supervisor_id=supervisor_id, runtime=runtime), tasks, system())
@@ -86,8 +86,8 @@ async def open_readonly_supervisor(
             sessions=sessions,
             drivers=drivers,
             journal=journal,
-            places=places,
-            looker=Looker(Reports(home)),
+            known_folders=known_folders,
+            scanner=Scanner(Reports(home)),
             sweep=_sweep_nothing,
             in_process=True,
             prepare=prepare,

@@ -20,22 +20,22 @@ from claude_vm.drivers.api import Owner
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import boot_id
 from claude_vm.drivers.programs import system
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.events import PolicyChanged, ShutdownRequested
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import adopt
 from claude_vm.supervisor.daemon.dispatch.clock import follow_drift, watch_host_clock
 from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
-from claude_vm.supervisor.daemon.dispatch.execution import Admit, admit_all
+from claude_vm.supervisor.daemon.dispatch.execution import AdmitClone, admit_all
 from claude_vm.supervisor.daemon.dispatch.faults import read_faults
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.pool.memory import Available, unknown
-from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.scanning import Scanner
 from claude_vm.supervisor.daemon.sessions.sessions import Sessions
 from claude_vm.supervisor.daemon.sessions.surroundings import Surroundings
 from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.state.journal import Journal
-from claude_vm.supervisor.daemon.state.places import Places
+from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.wire import paths
@@ -57,8 +57,8 @@ class Supervisor(msgspec.Struct, frozen=True):
     """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background.
 
     `folders` is where our own data is: `home`, and what is elsewhere for want of a short path there.
-    `places` is what is remembered of folders, such as which of them guests could ever write. `prepare` is
-    called before each command, and returns a remark for its client, or "".
+    `known_folders` remembers which folders guests could ever write. `prepare` is called before each
+    command, and returns a remark for its client, or "".
     """
 
     home: Path
@@ -70,8 +70,8 @@ class Supervisor(msgspec.Struct, frozen=True):
     sessions: Sessions
     drivers: DriverSet
     journal: Journal
-    places: Places
-    looker: Looker
+    known_folders: KnownFolders
+    scanner: Scanner
     sweep: Callable[[], None]
     in_process: bool = False
     prepare: Callable[[Request], Awaitable[str]] = _nothing_to_prepare
@@ -84,7 +84,7 @@ async def open_supervisor(
     *,
     in_process: bool,
     policy: PoolPolicy = NO_POOL,
-    admit: Admit = admit_all,
+    admit: AdmitClone = admit_all,
     available: Available = unknown,
 ) -> AsyncIterator[Supervisor]:
     """Open a supervisor: its journal, core, dispatcher and drivers; take over and sweep what dead ones left.
@@ -109,21 +109,21 @@ async def open_supervisor(
         journal, remark = stack.enter_context(Journal.open(folder / "journal.db", boot))
         if remark:
             log.error("journal-damaged", remark=remark)
-        places = Places(home)
-        stack.callback(places.close)
-        looker = Looker(Reports(home))
+        known_folders = KnownFolders(home)
+        stack.callback(known_folders.close)
+        scanner = Scanner(Reports(home))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         owner = Owner(home=home, supervisor_id=supervisor_id, runtime=runtime)
         drivers = DriverSet(owner, tasks, system(), lambda: _prestart_where_possible(dispatcher, drivers))
-        surroundings = Surroundings(journal, supervisor_id, looker)
+        surroundings = Surroundings(journal, supervisor_id, scanner)
         sessions = Sessions(tasks, surroundings.around)
         dispatcher = Dispatcher(
             Core(policy), journal, drivers, tasks, sessions, admit=admit, available=available, faults=faults
         )
         adopted = await adopt.adopt(dispatcher, drivers, journal)
         await surroundings.settle(adopted.lost, sessions.running)
-        tasks.start_soon(looker.serve)
-        tasks.start_soon(_clean_up, drivers, runtime, boot, looker)
+        tasks.start_soon(scanner.serve)
+        tasks.start_soon(_clean_up, drivers, runtime, boot, scanner)
         tasks.start_soon(_checkpoint, journal)
         tasks.start_soon(watch_host_clock, lambda seconds: _clock_jumped(dispatcher, seconds))
         tasks.start_soon(follow_drift, dispatcher.set_clocks)
@@ -137,9 +137,9 @@ async def open_supervisor(
             sessions=sessions,
             drivers=drivers,
             journal=journal,
-            places=places,
-            looker=looker,
-            sweep=lambda: _sweep_soon(tasks, drivers, runtime, boot, looker),
+            known_folders=known_folders,
+            scanner=scanner,
+            sweep=lambda: _sweep_soon(tasks, drivers, runtime, boot, scanner),
             in_process=in_process,
         )
         if not dispatcher.stopped.is_set():
@@ -168,10 +168,10 @@ def _clock_jumped(dispatcher: Dispatcher, seconds: float) -> None:
     dispatcher.set_clocks()
 
 
-async def _clean_up(drivers: DriverSet, runtime: Path, boot: str, looker: Looker) -> None:
+async def _clean_up(drivers: DriverSet, runtime: Path, boot: str, scanner: Scanner) -> None:
     """What other supervisors and dead builders left. Beside the first commands, which need none of it."""
     owner = drivers.owner
-    await _sweep_others(owner, runtime, boot, looker)
+    await _sweep_others(owner, runtime, boot, scanner)
     for name in registry.ALL:
         try:
             for removed in await (await drivers.get(name)).collect_garbage():
@@ -181,20 +181,20 @@ async def _clean_up(drivers: DriverSet, runtime: Path, boot: str, looker: Looker
 
 
 def _sweep_soon(
-    tasks: anyio.abc.TaskGroup, drivers: DriverSet, runtime: Path, boot: str, looker: Looker
+    tasks: anyio.abc.TaskGroup, drivers: DriverSet, runtime: Path, boot: str, scanner: Scanner
 ) -> None:
     """Sweep if there is any other supervisor's folder; whether it is dead, its lock tells.
 
-    One that has ended well may owe a look.
+    One that has ended well may have left a scan to do.
     """
-    looker.soon()
+    scanner.soon()
     if identity.dead_supervisors(drivers.owner.home, drivers.owner.supervisor_id):
-        tasks.start_soon(_sweep_others, drivers.owner, runtime, boot, looker)
+        tasks.start_soon(_sweep_others, drivers.owner, runtime, boot, scanner)
 
 
-async def _sweep_others(owner: Owner, runtime: Path, boot: str, looker: Looker) -> None:
+async def _sweep_others(owner: Owner, runtime: Path, boot: str, scanner: Scanner) -> None:
     try:
-        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot, looker)
+        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot, scanner)
     except (DriverError, OSError, sqlite3.Error) as error:
         log.warning("sweep-failed", error=str(error))
 

@@ -44,7 +44,7 @@ Exit status:
 RUNTIME_TOO = "The flags of `claude-vm --help` are accepted here too."
 
 
-class Invocation(msgspec.Struct):
+class ParseContext(msgspec.Struct):
     """What the commands get through typer's context: our flags, and the words of another program."""
 
     operands: tuple[str, ...] = ()
@@ -113,9 +113,9 @@ def _help_by(*names: str) -> dict[str, Any]:
     return {"help_option_names": [*names]}
 
 
-def _invocation(context: typer.Context) -> Invocation:
+def _invocation(context: typer.Context) -> ParseContext:
     found = context.obj
-    if not isinstance(found, Invocation):  # pragma: no cover - parse() always gives one
+    if not isinstance(found, ParseContext):  # pragma: no cover - parse() always gives one
         raise TypeError(found)
     return found
 

@@ -8,7 +8,7 @@ and not even loaded: it knows nothing of where Claude's words begin, splits word
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
-from claude_vm.supervisor.grammar.commands import COMMANDS, Command
+from claude_vm.supervisor.grammar.commands import COMMANDS, Declaration
 from claude_vm.supervisor.grammar.commands.installation import ShellName
 from claude_vm.supervisor.grammar.declaring import Argument, Flag, fields, flags_of
 from claude_vm.supervisor.grammar.flags import VERSION, Flags, help_of, words_of
@@ -101,7 +101,7 @@ def _values(flag: str) -> Candidates:
     return [row for known, _ in flags_of(Flags) if known.name == flag for row in words_of(known).items()]
 
 
-def _names(commands: Iterable[Command]) -> Candidates:
+def _names(commands: Iterable[Declaration]) -> Candidates:
     texts = ((c.command, c.help if isinstance(c, Group) else c.__doc__ or "") for c in commands)
     return [(name, text.partition("\n")[0]) for name, text in texts]
 

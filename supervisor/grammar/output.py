@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Output(msgspec.Struct, frozen=True, kw_only=True):
+class Printout(msgspec.Struct, frozen=True, kw_only=True):
     """A finished answer. `status` is the exit status; `to_stderr` tells where the lines belong.
 
     Words of the command line come back in them as they are: whoever prints them makes them harmless.

@@ -4,29 +4,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from claude_vm.supervisor.grammar import usage
-from claude_vm.supervisor.grammar.application import Invocation, application
+from claude_vm.supervisor.grammar.application import ParseContext, application
 from claude_vm.supervisor.grammar.commands.installation import Completion
 from claude_vm.supervisor.grammar.completion import SCRIPTS
 from claude_vm.supervisor.grammar.flags import Flags
 from claude_vm.supervisor.grammar.layout import HelpRequestedError, UsageError
-from claude_vm.supervisor.grammar.output import Output
+from claude_vm.supervisor.grammar.output import Printout
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.grammar.words import OWN_WORDS, Split, WordsError, split
 from claude_vm.supervisor.statuses import USAGE
 
-__all__ = ["Output", "Request", "parse"]
+__all__ = ["Printout", "Request", "parse"]
 
 MIN_COLUMNS, MAX_COLUMNS = 50, 100
 
 
-def parse(argv: Sequence[str], *, columns: int = 80, program: str = "claude-vm") -> Request | Output:
+def parse(argv: Sequence[str], *, columns: int = 80, program: str = "claude-vm") -> Request | Printout:
     """Return what a command line asks for.
 
     `argv` is without the program's name; bytes that are no UTF-8 may stand in it as surrogate escapes. Help
     is laid out for `columns`. Nothing is printed, and nothing exits.
 
     Raises:
-        Nothing: a wrong command line gives an `Output` with status 2.
+        Nothing: a wrong command line gives an `Printout` with status 2.
     """
     try:
         parts = split(argv)
@@ -37,9 +37,9 @@ def parse(argv: Sequence[str], *, columns: int = 80, program: str = "claude-vm")
     return _run(parts, columns, program)
 
 
-def _run(parts: Split, columns: int, program: str) -> Request | Output:
+def _run(parts: Split, columns: int, program: str) -> Request | Printout:
     root = application()
-    given = Invocation()
+    given = ParseContext()
     arguments = [*parts.flags]
     if parts.command:
         arguments.append(parts.command)
@@ -58,13 +58,13 @@ def _run(parts: Split, columns: int, program: str) -> Request | Output:
             finally:
                 context.params.clear()
     except HelpRequestedError as asked:
-        return Output(lines=tuple(asked.text.rstrip("\n").split("\n")))
+        return Printout(lines=tuple(asked.text.rstrip("\n").split("\n")))
     except UsageError as error:
         return _wrong(usage.message(error), _path(error, program), _usage(error))
     finally:  # typer keeps each function's last arguments, and these may have secrets
         given.operands, given.flags = (), Flags()
     if isinstance(answer, Completion):
-        return Output(lines=tuple(SCRIPTS[answer.shell].splitlines()))
+        return Printout(lines=tuple(SCRIPTS[answer.shell].splitlines()))
     if not isinstance(answer, Request):  # pragma: no cover - every command makes one
         raise TypeError(answer)
     return answer
@@ -78,12 +78,12 @@ def _usage(error: Any) -> str:
     return str(error.ctx.get_usage()) if error.ctx is not None else ""
 
 
-def _wrong(message: str, path: str, forms: str = "") -> Output:
+def _wrong(message: str, path: str, forms: str = "") -> Printout:
     lines = (f"claude-vm: {message} [usage]", *(forms.split("\n") if forms else ()), f"Try '{path} --help'.")
-    return Output(lines=lines, status=USAGE, to_stderr=True)
+    return Printout(lines=lines, status=USAGE, to_stderr=True)
 
 
-def _version(program: str) -> Output:
+def _version(program: str) -> Printout:
     from importlib.metadata import version  # noqa: PLC0415 - only when it is asked for
 
-    return Output(lines=(f"{program} {version('claude-vm')}",))
+    return Printout(lines=(f"{program} {version('claude-vm')}",))

@@ -50,7 +50,7 @@ _NOT_SETTABLE = frozenset(
 )
 
 
-class Mode(StrEnum):
+class LaunchMode(StrEnum):
     """How the words are run: exactly as they are, as one line for a shell, or not at all (a login shell)."""
 
     EXEC = "exec"
@@ -61,7 +61,7 @@ class Mode(StrEnum):
 def launch_file(
     session_id: str,
     *,
-    mode: Mode,
+    mode: LaunchMode,
     argv: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     cwd: str = "",
@@ -76,7 +76,7 @@ def launch_file(
             than a program can be given.
     """
     _check_id(session_id)
-    if (mode is Mode.EXEC and not argv) or (mode is Mode.EVAL and len(argv) != 1):
+    if (mode is LaunchMode.EXEC and not argv) or (mode is LaunchMode.EVAL and len(argv) != 1):
         raise LaunchError(f"{len(argv)} words can't be run in the mode {mode.value}")
     if cwd and not cwd.startswith("/"):
         raise LaunchError(f"the working directory is not absolute: '{cwd}'")

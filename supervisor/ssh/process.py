@@ -27,7 +27,7 @@ class Pty(msgspec.Struct, frozen=True):
     height: int = 0
 
 
-class Output:
+class ReceivedOutput:
     """What came on one stream and was not read yet."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ quarter of a second at the most whether that is just ending."""
 _PIECE = 64 * 1024
 
 
-class Kind(StrEnum):
+class ShellKind(StrEnum):
     """What a session's streams are."""
 
     PTY = "pty"
@@ -183,9 +183,9 @@ class Shells:
     def __init__(self, link: Link, term: str) -> None:
         self._link = link
         self._term = term
-        self._streams: dict[Kind, Stream] = {}
+        self._streams: dict[ShellKind, Stream] = {}
 
-    async def add(self, kind: Kind, term: str) -> None:
+    async def add(self, kind: ShellKind, term: str) -> None:
         """Have a shell of this kind wait, if there is none for this terminal.
 
         Raises:
@@ -193,12 +193,12 @@ class Shells:
         """
         former = self._streams.get(kind)
         if former is not None:
-            if not former.closed and (kind is Kind.PIPES or term == self._term):
+            if not former.closed and (kind is ShellKind.PIPES or term == self._term):
                 return
             former.close()
         stream = await open_stream(self._link)
         self._streams[kind] = stream
-        if kind is Kind.PTY:
+        if kind is ShellKind.PTY:
             self._term = term
         stream.send(b"P", _json({"kind": kind.value, "term": term}))
         try:
@@ -216,7 +216,7 @@ class Shells:
         Raises:
             SshError: No shell waits, and the guest starts none.
         """
-        kind = Kind.PIPES if pty is None else Kind.PTY
+        kind = ShellKind.PIPES if pty is None else ShellKind.PTY
         await self.add(kind, self._term if pty is None else pty.term)
         stream = self._streams.pop(kind)
         size = (0, 0, 0, 0) if pty is None else (pty.rows, pty.columns, pty.width, pty.height)
@@ -232,7 +232,7 @@ class Shells:
         await asyncio.sleep(0)
 
 
-async def prime(link: Link, kinds: Collection[Kind], *, term: str) -> Shells:
+async def prime(link: Link, kinds: Collection[ShellKind], *, term: str) -> Shells:
     """Have a login shell of each kind wait in the guest; return when they do.
 
     Each has read its profile then. `term` is the terminal that is expected; a session with another one gets

@@ -15,10 +15,10 @@ from collections import deque
 import anyio
 import asyncssh
 
-from claude_vm.drivers.guest.holder.frames import RefusedError, encode, next_frame
+from claude_vm.drivers.guest.holder.frames import FrameError, encode, next_frame
 from claude_vm.supervisor.ssh.errors import LinkLostError, ShellError, SshError
 from claude_vm.supervisor.ssh.link import Link
-from claude_vm.supervisor.ssh.process import Output
+from claude_vm.supervisor.ssh.process import ReceivedOutput
 from claude_vm.supervisor.ssh.remaining import Remaining, decode_remaining
 
 ANSWER_S = 20.0
@@ -92,7 +92,7 @@ class Stream:
         self._greeted = asyncio.Event()
         self._greeted.set()
         self._received = bytearray()
-        self._outputs = (Output(), Output())
+        self._outputs = (ReceivedOutput(), ReceivedOutput())
         self._ended = [False, False]
         self._begun = [False, False]
         self._told = [0, 0]  # offsets behind what came
@@ -113,7 +113,7 @@ class Stream:
         try:
             while not self.closed and (frame := next_frame(self._received)) is not None:
                 self._take(*frame)
-        except (RefusedError, struct.error, UnicodeDecodeError, ValueError):
+        except (FrameError, struct.error, UnicodeDecodeError, ValueError):
             self._fail("the guest's holder talks nonsense")
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -61,7 +61,7 @@ class HungUpError(NoAnswerError):
     """The daemon ended the connection before its HELLO, so it has not begun with the invocation."""
 
 
-class Connection:
+class DaemonConnection:
     """A connection to the daemon after its HELLO. Owns the socket.
 
     Frames that are put go out by `flush`; `receive` gives what came. `ended` tells that the daemon closed it.
@@ -134,7 +134,7 @@ class Connection:
         self._socket.close()
 
 
-def invoke(connection: socket.socket, invocation: dict[str, object]) -> Connection:
+def invoke(connection: socket.socket, invocation: dict[str, object]) -> DaemonConnection:
     """Send HELLO and INVOKE over a connected socket, and return the connection once the daemon welcomes us.
 
     Takes the socket over, also when it fails. Nothing is said to a process of another user: the invocation
@@ -153,7 +153,7 @@ def invoke(connection: socket.socket, invocation: dict[str, object]) -> Connecti
         raise
 
 
-def _shake_hands(connection: socket.socket, invocation: dict[str, object]) -> Connection:
+def _shake_hands(connection: socket.socket, invocation: dict[str, object]) -> DaemonConnection:
     if peer_uid(connection) != os.getuid():
         raise NoAnswerError("the process at the daemon's socket is not yours")
     hello = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
@@ -169,7 +169,7 @@ def _shake_hands(connection: socket.socket, invocation: dict[str, object]) -> Co
         raise RefusedError.of(payload)
     if kind is not FrameType.HELLO:
         raise NoAnswerError(f"the daemon began with {kind.name}")
-    return Connection(connection, reader, frames[1:])
+    return DaemonConnection(connection, reader, frames[1:])
 
 
 def _exchange(connection: socket.socket, greeting: bytes, reader: FrameReader) -> list[Frame]:

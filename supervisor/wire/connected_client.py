@@ -9,7 +9,7 @@ import msgspec
 
 from claude_vm.supervisor.conditions import Condition
 from claude_vm.supervisor.wire.agent import AgentStream
-from claude_vm.supervisor.wire.complaint import beneath as indented
+from claude_vm.supervisor.wire.error_text import beneath as indented
 from claude_vm.supervisor.wire.errors import (
     AgentRefusedError,
     ClientGoneError,
@@ -37,7 +37,7 @@ LONGEST_NOTE = 32 * 1024
 """Characters of a note that are shown."""
 
 
-class Size(msgspec.Struct, frozen=True):
+class TerminalSize(msgspec.Struct, frozen=True):
     """A terminal's size: rows and columns of characters, width and height in pixels (0: not known)."""
 
     rows: int
@@ -77,7 +77,7 @@ class Client:
             FrameType.STDERR_ACK: self._stderr,
             FrameType.STDERR_CLOSED: self._stderr,
         }
-        self._size: Size | None = None
+        self._size: TerminalSize | None = None
         self._signals: deque[Signal] = deque()
         self._control = Condition()
         self._asked = 0
@@ -155,7 +155,7 @@ class Client:
         """
         await self._send(self._stderr, FrameType.STDERR, data)
 
-    async def next_control(self) -> Size | Signal:
+    async def next_control(self) -> TerminalSize | Signal:
         """Return the next signal, or the terminal's newest size; they never wait behind data.
 
         Signals come first. Like real ones, a signal that is pending already is not counted again.
@@ -206,7 +206,7 @@ class Client:
             case FrameType.STDOUT_CLOSED | FrameType.STDERR_CLOSED:
                 self._output_of[kind].close(OutputClosedError("nobody reads this output any more"))
             case FrameType.SIZE:
-                self._size = Size(*decode_size(payload))
+                self._size = TerminalSize(*decode_size(payload))
                 self._control.notify_all()
             case FrameType.SIGNAL:
                 self._take_signal(payload)

@@ -15,8 +15,8 @@ import msgspec
 from anyio.abc import ByteStream, Listener, SocketAttribute, UNIXSocketStream
 
 from claude_vm.supervisor.statuses import OUTPUT_CLOSED, SESSION_FAILED
-from claude_vm.supervisor.wire.complaint import complaint
-from claude_vm.supervisor.wire.connected_client import Client, Level, Signal, Size
+from claude_vm.supervisor.wire.connected_client import Client, Level, Signal, TerminalSize
+from claude_vm.supervisor.wire.error_text import error_text
 from claude_vm.supervisor.wire.errors import (
     AgentRefusedError,
     ClientGoneError,
@@ -51,8 +51,8 @@ __all__ = [
     "ProtocolError",
     "Refusal",
     "Signal",
-    "Size",
     "Terminal",
+    "TerminalSize",
     "judge",
     "serve",
     "serve_connection",
@@ -62,7 +62,7 @@ __all__ = [
 Answer = Callable[[Client], Awaitable[int]]
 """Carries out a client's command and returns its exit status. May be cancelled, when the server closes."""
 
-Admit = Callable[[Hello, tuple[str, ...]], Refusal | None]
+AdmitClient = Callable[[Hello, tuple[str, ...]], Refusal | None]
 """Decides from a client's HELLO and its arguments whether it is served."""
 
 OnError = Callable[[Exception], None]
@@ -102,7 +102,7 @@ async def serve(
     listener: Listener[ByteStream],
     answer: Answer,
     *,
-    admit: Admit = _same_version,
+    admit: AdmitClient = _same_version,
     on_error: OnError = _ignore,
     uid_of: Callable[[ByteStream], int | None] = stream_uid,
 ) -> None:
@@ -131,7 +131,7 @@ async def serve_socket(
     connection: socket.socket,
     answer: Answer,
     *,
-    admit: Admit = _same_version,
+    admit: AdmitClient = _same_version,
     on_error: OnError = _ignore,
 ) -> None:
     """Serve the client at the other end of a connected unix socket, to its end. Takes the socket over."""
@@ -143,7 +143,7 @@ async def serve_connection(
     stream: ByteStream,
     answer: Answer,
     *,
-    admit: Admit = _same_version,
+    admit: AdmitClient = _same_version,
     on_error: OnError = _ignore,
     uid_of: Callable[[ByteStream], int | None] | None = None,
     handshake_s: float = HANDSHAKE_S,
@@ -158,7 +158,7 @@ async def serve_connection(
         with anyio.fail_after(handshake_s):
             welcome = await _shake_hands(stream, reader, admit)
         if welcome is not None:
-            await _Attendance(stream, reader, welcome, on_error).run(answer)
+            await _ServedClient(stream, reader, welcome, on_error).run(answer)
     except (ProtocolError, TimeoutError) as error:
         on_error(error)
         message = str(error) or "nothing came in time"
@@ -171,7 +171,7 @@ async def serve_connection(
             await stream.aclose()
 
 
-async def _shake_hands(stream: ByteStream, reader: FrameReader, admit: Admit) -> Invocation | None:
+async def _shake_hands(stream: ByteStream, reader: FrameReader, admit: AdmitClient) -> Invocation | None:
     """Return the client's invocation, or None when it was refused. What came after it stays in the reader."""
     frames: list[Frame] = []
     while len(frames) < 2:
@@ -193,7 +193,7 @@ async def _shake_hands(stream: ByteStream, reader: FrameReader, admit: Admit) ->
     return invocation
 
 
-class _Attendance:
+class _ServedClient:
     """One served client: its reader and its writer beside its answer."""
 
     def __init__(
@@ -217,7 +217,7 @@ class _Attendance:
                 await self._say_last_words()
             except anyio.get_cancelled_exc_class():
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LAST_WORDS_S):
-                    text, beneath = _farewell(self._client)
+                    text, beneath = _closing_note(self._client)
                     self._client.note_nowait(text, "error", beneath)
                     self._client.exit_nowait(SESSION_FAILED)
                     await self._outbox.wait_empty()
@@ -291,7 +291,7 @@ def _refuse(refusal: Refusal) -> bytes:
     )
 
 
-def _farewell(client: Client) -> tuple[str, tuple[str, ...]]:
+def _closing_note(client: Client) -> tuple[str, tuple[str, ...]]:
     """Return what a client is told whose answer is cancelled: what becomes of its session is not known."""
     if not client.has_started:
         return "claude-vm: the daemon closes", ()
@@ -308,4 +308,4 @@ def _words_for(error: BaseException) -> tuple[str, tuple[str, ...]]:
     if not isinstance(getattr(error, "code", None), str):
         shown = f"{type(error).__name__}: {error}"
         return f"claude-vm: internal error ({shown}); the daemon's log has more", ()
-    return complaint(error)
+    return error_text(error)

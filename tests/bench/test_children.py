@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from claude_vm.bench import children
-from claude_vm.bench.children import OUTPUT, PROMPT, Step, is_prompt, is_something, run, together
+from claude_vm.bench.children import OUTPUT, PROMPT, TerminalStep, is_prompt, is_something, run, together
 
 ENV = {"PATH": "/usr/bin:/bin", "TERM": "xterm", "LANG": "C.UTF-8", "PS1": "test$ "}
 # An interactive bash writes its prompt to stderr.
@@ -61,8 +61,8 @@ def test_a_failed_command_is_no_success_even_if_it_said_something():
 
 def test_steps_follow_each_other_and_look_at_new_output_only():
     steps = (
-        Step("first", is_prompt, b"echo $((20+1))one\r"),
-        Step("second", lambda seen: b"21one" in seen, b"exit\r"),
+        TerminalStep("first", is_prompt, b"echo $((20+1))one\r"),
+        TerminalStep("second", lambda seen: b"21one" in seen, b"exit\r"),
     )
     found = run(SHELL, env=ENV, cwd=Path("/"), steps=steps, terminal=True)
     assert found.ok, found.error
@@ -78,7 +78,7 @@ def test_a_step_does_not_see_what_an_earlier_one_saw():
         ["sh", "-c", script],
         env=ENV,
         cwd=Path("/"),
-        steps=(Step("first", one, b"x\r"), Step("second", one)),
+        steps=(TerminalStep("first", one, b"x\r"), TerminalStep("second", one)),
         terminal=True,
     )
     assert "first" in found.instants
@@ -92,7 +92,7 @@ def test_a_command_that_never_ends_is_killed_with_its_children():
 
 
 def test_a_command_is_hung_up_after_its_last_step():
-    found = sh("echo x; exec sleep 1000", hang_up=True, steps=(Step("shown", is_something),))
+    found = sh("echo x; exec sleep 1000", hang_up=True, steps=(TerminalStep("shown", is_something),))
     assert found.ok, found.error
     assert found.status == -15
 
@@ -115,7 +115,7 @@ def test_commands_of_a_burst_run_side_by_side():
 def test_the_clock_starts_before_the_process():
     code = "import time; print(time.monotonic(), flush=True)"
     said = []
-    step = Step("shown", lambda seen: bool(said.append(seen)) or True)
+    step = TerminalStep("shown", lambda seen: bool(said.append(seen)) or True)
     found = run([sys.executable, "-c", code], env=ENV, cwd=Path("/"), steps=(step,))
     inside = float(said[0])
     assert found.begun_at < inside < found.begun_at + found.instants["shown"]

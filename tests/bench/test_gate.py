@@ -9,7 +9,7 @@ from claude_vm.bench.figures import claims, registry, waits
 from claude_vm.bench.gate import (
     Bound,
     Gate,
-    Run,
+    GateRun,
     Verdict,
     broken_figures,
     gate_lines,
@@ -22,7 +22,7 @@ OURS = Path(__file__).parents[2] / "bench" / "gate.toml"
 
 
 def gate_of(*bounds):
-    return Gate(Run(("F1",)), bounds)
+    return Gate(GateRun(("F1",)), bounds)
 
 
 def judged(bound, *lines):

@@ -15,7 +15,7 @@ from claude_vm.bench.errors import UnavailableError
 from claude_vm.bench.figures import claims, crowd, endings, ready, streams
 from claude_vm.bench.gate import Gate, judge, read_gate
 from claude_vm.bench.lab import open_lab
-from claude_vm.bench.modes import Sessions, measure
+from claude_vm.bench.modes import SessionMode, measure
 from claude_vm.bench.plan import Turn, Unit, unit
 from claude_vm.bench.records import read
 from claude_vm.bench.site import Site, open_folder
@@ -51,7 +51,7 @@ def daemons(home):
 
 
 def test_sessions_are_timed_in_every_pattern_and_on_both_kinds_of_streams(lab):
-    mode = Sessions(lab.simulated("s"))
+    mode = SessionMode(lab.simulated("s"))
     for number, turn in enumerate(
         [Turn(0, 0, unit("clone", "burst", kind="output")), Turn(0, 1, unit("clone", "staggered"))]
     ):
@@ -106,13 +106,13 @@ def test_a_crowd_whose_sessions_fail_says_why(lab, monkeypatch):
 
 def test_a_start_without_a_daemon_is_measured_with_none_running(lab, monkeypatch):
     seen = []
-    real = Sessions.run
+    real = SessionMode.run
 
     def run(self, kind):
         seen.append([pid for pid in daemons(self.site.home) if pid != os.getpid()])
         return real(self, kind)
 
-    monkeypatch.setattr(Sessions, "run", run)
+    monkeypatch.setattr(SessionMode, "run", run)
     samples, (line,) = endings.starts(lab, 1)
     assert all(sample.ok for sample in samples)
     assert seen == [[], []]
@@ -159,7 +159,7 @@ def test_the_daemons_marks_become_instants_of_the_sample(monkeypatch):
     marks = [("requested", 100.01), ("claimed", 100.011), ("start", 100.02), ("ended", 100.5)]
     row = {"session": "x", "source": "warm", "marks": [{"name": n, "at": at} for n, at in marks]}
     site = Scripted([row])
-    mode = Sessions.__new__(Sessions)
+    mode = SessionMode.__new__(SessionMode)
     mode.site, mode._warm = site, 4
     mode.run = lambda kind: Timing(100.0, {"shown": 0.03, "exited": 0.6}, 0)
     (sample,) = measure(Turn(2, 5, Unit("warm")), mode)

@@ -4,13 +4,13 @@ import os
 
 import pytest
 
+from claude_vm.bench import environment
 from claude_vm.bench import site as module
-from claude_vm.bench import surroundings
 from claude_vm.bench.errors import BenchError
 from claude_vm.bench.site import Site
 from claude_vm.context.known import Folder
 from claude_vm.drivers.lima import home
-from claude_vm.supervisor.daemon.state.places import Places
+from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def test_the_bench_starts_nothing_that_a_guest_could_have_put_into_the_path(tmp_
         writable=True,
         identity=(status.st_dev, status.st_ino),
     )
-    places = Places(home)
+    places = KnownFolders(home)
     places.remember([former])
     places.close()
     monkeypatch.setenv("CLAUDE_VM_HOME", str(home))
     for cwd in ("project", "former/broken"):
         monkeypatch.setenv("PATH", ":".join((".", *map(str, folders), "", "/usr/bin")))
-        surroundings.leave_out_of_path(tmp_path / cwd)
+        environment.leave_out_of_path(tmp_path / cwd)
         entries = os.environ["PATH"].split(":")
         own = [entry for entry in entries if entry.startswith(str(tmp_path))]
         expected = {"project": [folders[3]], "former/broken": [folders[0], folders[3]]}[cwd]
@@ -68,4 +68,4 @@ def test_the_bench_does_not_start_where_it_is_not_known_what_guests_could_write(
     monkeypatch.setenv("CLAUDE_VM_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/usr/bin")
     with pytest.raises(BenchError, match="what is known of your folders"):
-        surroundings.leave_out_of_path(tmp_path)
+        environment.leave_out_of_path(tmp_path)

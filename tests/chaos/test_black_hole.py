@@ -101,13 +101,13 @@ async def test_shells_that_are_never_ready_end_in_time(guest):
     async with contextlib.aclosing(await links.connect(access, timeout_s=20)) as link:
         proxy.swallow()
         with pytest.raises((LinkLostError, ShellError)):
-            await shells.prime(link, tuple(shells.Kind), term="xterm")
+            await shells.prime(link, tuple(shells.ShellKind), term="xterm")
 
 
 async def test_a_connection_that_waits_is_given_up_when_its_guest_is_silent(guest):
     proxy, access = guest
     async with contextlib.aclosing(await links.connect(access, timeout_s=20)) as link:
-        await shells.prime(link, tuple(shells.Kind), term="xterm")
+        await shells.prime(link, tuple(shells.ShellKind), term="xterm")
         proxy.swallow()
         with anyio.fail_after(20):
             assert await link.wait_closed()

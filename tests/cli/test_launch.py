@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_vm.supervisor.cli import session
+from claude_vm.supervisor.cli import daemon
 from claude_vm.supervisor.cli.launch import daemon_environment
 from claude_vm.supervisor.wire.client import RefusedError
 from claude_vm.supervisor.wire.shortage import NotWritableError
@@ -18,13 +18,13 @@ FAKES = Path(__file__).parent
 
 START = """
 import os, sys
-from claude_vm.supervisor.cli import launch, session
+from claude_vm.supervisor.cli import daemon, launch
 from claude_vm.supervisor.wire.errors import WireError
 real = launch.daemon_environment
 launch.daemon_environment = lambda e, h: {**real(e, h), "PYTHONPATH": %r}
 launch.launch.__defaults__ = ("fake_daemon",)
 try:
-    session.connect_or_launch()
+    daemon.connect_or_launch()
 except WireError as error:
     print(error.code, error, error.hint if hasattr(error, "hint") else "")
     sys.exit(1)
@@ -175,7 +175,7 @@ def test_an_idle_daemon_of_another_version_is_replaced(idle, home):
     idle.serve({"code": "version-mismatch-idle", "message": "old", "hint": ""})
     (home / "mode").write_text("ok 1")
     program = START % str(FAKES) + "\n"
-    program = program.replace("session.connect_or_launch()", "session.attend(session.connect(), ['ps'])")
+    program = program.replace("daemon.connect_or_launch()", "daemon.attend(daemon.connect(), ['ps'])")
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=idle.environ,
@@ -213,10 +213,10 @@ def test_who_stands_in_for_a_daemon_waits_for_another_that_does_right_now(monkey
     def no_daemon():
         raise short
 
-    monkeypatch.setattr(session, "connect_or_launch", no_daemon)
-    monkeypatch.setattr(session, "run_in_process", run_in_process)
-    monkeypatch.setattr(session, "connect", lambda: "its socket" if daemon_runs_by_then else None)
-    monkeypatch.setattr(session, "attend", lambda connection, argv: (connection, argv))
-    done = session.run_by_daemon(["ps"])
+    monkeypatch.setattr(daemon, "connect_or_launch", no_daemon)
+    monkeypatch.setattr(daemon, "run_in_process", run_in_process)
+    monkeypatch.setattr(daemon, "connect", lambda: "its socket" if daemon_runs_by_then else None)
+    monkeypatch.setattr(daemon, "attend", lambda connection, argv: (connection, argv))
+    done = daemon.run_by_daemon(["ps"])
     assert done == (("its socket", ["ps"]) if daemon_runs_by_then else 7)
     assert asked == [(["ps"], short)] * (1 if daemon_runs_by_then else 2)

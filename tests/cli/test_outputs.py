@@ -4,14 +4,14 @@ import os
 
 import pytest
 
-from claude_vm.supervisor.cli.outputs import ACKNOWLEDGE, Output
+from claude_vm.supervisor.cli.outputs import ACKNOWLEDGE, OutputWriter
 from claude_vm.supervisor.wire.messages import WINDOW
 
 
 @pytest.fixture
 def output(tmp_path):
     descriptor = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
-    yield Output(descriptor)
+    yield OutputWriter(descriptor)
     os.close(descriptor)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_vm.context.config.kinds import Choice
+from claude_vm.context.config.kinds import WordChoice
 from claude_vm.context.config.layers import load_settings
 from claude_vm.context.config.schema import settings_table
 from claude_vm.context.config.setting import Obeyed
@@ -18,7 +18,8 @@ LATER = {key: entry for key, entry in settings_table().items() if entry.setting.
 ONLY_TODAYS = {
     key
     for key, entry in LATER.items()
-    if isinstance(entry.setting.kind, Choice) and entry.setting.kind.choices == (entry.setting.later.today,)
+    if isinstance(entry.setting.kind, WordChoice)
+    and entry.setting.kind.choices == (entry.setting.later.today,)
 }
 """Settings with one valid value, which says what is so anyway."""
 

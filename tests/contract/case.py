@@ -20,9 +20,9 @@ from claude_vm.drivers.api import (
 )
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import find_marked
-from claude_vm.supervisor.ssh.launch import AGENTS, Mode, launch_file
+from claude_vm.supervisor.ssh.launch import AGENTS, LaunchMode, launch_file
 from claude_vm.supervisor.ssh.link import connect
-from claude_vm.supervisor.ssh.shells import Kind, prime
+from claude_vm.supervisor.ssh.shells import ShellKind, prime
 
 CHECKS: dict[str, Callable[["Case"], Awaitable[None]]] = {}
 NEED_ISOLATION: set[str] = set()
@@ -175,7 +175,7 @@ async def session(case, instance_id, link, mode, argv=(), *, env=None, cwd="", p
     """Run something by the launcher, as the supervisor does it."""
     session_id = secrets.token_hex(5)
     shells = await prime(
-        link, [Kind.PIPES if pty is None else Kind.PTY], term="xterm" if pty is None else pty.term
+        link, [ShellKind.PIPES if pty is None else ShellKind.PTY], term="xterm" if pty is None else pty.term
     )
     socket = f"{AGENTS}/{session_id}"
     listener = None if agent is None else await link.listen_for_agent(socket, agent)
@@ -197,6 +197,6 @@ async def session(case, instance_id, link, mode, argv=(), *, env=None, cwd="", p
 
 async def printed(case, instance_id, link, line):
     """Let a session run a shell's line; return what it printed."""
-    async with session(case, instance_id, link, Mode.EVAL, [line]) as process:
+    async with session(case, instance_id, link, LaunchMode.EVAL, [line]) as process:
         process.write_eof()
         return await output(process)

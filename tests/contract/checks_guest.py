@@ -13,7 +13,7 @@ from claude_vm_tests_case import by_sshd, check, open_link, printed, refused, se
 
 from claude_vm.drivers.api import GuestFile, InstanceStatus
 from claude_vm.supervisor.ssh.errors import SshError
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 
 
 @check
@@ -36,7 +36,9 @@ async def deleting_a_running_vm_ends_all_that_it_had(case):
     before = await case.settled_traces()
     async with (
         case.connected() as (instance_id, _, link),
-        session(case, instance_id, link, Mode.EXEC, ["sh", "-c", "echo ready; exec sleep 1000"]) as process,
+        session(
+            case, instance_id, link, LaunchMode.EXEC, ["sh", "-c", "echo ready; exec sleep 1000"]
+        ) as process,
     ):
         assert await process.read_stdout(100)
         with anyio.fail_after(case.patience_s):

@@ -8,7 +8,7 @@ from claude_vm_tests_case import by_sshd, needs_isolation, python, session
 from claude_vm_tests_handshake import chosen_at_random
 
 from claude_vm.drivers.api import GuestFile
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 
 
 @needs_isolation
@@ -72,7 +72,7 @@ _TELL_THE_TIME = "import sys, time; [print(time.time(), flush=True) for _ in sys
 async def clocks_are_right_after_the_start(case):
     async with (
         case.connected() as (instance_id, _, link),
-        session(case, instance_id, link, Mode.EXEC, ["python3", "-c", _TELL_THE_TIME]) as process,
+        session(case, instance_id, link, LaunchMode.EXEC, ["python3", "-c", _TELL_THE_TIME]) as process,
     ):
         # The first answer takes as long as Python's start, in which an error would be lost.
         for _ in range(10):

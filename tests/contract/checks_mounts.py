@@ -10,7 +10,7 @@ from claude_vm_tests_case import by_sshd, check, needs_isolation, open_link, out
 
 from claude_vm.drivers.api import Mount
 from claude_vm.drivers.errors import MountChangedError
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 
 
 @needs_isolation
@@ -282,7 +282,7 @@ print(bool(select.select([fd], [], [], 5)[0]))
     mount = Mount(str(case.project), str(case.project))
     async with (
         case.connected(mounts=(mount,)) as (instance_id, _, link),
-        session(case, instance_id, link, Mode.EXEC, ["python3", "-c", watch, mount.guest]) as process,
+        session(case, instance_id, link, LaunchMode.EXEC, ["python3", "-c", watch, mount.guest]) as process,
     ):
         ready = await process.read_stdout(100)
         assert ready == b"(['changed', 'removed'], 'old', True)\nready\n", ready

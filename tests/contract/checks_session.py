@@ -8,7 +8,7 @@ import pytest
 from claude_vm_tests_case import check, output, printed, session
 
 from claude_vm.supervisor.ssh.errors import LinkLostError
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.ssh.process import Pty
 
 
@@ -23,7 +23,7 @@ async def the_launcher_runs_words_byte_for_byte(case):
     async with (
         case.connected() as (instance_id, _, link),
         session(
-            case, instance_id, link, Mode.EXEC, ["python3", "-c", script, *words], env=env, cwd="/usr"
+            case, instance_id, link, LaunchMode.EXEC, ["python3", "-c", script, *words], env=env, cwd="/usr"
         ) as process,
     ):
         data = [[os.fsencode(w) for w in words], [os.fsencode(v) for v in env.values()], "/usr"]
@@ -41,19 +41,19 @@ async def the_launcher_passes_on_statuses_signals_and_streams(case):
                 await output(process)
                 return await process.wait()
 
-        assert await status_of(Mode.EXEC, "sh", "-c", "exit 37") == 37
-        assert await status_of(Mode.EXEC, "sh", "-c", "kill -TERM $$") == 143
-        assert await status_of(Mode.EXEC, "no-such-program-here") == 127
-        assert await status_of(Mode.EXEC, "/etc") == 126
-        assert await status_of(Mode.EVAL, "f() { return 9; }; f") == 9
-        assert await status_of(Mode.EXEC, "true", cwd="/no/such/folder") == 125
-        async with session(case, instance_id, link, Mode.EXEC, ["cat"]) as process:
+        assert await status_of(LaunchMode.EXEC, "sh", "-c", "exit 37") == 37
+        assert await status_of(LaunchMode.EXEC, "sh", "-c", "kill -TERM $$") == 143
+        assert await status_of(LaunchMode.EXEC, "no-such-program-here") == 127
+        assert await status_of(LaunchMode.EXEC, "/etc") == 126
+        assert await status_of(LaunchMode.EVAL, "f() { return 9; }; f") == 9
+        assert await status_of(LaunchMode.EXEC, "true", cwd="/no/such/folder") == 125
+        async with session(case, instance_id, link, LaunchMode.EXEC, ["cat"]) as process:
             await process.write(bytes(range(256)))
             process.write_eof()
             assert await output(process) == bytes(range(256))
             assert await process.wait() == 0
         async with session(
-            case, instance_id, link, Mode.EXEC, ["sh", "-c", "echo ready; exec sleep 1000"]
+            case, instance_id, link, LaunchMode.EXEC, ["sh", "-c", "echo ready; exec sleep 1000"]
         ) as process:
             assert await process.read_stdout(100) == b"ready\n"
             process.send_signal("INT")
@@ -68,7 +68,7 @@ async def a_terminal_has_its_size_from_the_start(case):
             case,
             instance_id,
             link,
-            Mode.EVAL,
+            LaunchMode.EVAL,
             ["stty size; echo $TERM; tty -s"],
             pty=Pty("xterm-256color", 33, 99),
         ) as process,
@@ -81,7 +81,7 @@ async def a_terminal_has_its_size_from_the_start(case):
 async def a_session_without_words_is_a_shell_in_its_directory(case):
     async with (
         case.connected() as (instance_id, _, link),
-        session(case, instance_id, link, Mode.SHELL, cwd="/usr", pty=Pty("dumb", 24, 80)) as process,
+        session(case, instance_id, link, LaunchMode.SHELL, cwd="/usr", pty=Pty("dumb", 24, 80)) as process,
     ):
         await process.write(b"case $- in *i*) echo inter''active; esac; pwd; exit 5\n")
         text = await output(process)
@@ -124,11 +124,11 @@ async def an_agent_is_there_for_its_session_only(case):
         "except (KeyError, OSError) as error: print(type(error).__name__)\n"
     )
     async with case.connected() as (instance_id, _, link):
-        async with session(case, instance_id, link, Mode.EXEC, ["python3", "-c", ask]) as process:
+        async with session(case, instance_id, link, LaunchMode.EXEC, ["python3", "-c", ask]) as process:
             assert await output(process) == b"KeyError\n"
         with_path = ask + "print(os.environ['SSH_AUTH_SOCK'])\n"
         async with session(
-            case, instance_id, link, Mode.EXEC, ["python3", "-c", with_path], agent=open_agent
+            case, instance_id, link, LaunchMode.EXEC, ["python3", "-c", with_path], agent=open_agent
         ) as process:
             answer, path = (await output(process)).decode().split()
             assert answer == "asked"
@@ -142,12 +142,12 @@ async def streams_are_exact_and_wait_for_their_reader(case):
     total = 8_000_000
     async with case.connected() as (instance_id, _, link):
         words = ["head", "-c", str(total), "/dev/zero"]
-        async with session(case, instance_id, link, Mode.EXEC, words) as process:
+        async with session(case, instance_id, link, LaunchMode.EXEC, words) as process:
             count = 0
             while data := await process.read_stdout(65536):
                 count += len(data)
             assert count == total
-        async with session(case, instance_id, link, Mode.EXEC, ["wc", "-c"]) as process:
+        async with session(case, instance_id, link, LaunchMode.EXEC, ["wc", "-c"]) as process:
             for _ in range(total // 50_000):
                 await process.write(bytes(50_000))
             process.write_eof()
@@ -158,7 +158,7 @@ async def streams_are_exact_and_wait_for_their_reader(case):
 async def the_end_of_a_vm_ends_its_processes_with_an_error(case):
     async with (
         case.connected() as (instance_id, _, link),
-        session(case, instance_id, link, Mode.EXEC, ["sh", "-c", "echo ready; sleep 1000"]) as process,
+        session(case, instance_id, link, LaunchMode.EXEC, ["sh", "-c", "echo ready; sleep 1000"]) as process,
     ):
         assert await process.read_stdout(100)
         await case.kill(case.driver, instance_id)

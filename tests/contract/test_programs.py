@@ -5,7 +5,7 @@ import os
 import pytest
 
 from claude_vm.drivers.errors import ToolMissingError
-from claude_vm.drivers.programs import Surroundings, guarding, search, user_environment
+from claude_vm.drivers.programs import BuildEnvironment, guarding, search, user_environment
 
 
 @pytest.fixture
@@ -122,13 +122,13 @@ def test_temporary_files_are_made_where_no_guest_can_exchange_them(host):
     programs = found(host, "@/usr/bin")[1]
     (host / "link").symlink_to("project/.venv")
     for folder in ("project", "project/tmp", "link", "project/../shared/../project"):
-        assert Surroundings(programs, {"TMPDIR": f"{host}/{folder}", "x_proxy": "p"}).environ == {
+        assert BuildEnvironment(programs, {"TMPDIR": f"{host}/{folder}", "x_proxy": "p"}).environ == {
             "x_proxy": "p"
         }
     for relative in ("", "tmp", "."):
-        assert Surroundings(programs, {"TMPDIR": relative}).environ == {}
+        assert BuildEnvironment(programs, {"TMPDIR": relative}).environ == {}
     kept = {"TMPDIR": f"{host}/shared"}
-    assert Surroundings(programs, kept).environ == kept
+    assert BuildEnvironment(programs, kept).environ == kept
 
 
 def test_a_program_that_a_link_leads_to_elsewhere_is_run_by_its_own_name(host):

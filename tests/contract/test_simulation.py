@@ -15,7 +15,7 @@ from claude_vm.drivers.api import GuestFile, InstanceStatus
 from claude_vm.drivers.errors import BootError, DriverError, GuestError
 from claude_vm.drivers.sim.driver import WARNING, open_driver
 from claude_vm.drivers.sim.guest import MARK
-from claude_vm.drivers.sim.script import Script, Step
+from claude_vm.drivers.sim.script import CallStep, Script
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ async def printed_there(driver, instance_id, access, line):
 
 
 async def test_the_first_call_gets_the_first_step_and_later_ones_just_work(scripted):
-    async with scripted(start=(Step(fail="boot-failed"), Step(fail="my-own-code"))) as driver:
+    async with scripted(start=(CallStep(fail="boot-failed"), CallStep(fail="my-own-code"))) as driver:
         instance_id = await make(scripted.site, driver)
         with pytest.raises(BootError):
             await driver.start(instance_id, silent)
@@ -61,7 +61,9 @@ async def test_the_first_call_gets_the_first_step_and_later_ones_just_work(scrip
 
 
 async def test_the_last_step_repeats_on_request(scripted):
-    script = Script(calls={"put_files": (Step(), Step(fail="guest-failed"))}, repeat=frozenset({"put_files"}))
+    script = Script(
+        calls={"put_files": (CallStep(), CallStep(fail="guest-failed"))}, repeat=frozenset({"put_files"})
+    )
     async with open_driver(scripted.site.owner, script) as driver:
         instance_id = await make(scripted.site, driver)
         await driver.start(instance_id, silent)
@@ -72,7 +74,7 @@ async def test_the_last_step_repeats_on_request(scripted):
 
 
 async def test_a_call_hangs_until_it_is_cancelled(scripted):
-    async with scripted(start=(Step(hang=True),)) as driver:
+    async with scripted(start=(CallStep(hang=True),)) as driver:
         instance_id = await make(scripted.site, driver)
         with anyio.move_on_after(0.1) as scope:
             await driver.start(instance_id, silent)
@@ -81,7 +83,7 @@ async def test_a_call_hangs_until_it_is_cancelled(scripted):
 
 
 async def test_a_clone_whose_answer_is_lost_exists(scripted):
-    async with scripted(clone=(Step(lose_answer=True),)) as driver:
+    async with scripted(clone=(CallStep(lose_answer=True),)) as driver:
         with anyio.move_on_after(0.1) as scope:
             await make(scripted.site, driver)
         assert scope.cancelled_caught
@@ -91,7 +93,7 @@ async def test_a_clone_whose_answer_is_lost_exists(scripted):
 
 
 async def test_a_vm_dies_when_the_script_says_so(scripted):
-    async with scripted(start=(Step(die_s=0.05),)) as driver:
+    async with scripted(start=(CallStep(die_s=0.05),)) as driver:
         instance_id = await make(scripted.site, driver)
         await driver.start(instance_id, silent)
         with anyio.fail_after(10):
@@ -146,9 +148,9 @@ import asyncio, os, sys
 from pathlib import Path
 from claude_vm.drivers.api import InstanceSpec, Owner
 from claude_vm.drivers.sim.driver import open_driver
-from claude_vm.supervisor.ssh.launch import Mode, launch_file
+from claude_vm.supervisor.ssh.launch import LaunchMode, launch_file
 from claude_vm.supervisor.ssh.link import connect
-from claude_vm.supervisor.ssh.shells import Kind, prime
+from claude_vm.supervisor.ssh.shells import ShellKind, prime
 
 async def main():
     async with open_driver(Owner(Path(sys.argv[1]), "contract", Path(sys.argv[2]))) as driver:
@@ -157,8 +159,8 @@ async def main():
         await driver.clone(spec)
         link = await connect(await driver.start(spec.instance_id, lambda *_: None), timeout_s=20)
         line = "sleep 1000 & setsid sleep 1001 & echo ready; sleep 1002"
-        await driver.put_files(spec.instance_id, [launch_file("a1", mode=Mode.EVAL, argv=[line])])
-        process = await (await prime(link, [Kind.PIPES], term="dumb")).start("a1", pty=None)
+        await driver.put_files(spec.instance_id, [launch_file("a1", mode=LaunchMode.EVAL, argv=[line])])
+        process = await (await prime(link, [ShellKind.PIPES], term="dumb")).start("a1", pty=None)
         assert await process.read_stdout(100)
         os.kill(os.getpid(), 9)
 

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from claude_vm.supervisor.core import effects, events
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.instance import InstanceState
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
 
 
@@ -67,6 +67,10 @@ class Rig:
         if policy is not None and (policy.size or policy.paused):
             self._hidden |= effects.WakeAt | effects.RequestWarm
 
+    @property
+    def is_empty(self):
+        return not self.core.sessions() and not self.core.instances()
+
     def send(self, kind, **fields):
         """Give the core an event; return the effects without the notices of phases.
 
@@ -103,13 +107,13 @@ class Rig:
     def warm(self, n=1, key=None, *, paused=False):
         return self.send(events.WarmRequested, instance_id=f"i{n}", key=key or pool_key(), paused=paused)
 
-    def wish(self, n=1, key=None, size=None):
+    def demand(self, n=1, key=None, size=None):
         """Have an instance made ahead, as far as its clone."""
         self.fill(size, key)
         return self.warm(n, key)
 
     def make_warm(self, n=1, key=None, size=None):
-        self.wish(n, key, size)
+        self.demand(n, key, size)
         return self.connect(n)
 
     def make_paused(self, n=1, key=None):

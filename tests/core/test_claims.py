@@ -145,7 +145,7 @@ def test_an_unclaimed_instance_of_another_key_gives_way_while_it_is_made_if_noth
     make_rig, key_of
 ):
     rig = make_rig(size=1, max_instances=2)
-    rig.wish(1, key_of("a"))
+    rig.demand(1, key_of("a"))
     rig.make_warm(2, key_of("b"))
     assert rig.request(3, key_of("c")) == [Delete(instance_id="i2")]
     assert rig.request(4, key_of("c")) == [Cancel(instance_id="i1")]
@@ -170,7 +170,7 @@ def test_the_listings_show_what_there_is(make_rig, key_of):
     rig.stop(1, status=130)
     assert rig.core.sessions()[0].status == 130
     assert rig.core.instances()[1].failed_deletions == 0
-    assert not rig.core.is_empty
+    assert not rig.is_empty
 
 
 def test_something_that_is_no_event_of_the_core_is_a_type_error(rig):

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from claude_vm.supervisor.core import events
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.due import Idle
 from claude_vm.supervisor.core.effects import Run
-from claude_vm.supervisor.core.lives import Turn
-from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.core.lives import Reaction
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.registry import RETIRED_IDS, Registry
 
@@ -37,8 +37,8 @@ OTHER_LIVES = [
     ["make_warm", "age"],
     ["fill", "idle"],
     ["warm_found", "connected", "claim"],
-    ["wish", "claim", "connect", "run_done_9", "deleted"],
-    ["wish", "cloned", "claim", "failed", "deleted"],
+    ["demand", "claim", "connect", "run_done_9", "deleted"],
+    ["demand", "cloned", "claim", "failed", "deleted"],
     ["session_found", "stop", "cancelled", "deleted"],
 ]
 
@@ -83,7 +83,7 @@ def crowd(make_rig, key_of, size):
 def live(rig, words, key):
     """Let things happen to an instance of a key of its own, or of the crowd's sessions' one."""
     deeds = {
-        "wish": lambda: rig.wish("new", key),
+        "demand": lambda: rig.demand("new", key),
         "make_warm": lambda: rig.make_warm("new", key),
         "claim": lambda: rig.request(9, key),
         "run_done_9": lambda: rig.run_done("new", session=9),
@@ -92,7 +92,7 @@ def live(rig, words, key):
         "fill": lambda: rig.fill(key=key),
         "warm_found": lambda: rig.warm_found("new", key),
         "idle": lambda: rig.core._supply.due(Idle(key), rig.now + 1800.0),
-        "age": lambda: rig.core._give_up(["inew"], Turn(events.Tick(at=rig.now), []), "too old"),
+        "age": lambda: rig.core._give_up(["inew"], Reaction(events.Tick(at=rig.now), []), "too old"),
         "deleted_at_last": lambda: rig.tick(after=0.0),
     }
     for word in words:
@@ -176,7 +176,7 @@ def sequences(thing, seen):
 
 def test_no_sequence_that_could_be_scanned_is_as_long_as_the_crowd_but_the_heaps(make_rig, key_of):
     rig = crowd(make_rig, key_of, 100)
-    heaps = [rig.core._agenda._due._heap, rig.core._supply._stock._ready[True]._heap]
+    heaps = [rig.core._agenda._due._heap, rig.core._supply._pools._ready[True]._heap]
     assert all(len(heap) >= 100 for heap in heaps)
     long = [n for n in sequences(rig.core, set()) if n >= 100]
     assert sorted(long) == sorted(map(len, heaps))

@@ -18,7 +18,7 @@ def test_the_client_gets_the_main_commands_status_when_nothing_is_left(rig, ende
     assert rig.run_done(status=37) == [Delete(instance_id="i1")]
     assert rig.session_state() == "ending"
     assert rig.deleted() == [ended(status=37)]
-    assert rig.core.is_empty
+    assert rig.is_empty
 
 
 def test_a_command_that_ends_before_it_was_told_to_have_started_has_its_status_too(rig, ended):
@@ -124,7 +124,7 @@ def test_a_client_does_not_wait_for_a_deletion_that_failed_once(rig, ended):
     assert rig.core.sessions() == []
     assert rig.tick(after=1) == [Delete(instance_id="i1")]
     assert rig.deleted() == []
-    assert rig.core.is_empty
+    assert rig.is_empty
 
 
 def test_a_session_that_waits_and_is_stopped_ends_at_once(make_rig, ended):

@@ -72,23 +72,23 @@ def fail_deletion(rig, times):
 PATHS = {
     "absent": [],
     "cloning": ["request"],
-    "cloning:paused": ["wish_paused"],
-    "cloning:taken": ["wish", "claim"],
-    "cloning:both": ["wish_paused", "claim"],
-    "prestarting": ["wish_paused", "cloned"],
-    "prestarting:taken": ["wish_paused", "cloned", "claim"],
-    "starting:taken": ["wish", "cloned", "claim"],
-    "connecting:ahead": ["wish", "cloned", "started"],
-    "connecting:taken": ["wish", "cloned", "started", "claim"],
+    "cloning:paused": ["demand_paused"],
+    "cloning:taken": ["demand", "claim"],
+    "cloning:both": ["demand_paused", "claim"],
+    "prestarting": ["demand_paused", "cloned"],
+    "prestarting:taken": ["demand_paused", "cloned", "claim"],
+    "starting:taken": ["demand", "cloned", "claim"],
+    "connecting:ahead": ["demand", "cloned", "started"],
+    "connecting:taken": ["demand", "cloned", "started", "claim"],
     "connecting:both": ["warm_found", "claim"],
-    "abandoned:taken": ["wish_paused", "cloned", "claim", "stop_9"],
-    "paused": ["wish_paused", "cloned", "prestarted"],
+    "abandoned:taken": ["demand_paused", "cloned", "claim", "stop_9"],
+    "paused": ["demand_paused", "cloned", "prestarted"],
     "starting": ["request", "cloned"],
-    "starting:paused": ["wish_paused", "cloned", "prestarted", "claim"],
+    "starting:paused": ["demand_paused", "cloned", "prestarted", "claim"],
     "connecting:found": ["warm_found"],
     "running:found": ["session_found"],
-    "abandoned:ahead": ["wish_paused", "drain"],
-    "abandoned:prestart": ["wish_paused", "cloned", "drain"],
+    "abandoned:ahead": ["demand_paused", "drain"],
+    "abandoned:prestart": ["demand_paused", "cloned", "drain"],
     "abandoned:found": ["session_found", "stop"],
     "connecting": ["request", "cloned", "started"],
     "warm": ["make_warm"],
@@ -104,13 +104,13 @@ PATHS = {
 
 
 AHEAD = {"paused": 1, "prestart_drivers": frozenset({"sim"})}
-RIGS = {place: AHEAD for place, words in PATHS.items() if "wish_paused" in words}
+RIGS = {place: AHEAD for place, words in PATHS.items() if "demand_paused" in words}
 
 
 def follow(rig, words):
     for word in words:
         match word:
-            case "wish_paused":
+            case "demand_paused":
                 rig.fill()
                 rig.warm(paused=True)
             case "claim":

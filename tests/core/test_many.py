@@ -7,7 +7,7 @@ import time
 import pytest
 
 from claude_vm.supervisor.core import effects, events
-from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
 
 CLAIMS = 10_000

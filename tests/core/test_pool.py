@@ -306,7 +306,7 @@ def test_what_dies_soon_after_it_was_ready_goes_on_with_the_row_and_later_begins
 
 def test_a_claim_of_what_the_pool_made_ends_the_row(make_rig):
     rig = make_rig(size=1)
-    rig.wish(1)
+    rig.demand(1)
     rig.failed(1)
     rig.tick(after=1)
     answer(rig, 2)
@@ -317,7 +317,7 @@ def test_a_claim_of_what_the_pool_made_ends_the_row(make_rig):
 
 def test_a_session_is_not_held_up_by_failures_of_the_pool_and_its_own_ones_do_not_count(make_rig, key_of):
     rig = make_rig(size=1)
-    rig.wish(1)
+    rig.demand(1)
     rig.failed(1)
     assert rig.request(2) == [Clone(instance_id="i2", key=key_of())]
     rig.failed(2)
@@ -326,7 +326,7 @@ def test_a_session_is_not_held_up_by_failures_of_the_pool_and_its_own_ones_do_no
 
 def test_a_fill_tries_at_once_in_spite_of_failures(make_rig, key_of):
     rig = make_rig(size=1)
-    rig.wish(1)
+    rig.demand(1)
     rig.failed(1)
     rig.asked.clear()
     rig.fill()
@@ -477,7 +477,7 @@ def test_a_changed_template_gives_up_what_is_old_and_the_wish_goes_over(make_rig
 
 def test_what_is_being_made_of_an_old_generation_is_given_up_too(make_rig, key_of):
     rig = make_rig(size=1)
-    rig.wish(1)
+    rig.demand(1)
     rig.fill(key=key_of(generation="2"))
     rig.change("2")
     assert rig.instance_state(1) == "abandoned"
@@ -559,7 +559,7 @@ def test_what_is_made_ahead_of_an_old_generation_is_given_up_for_a_key_of_a_late
     rig = make_rig(size=1, **AHEAD)
     rig.make_warm(1)
     rig.make_paused(2)
-    rig.wish(3, size=2)
+    rig.demand(3, size=2)
     new = key_of(generation="2")
     rig.request(4, new)
     assert [rig.instance_state(n) for n in (1, 2, 3)] == ["deleting", "deleting", "abandoned"]

@@ -5,8 +5,8 @@ import random
 import msgspec
 
 from claude_vm.supervisor.core import effects, events
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
 
 POLICY = PoolPolicy(
@@ -100,10 +100,10 @@ class Day:
             name = self.rng.choice(sessions).session_id
             return events.StopRequested(at=at, session_id=name, reason="asked", status=130)
         if roll < 0.8:
-            return self.wish(n, key)
+            return self.demand(n, key)
         return events.SessionRequested(at=at, session_id=f"s{n}", instance_id=f"i{n}", key=key)
 
-    def wish(self, n, key):
+    def demand(self, n, key):
         at, name = float(n), f"i{n}"
         match self.rng.randrange(6):
             case 0:

@@ -24,7 +24,7 @@ def test_a_deletion_that_fails_is_tried_again_after_each_pause_for_ever(rig):
         assert WakeAt(deadline=rig.now + pause) in rig.failed()
         assert rig.tick(after=pause) == [Delete(instance_id="i1")]
     assert rig.deleted() == []
-    assert rig.core.is_empty
+    assert rig.is_empty
 
 
 def test_people_are_told_once_after_several_tries(rig):

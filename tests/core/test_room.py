@@ -10,8 +10,8 @@ import itertools
 import pytest
 
 from claude_vm.supervisor.core import effects, events
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.keys import MountKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.pool.memory import FLOOR_MIB, KEPT_KINDS, MARGIN, Memory
 

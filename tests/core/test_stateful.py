@@ -18,10 +18,10 @@ from hypothesis.stateful import (
 )
 
 from claude_vm.supervisor.core import effects, events
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.errors import InvalidTransition
 from claude_vm.supervisor.core.instance import IN_USE, UNCLAIMED, InstanceState
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.pool.refills import MAX_MAKING
 from claude_vm.supervisor.core.session import SessionState
@@ -562,7 +562,7 @@ class World(RuleBasedStateMachine):
             for name in sorted(self.flying):
                 if name in self.flying and not isinstance(self.flying[name], effects.Run):
                     self.done(name)
-                    self.the_books_agree()
+                    self.the_accounts_agree()
             while self.wanted:
                 self.the_pools_request_is_answered(first=True, otherwise=False)
         for name in self.runs():
@@ -711,7 +711,7 @@ class World(RuleBasedStateMachine):
         assert (self.core.instances(), self.core.sessions(), self.core.instance_story(name)) == before
 
     @invariant()
-    def the_books_agree(self):
+    def the_accounts_agree(self):
         instances = {view.instance_id: view for view in self.core.instances()}
         sessions = {view.session_id: view for view in self.core.sessions()}
         assert set(instances) == self.made - self.deleted, "an instance is forgotten or made up"
@@ -803,7 +803,7 @@ class World(RuleBasedStateMachine):
                 self.pass_time(min(self.alarms))
             else:
                 return
-            self.the_books_agree()
+            self.the_accounts_agree()
         raise AssertionError("it never comes to rest")
 
     def teardown(self):
@@ -817,12 +817,12 @@ class World(RuleBasedStateMachine):
             self.the_pool_is_as_full_as_may_be()
             self.pass_time(self.now + 3 * self.policy.idle_timeout_s)
             self.settle_down()
-            assert self.core.is_empty, "it is kept for nobody"
+            assert not self.core.instances(), "it is kept for nobody"
             assert self.core.pools() == []
             self.shut_down()
         assert self.deleted == self.made, "an instance is left"
         assert self.stops == 1
-        assert self.core.is_empty
+        assert (self.core.sessions(), self.core.instances()) == ([], [])
 
     def the_pool_is_as_full_as_may_be(self):
         """At rest, after a look at the memory: nothing starves that has room, or for which others may go."""
@@ -832,15 +832,15 @@ class World(RuleBasedStateMachine):
         full = len(self.core.instances()) >= self.policy.max_instances
         for view in self.core.pools():
             there_is_room = budget is None or self.used_mib() + self.takes_mib(view.key) <= budget
-            assert view.warm >= view.wanted or full or not there_is_room, "a wish is forgotten"
+            assert view.warm >= view.wanted or full or not there_is_room, "a demand is forgotten"
             assert view.warm >= view.wanted or full or not view.paused, "a paused one is in the way"
             if view.warm < view.wanted:
                 self.nothing_lower_is_in_the_way(view)
 
     def nothing_lower_is_in_the_way(self, view):
         """What is left of a lower rank would not make enough room, or its own credit is used up."""
-        shelf = self.core._supply._stock.find(view.key)
-        if not shelf.credit:
+        pool = self.core._supply._pools.find(view.key)
+        if not pool.credit:
             return
         lower = [
             v for v in self.core.pools() if v.last_used_at is not None and v.last_used_at < view.last_used_at

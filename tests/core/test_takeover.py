@@ -41,7 +41,7 @@ def in_the_making(make_rig, what, state, **policy):
         words = TO_PAUSE[state]
     else:
         rig = make_rig(size=1, **policy)
-        rig.wish()
+        rig.demand()
         words = TO_WARM[state]
     for word in words:
         getattr(rig, word)()
@@ -224,7 +224,7 @@ def test_what_was_taken_over_leaves_its_memory_to_the_pool(make_rig, key_of):
 def test_what_was_taken_over_leaves_its_turn_to_be_made_to_others(make_rig, key_of):
     rig = make_rig(size=1)
     for n, name in enumerate("ab", 1):
-        rig.wish(n, key_of(name))
+        rig.demand(n, key_of(name))
     rig.fill(key=key_of("c"))
     rig.asked.clear()
     rig.request(9, key_of("a"))
@@ -279,7 +279,7 @@ def test_the_death_of_its_vm_is_the_sessions_and_not_the_pools(make_rig, ended, 
 
 def test_a_take_over_does_not_end_a_row_of_failures(make_rig):
     rig = make_rig(size=1)
-    rig.wish(1)
+    rig.demand(1)
     rig.failed(1)
     rig.tick(after=1)
     rig.warm(2)
@@ -294,7 +294,7 @@ def test_a_shutdown_ends_the_session_of_what_was_taken_over(make_rig, ended):
     assert rig.shut_down() == [Cancel(instance_id="i1")]
     assert rig.cancelled() == [Delete(instance_id="i1")]
     assert rig.deleted()[0] == ended(9, 125, "daemon-stopped", "the supervisor was stopped")
-    assert rig.core.is_empty
+    assert rig.is_empty
 
 
 def test_a_sessions_source_can_be_asked_for_as_long_as_it_lives(make_rig, key_of):

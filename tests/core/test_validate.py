@@ -18,7 +18,7 @@ class Inside:
         rig = make_rig(size=1, max_instances=9)
         rig.run(1)
         rig.make_warm(2, key_of("warm"))
-        rig.wish(3, key_of("making"))
+        rig.demand(3, key_of("making"))
         rig.found(4)
         rig.failed(4)
         full = make_rig(max_instances=1)
@@ -26,19 +26,19 @@ class Inside:
         full.request(2)
         self.core, self.full = rig.core, full.core
         self.agenda, self.lives = self.core._agenda, self.core._lives
-        self.stock, self.refills = self.core._supply._stock, self.core._supply._refills
-        self.memory, self.generations = self.stock.memory, self.core._supply._generations
+        self.pools, self.refills = self.core._supply._pools, self.core._supply._refills
+        self.memory, self.generations = self.pools.memory, self.core._supply._generations
         self.sessions, self.instances = self.lives.sessions, self.lives.instances
         self.session, self.running = self.sessions["s1"], self.instances["i1"]
         self.warm, self.stuck = self.instances["i2"], self.instances["i4"]
         self.queue = self.full._queue
 
-    def shelf(self, name="t"):
-        return self.stock.find(self.key_of(name))
+    def pool(self, name="t"):
+        return self.pools.find(self.key_of(name))
 
     def obey(self, core, **changes):
-        stock = core._supply._stock
-        stock.policy = msgspec.structs.replace(stock.policy, **changes)
+        pools = core._supply._pools
+        pools.policy = msgspec.structs.replace(pools.policy, **changes)
 
     def invariants(self):
         return [*self.core.invariants(), *self.full.invariants()]
@@ -64,29 +64,29 @@ BREAKS = {
     "only garbage has no key": lambda i: setattr(i.warm, "key", UNKNOWN_KEY),
     "a leak was tried often enough": lambda i: setattr(i.stuck, "failed_deletions", 9),
     "who waits is in it": lambda i: i.queue.remove(i.queue.head),
-    "it has what nobody has claimed": lambda i: i.shelf("warm").warm.clear(),
-    "it counts what sessions have": lambda i: setattr(i.shelf(), "claimed", 2),
+    "it has what nobody has claimed": lambda i: i.pool("warm").warm.clear(),
+    "it counts what sessions have": lambda i: setattr(i.pool(), "claimed", 2),
     "what is due is due for a reason": lambda i: i.agenda.cancel(Retry("i4")),
     "an alarm comes early enough": lambda i: i.agenda._alarms.clear(),
     "nobody waits for what there is": lambda i: i.obey(i.full, max_instances=2),
     "it has no more than there is room for": lambda i: i.obey(i.core, max_instances=2),
     "nobody waits, and nothing is kept, at the end": lambda i: setattr(i.core, "_stopping", True),
-    "something is on the shelf, or wanted": lambda i: i.stock.shelf(i.key_of("x")),
-    "what will be paused is being made": lambda i: i.shelf("warm").to_pause.add("i2"),
-    "what is unclaimed is wanted": lambda i: setattr(i.shelf("warm"), "wanted", False),
-    "its counts are not below zero": lambda i: setattr(i.shelf(), "credit", -1),
-    "the error of the last failure is known": lambda i: setattr(i.shelf(), "failures", 1),
+    "something is in the pool, or wanted": lambda i: i.pools.pool(i.key_of("x")),
+    "what will be paused is being made": lambda i: i.pool("warm").to_pause.add("i2"),
+    "what is unclaimed is wanted": lambda i: setattr(i.pool("warm"), "wanted", False),
+    "its counts are not below zero": lambda i: setattr(i.pool(), "credit", -1),
+    "the error of the last failure is known": lambda i: setattr(i.pool(), "failures", 1),
     "each kind is counted right": lambda i: i.memory._counts.clear(),
     "the sums are right": lambda i: setattr(i.memory, "used_mib", 1),
-    "its template knows it": lambda i: i.stock._of_template.clear(),
-    "what is ready has its rank": lambda i: i.stock._ready[True].discard(i.key_of("warm")),
-    "it knows what is being made": lambda i: i.stock._unfinished.clear(),
-    "no template knows more": lambda i: i.stock._of_template.update({("x", "x"): {i.key_of("x"): None}}),
-    "nothing else has a rank": lambda i: i.stock._ready[True].put(i.key_of("x"), 0.0),
+    "its template knows it": lambda i: i.pools._of_template.clear(),
+    "what is ready has its rank": lambda i: i.pools._ready[True].discard(i.key_of("warm")),
+    "it knows what is being made": lambda i: i.pools._unfinished.clear(),
+    "no template knows more": lambda i: i.pools._of_template.update({("x", "x"): {i.key_of("x"): None}}),
+    "nothing else has a rank": lambda i: i.pools._ready[True].put(i.key_of("x"), 0.0),
     "what lacks something is at one station": lambda i: i.refills._starved.put(i.key_of("warm"), 1.0),
     "it waits until its instant": lambda i: i.agenda.set(Refill(i.key_of()), 1.0),
     "it stands where it belongs": lambda i: i.refills._in_line.put(i.key_of(), (True, True, 0.0)),
-    "room is kept for who waits": lambda i: i.refills._waiting.update({i.key_of("warm"): i.shelf("warm")}),
+    "room is kept for who waits": lambda i: i.refills._waiting.update({i.key_of("warm"): i.pool("warm")}),
     "what is asked for is known": lambda i: i.refills._asked.update({i.key_of(): 1}),
     "nothing else is at a station": lambda i: i.refills._starved.put(i.key_of("x"), 1.0),
     "what is wanted is of today": lambda i: i.generations.hear("sim", "warm", "9"),

@@ -17,23 +17,23 @@ from claude_vm.drivers.api import (
     tell_nobody,
 )
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateMissingError
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.events import FillRequested
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon import adopt
 from claude_vm.supervisor.daemon.dispatch import execution
 from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
 from claude_vm.supervisor.daemon.sessions.attachment import Attachment
-from claude_vm.supervisor.daemon.sessions.looking import Looker
 from claude_vm.supervisor.daemon.sessions.plan import Launch, SessionPlan
+from claude_vm.supervisor.daemon.sessions.scanning import Scanner
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.sessions.sessions import Sessions
 from claude_vm.supervisor.daemon.sessions.surroundings import Surroundings
 from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.ssh.errors import ConnectError, SessionUnknownError
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.ssh.remaining import Remaining
 
 NAME = "qemu"
@@ -476,7 +476,7 @@ class World:
         with Journal.open(self.folder / "journal.db", self.boot) as (journal, _):
             async with anyio.create_task_group() as tasks:
                 drivers = MemoryDrivers(self.cloud)
-                surroundings = Surroundings(journal, "test", Looker(Reports(self.folder)))
+                surroundings = Surroundings(journal, "test", Scanner(Reports(self.folder)))
                 sessions = Sessions(tasks, surroundings.around)
                 core = Core(policy or PoolPolicy())
                 dispatcher = Dispatcher(core, journal, drivers, tasks, sessions, **options)
@@ -526,7 +526,7 @@ class Supervisor:
         client = changes.pop("client", None) or MemoryClient()
         plan = SessionPlan(
             key=changes.pop("key", key()), project="/p", label="sleep",
-            launch=Launch(mode=Mode.EXEC, argv=("sleep",), env={}, cwd="/p"), **changes,
+            launch=Launch(mode=LaunchMode.EXEC, argv=("sleep",), env={}, cwd="/p"), **changes,
         )  # fmt: skip
         session = Session(name, plan)
         session.client = client

@@ -405,7 +405,7 @@ def test_what_was_ready_gives_way_to_who_makes_room_and_the_session_goes_on(worl
     in_virtual_time(main)
 
 
-def test_for_a_session_that_was_stopped_without_room_the_next_daemon_does_what_is_owed(world, stand_in):
+def test_for_a_session_that_was_stopped_without_room_the_next_daemon_does_what_is_pending(world, stand_in):
     async def main():
         await leave_a_session_and_a_ready_vm(world)
         async with stand_in() as supervisor:

@@ -7,7 +7,7 @@ from claude_vm.drivers import registry
 from claude_vm.drivers.api import Owner
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.daemon import supervisor
-from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.scanning import Scanner
 from claude_vm.supervisor.daemon.state.reports import Reports
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ class OneThatFails:
 async def test_a_driver_that_cannot_clean_up_keeps_no_other_from_it(tmp_path, failing):
     drivers = OneThatFails(Owner(tmp_path, "daemon", tmp_path), failing)
     with capture_logs() as logs:
-        await supervisor._clean_up(drivers, tmp_path, "boot", Looker(Reports(tmp_path)))
+        await supervisor._clean_up(drivers, tmp_path, "boot", Scanner(Reports(tmp_path)))
     others = [f"of {name}" for name in registry.ALL if name != failing]
     assert [line["what"] for line in logs if line["event"] == "garbage-removed"] == others
     (told,) = (line for line in logs if line["event"] == "clean-up-failed")

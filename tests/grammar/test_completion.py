@@ -9,7 +9,7 @@ import pytest
 from claude_vm.supervisor.grammar import words
 from claude_vm.supervisor.grammar.commands import COMMANDS
 from claude_vm.supervisor.grammar.completion import SCRIPTS, completed
-from claude_vm.supervisor.grammar.parse import Output, parse
+from claude_vm.supervisor.grammar.parse import Printout, parse
 
 
 def complete(*argv):
@@ -85,7 +85,7 @@ def test_unknown_shell_gets_nothing():
 
 @pytest.mark.parametrize("shell", sorted(SCRIPTS))
 def test_script_is_printed_by_its_sub_command(shell):
-    assert parse(["completion", shell]) == Output(lines=tuple(SCRIPTS[shell].splitlines()))
+    assert parse(["completion", shell]) == Printout(lines=tuple(SCRIPTS[shell].splitlines()))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from claude_vm.supervisor.grammar.commands.sessions import Agent, Ps, Shell, Sto
 from claude_vm.supervisor.grammar.commands.templates import Clean, CleanAll, Info, ListTemplates, Setup
 from claude_vm.supervisor.grammar.declaring import flags_of
 from claude_vm.supervisor.grammar.flags import Flags
-from claude_vm.supervisor.grammar.parse import Output, parse
+from claude_vm.supervisor.grammar.parse import Printout, parse
 from claude_vm.supervisor.grammar.requests import Group, Request
 from claude_vm.supervisor.wire.escape import printed
 
@@ -250,7 +250,7 @@ def test_bytes_that_are_no_utf8_survive_in_values():
 )
 def test_wrong_command_line_is_answered_with_status_2_on_stderr(argv, says):
     answer = parse(argv.split())
-    assert isinstance(answer, Output)
+    assert isinstance(answer, Printout)
     assert (answer.status, answer.to_stderr) == (2, True)
     assert printed(answer.lines).startswith("claude-vm: ")
     assert " [usage]\n" in printed(answer.lines)
@@ -315,7 +315,7 @@ def test_version_is_one_line(argv):
 )
 def test_any_words_give_a_request_or_a_printable_text(argv):
     answer = parse(argv)
-    if isinstance(answer, Output):
+    if isinstance(answer, Printout):
         shown = printed(answer.lines)
         assert len(shown.splitlines()) == len(answer.lines)
         assert not any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in shown if c not in "\n\t")

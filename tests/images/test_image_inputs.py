@@ -14,9 +14,9 @@ import pytest
 
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images import bootstrap, initrd
-from claude_vm.drivers.images.bootstrap import build_environment, command, hint_for, scratch_root
+from claude_vm.drivers.images.bootstrap import build_variables, command, hint_for, scratch_root
 from claude_vm.drivers.images.rootfs import ImageSpec, TreeFile, guest_tree, image_key, tree_archive
-from claude_vm.drivers.programs import Surroundings, guarding, search
+from claude_vm.drivers.programs import BuildEnvironment, guarding, search
 
 SPEC = ImageSpec(uid=1001, gid=1002)
 TREE = (TreeFile("etc/a", 0o644, b"one"), TreeFile("usr/lib/x/b", 0o755, b"two"))
@@ -129,9 +129,9 @@ def test_the_build_gets_proxies_and_nothing_secret_and_no_folder_of_a_project(tm
         "TMPDIR": "/t",
     }
     (tmp_path / "own").mkdir()
-    around = Surroundings(search(f"{tmp_path}/own:.::bin"), environ)
+    around = BuildEnvironment(search(f"{tmp_path}/own:.::bin"), environ)
     assert "p:1" not in repr(around)
-    assert build_environment(around) == {
+    assert build_variables(around) == {
         "PATH": f"{tmp_path}/own:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
         "http_proxy": "http://p:1",
         "HTTPS_PROXY": "x",
@@ -184,13 +184,13 @@ def test_the_scratch_folder_is_one_that_strangers_can_get_through(tmp_path):
     (tmp_path / "closed" / "inner").mkdir(parents=True)
     (tmp_path / "closed").chmod(0o700)
     for temporary in (tmp_path / "closed" / "inner", tmp_path / "gone"):
-        assert scratch_root(Surroundings(search(""), {"TMPDIR": str(temporary)})) == Path("/var/tmp")
-    assert scratch_root(Surroundings(search(""), {})) == Path("/var/tmp")
+        assert scratch_root(BuildEnvironment(search(""), {"TMPDIR": str(temporary)})) == Path("/var/tmp")
+    assert scratch_root(BuildEnvironment(search(""), {})) == Path("/var/tmp")
 
 
 def test_the_scratch_folder_is_none_that_guests_can_write_to():
     def among(*folders):
-        return Surroundings(search("", lambda: guarding(map(Path, folders))), {})
+        return BuildEnvironment(search("", lambda: guarding(map(Path, folders))), {})
 
     assert scratch_root(among("/var/tmp/other")) == Path("/var/tmp")
     assert scratch_root(among("/var/tmp")) == Path("/tmp")
@@ -201,7 +201,7 @@ def test_the_scratch_folder_is_none_that_guests_can_write_to():
 def test_without_any_folder_for_temporary_files_the_error_says_so(monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(DriverError, match="no folder for temporary files"):
-        scratch_root(Surroundings(search(""), {}))
+        scratch_root(BuildEnvironment(search(""), {}))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import stat
 import pytest
 
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.images.npm_config import Registry, find_registry
+from claude_vm.drivers.images.npm_config import NpmRegistry, find_registry
 
 ANY = "http://any.example/"
 SCOPED = "https://scoped.example/npm/"
@@ -107,7 +107,7 @@ def test_what_is_no_http_address_is_refused_and_not_repeated(home, address):
 
 
 def test_credentials_are_not_shown():
-    registry = Registry("https://me:pw@r.example/", "x", {"//r.example/:_authToken": "s3cret"})
+    registry = NpmRegistry("https://me:pw@r.example/", "x", {"//r.example/:_authToken": "s3cret"})
     assert "s3cret" not in repr(registry)
     assert "pw" not in repr(registry)
 
@@ -131,4 +131,4 @@ def test_a_token_belongs_to_the_beginning_of_an_address(url, expected):
         "//basic.example/:_auth": "dTpw",
         "_authToken": "nobody",
     }
-    assert Registry("https://r.example/npm/", "x", settings).authorization(url) == expected
+    assert NpmRegistry("https://r.example/npm/", "x", settings).authorization(url) == expected

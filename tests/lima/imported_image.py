@@ -14,7 +14,7 @@ from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.lima.home import lima_home
 from claude_vm.drivers.lima.importing import Import
 from claude_vm.drivers.process import find_marked, run_tool
-from claude_vm.drivers.programs import Surroundings
+from claude_vm.drivers.programs import BuildEnvironment
 from claude_vm.supervisor.ssh.link import connect
 
 pytestmark = [
@@ -62,8 +62,8 @@ async def ordinary(tmp_path):
     work = tmp_path / ".ordinary.partial"
     work.mkdir()
     try:
-        around = Surroundings(own(), os.environ)
-        await bootstrap(spec, tree_archive(tuple(tree)), work, lambda *_: None, surroundings=around)
+        around = BuildEnvironment(own(), os.environ)
+        await bootstrap(spec, tree_archive(tuple(tree)), work, lambda *_: None, build_env=around)
     finally:
         await clean(work, own())
     disk = tmp_path / "ordinary.qcow2"

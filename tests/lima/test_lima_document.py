@@ -18,13 +18,15 @@ from claude_vm.drivers.lima import arguments
 from claude_vm.drivers.lima.document import QEMU, VZ, LimaInstance, document
 from claude_vm.drivers.lima.hypervisor import Lima
 from claude_vm.drivers.lima.importing import Import
-from claude_vm.drivers.programs import Surroundings, search
+from claude_vm.drivers.programs import BuildEnvironment, search
 from claude_vm.drivers.vm import accelerator
-from claude_vm.drivers.vm.arguments import Guest, Host, Ram, Slot
+from claude_vm.drivers.vm.arguments import QemuBuild, Ram, Slot, VmPlan
 
-HOST = Host("/usr/bin/qemu-system-x86_64", "QEMU 7.2 limactl 2.2.0", "x86_64", "pc-q35-7.2", "tcg")
-ARM = Host("/usr/bin/qemu-system-aarch64", "QEMU 9.0 limactl 2.2.0", "aarch64", "virt-9.0", "kvm", "cortex")
-GUEST = Guest(
+HOST = QemuBuild("/usr/bin/qemu-system-x86_64", "QEMU 7.2 limactl 2.2.0", "x86_64", "pc-q35-7.2", "tcg")
+ARM = QemuBuild(
+    "/usr/bin/qemu-system-aarch64", "QEMU 9.0 limactl 2.2.0", "aarch64", "virt-9.0", "kvm", "cortex"
+)
+GUEST = VmPlan(
     name="claude-vm:0123abcd:sv:i-0123456789",
     cpus=2,
     memory_mib=2048,
@@ -147,7 +149,7 @@ def test_nothing_of_the_users_own_lima_reaches_ours():
     assert "QEMU_SYSTEM_X86_64" not in arguments.environment(own, "/h/lima")
 
 
-def test_questions_to_qemu_go_to_qemu_and_a_start_goes_through_the_door(tmp_path):
+def test_questions_to_qemu_go_to_qemu_and_a_start_goes_through_the_listener(tmp_path):
     for name in ("python 3", "qemu"):
         program = tmp_path / name
         program.write_text('#!/bin/sh\necho "${0##*/}|$*"\n')
@@ -166,7 +168,7 @@ def test_questions_to_qemu_go_to_qemu_and_a_start_goes_through_the_door(tmp_path
     assert say("-M", "none", "-accel", "help") == "qemu|-M none -accel help"
     assert say("--version") == "qemu|--version"
     begun = say("-name", "guest=x", "-m", "1")
-    assert begun == f"python 3|-I -S /c/confine.py door=/r/it's.d {tmp_path / 'qemu'} -name guest=x -m 1"
+    assert begun == f"python 3|-I -S /c/confine.py handover=/r/it's.d {tmp_path / 'qemu'} -name guest=x -m 1"
     assert shlex.split(text.splitlines()[1])[-2:] == [str(tmp_path / "qemu"), "$@"]
 
 
@@ -186,7 +188,7 @@ def test_the_import_and_the_bench_emulate_the_hosts_own_architecture(machine, sh
     monkeypatch.setattr(accelerator.platform, "machine", lambda: machine)
     for name in ("limactl", f"qemu-system-{machine}"):
         (short / name).symlink_to("/bin/true")
-    around = Surroundings(search(str(short)), {})
+    around = BuildEnvironment(search(str(short)), {})
     lima = Lima(Owner(short / "home", "sv", short))
     found = lima.image_source("tcg", "template:debian-13", around)
     assert isinstance(found, Import)
@@ -194,7 +196,7 @@ def test_the_import_and_the_bench_emulate_the_hosts_own_architecture(machine, sh
     assert found._program == [f"{short}/{program}", *words]
     assert lima.image_source("kvm", "template:debian-13", around)._program == ()
 
-    monkeypatch.setattr(accelerator, "choose", lambda _home: accelerator.Choice("tcg", "none"))
+    monkeypatch.setattr(accelerator, "choose", lambda _home: accelerator.Accelerator("tcg", "none"))
     site = Site(short / "site", short)
     told = limastock._environment(site, SimpleNamespace(site=site))
     assert told[f"QEMU_SYSTEM_{machine.upper()}"] == shlex.join(arguments.emulated(machine))

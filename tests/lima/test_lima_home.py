@@ -12,7 +12,7 @@ from claude_vm.drivers.lima import home, hypervisor
 from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import own, search
-from claude_vm.drivers.vm.instance import InstanceFolder, Saved
+from claude_vm.drivers.vm.instance import InstanceFolder, VmRecord
 from claude_vm.drivers.vm.store import Generation, Stored, Templates
 
 LONGEST = "i-0123456789"
@@ -149,7 +149,7 @@ def trap(request, short, elsewhere, monkeypatch):
         try:
             named = ProcessIdentity.of(victim.pid)
             spec = InstanceSpec("i-0123456789", "t", "g", 1, 512, 8)
-            InstanceFolder(_lima(short), spec.instance_id).save(Saved(spec, process=named))
+            InstanceFolder(_lima(short), spec.instance_id).save(VmRecord(spec, process=named))
             assert _lima(short).folders()
             request.param(root, *((monkeypatch,) if request.param is of_somebody_else else ()))
             yield short / "a b", victim

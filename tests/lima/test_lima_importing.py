@@ -13,7 +13,7 @@ from claude_vm.drivers.images.rootfs import ImageSpec, guest_tree, image_key
 from claude_vm.drivers.lima import importing
 from claude_vm.drivers.lima.hypervisor import Lima
 from claude_vm.drivers.lima.importing import Import, check, document
-from claude_vm.drivers.programs import Surroundings, own, search
+from claude_vm.drivers.programs import BuildEnvironment, own, search
 
 SPEC = ImageSpec(uid=1000, gid=1000, packages=("git", "python3"))
 DIGEST = f"sha512:{'0123abcd' * 16}"
@@ -108,7 +108,7 @@ def test_lima_is_told_where_the_image_is_and_to_do_nothing_else_with_it(source, 
 def test_each_image_has_a_key_of_its_own_and_a_changed_file_too(tmp_path):
     file = tmp_path / "image"
     file.write_bytes(b"1")
-    before = Import(str(file), "limactl", tmp_path, Surroundings(own(), {})).identity
+    before = Import(str(file), "limactl", tmp_path, BuildEnvironment(own(), {})).identity
     file.write_bytes(b"12")
     keys = {
         image_key(SPEC, guest_tree(), source)
@@ -116,7 +116,7 @@ def test_each_image_has_a_key_of_its_own_and_a_changed_file_too(tmp_path):
             "",
             "template:debian-13",
             before,
-            Import(str(file), "limactl", tmp_path, Surroundings(own(), {})).identity,
+            Import(str(file), "limactl", tmp_path, BuildEnvironment(own(), {})).identity,
         )
     }
     assert len(keys) == 4
@@ -125,7 +125,7 @@ def test_each_image_has_a_key_of_its_own_and_a_changed_file_too(tmp_path):
 @pytest.mark.anyio
 async def test_an_import_leaves_the_images_files_and_nothing_of_limas(limactl, work, short):
     home = short / "lima"
-    around = Surroundings(own(), {"https_proxy": "http://proxy", "SECRET": "x"})
+    around = BuildEnvironment(own(), {"https_proxy": "http://proxy", "SECRET": "x"})
     program = ["qemu-system-x86_64", "-cpu", "max"]
     source = Import("template:debian-13", str(limactl), home, around, program=program)
     await source.build(SPEC, b"tree", work, lambda *_: None)
@@ -156,7 +156,7 @@ async def test_an_import_leaves_the_images_files_and_nothing_of_limas(limactl, w
 @pytest.mark.anyio
 async def test_a_failed_import_says_why_and_is_cleaned(limactl, work, short):
     (short / "lima" / "fail").touch()
-    source = Import("template:debian-13", str(limactl), short / "lima", Surroundings(own(), {}))
+    source = Import("template:debian-13", str(limactl), short / "lima", BuildEnvironment(own(), {}))
     with pytest.raises(DriverError, match="no packages"):
         await source.build(SPEC, b"tree", work, lambda *_: None)
     await source.clean(work)
@@ -168,7 +168,7 @@ async def test_a_failed_import_says_why_and_is_cleaned(limactl, work, short):
 
 def test_without_a_way_to_build_an_image_one_of_limas_templates_is_taken(short, monkeypatch):
     monkeypatch.setattr("claude_vm.drivers.programs.MORE", ())
-    around = Surroundings(search(str(short)), {})
+    around = BuildEnvironment(search(str(short)), {})
 
     def install(*names):
         for name in names:

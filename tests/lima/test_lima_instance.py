@@ -11,9 +11,9 @@ import pytest
 
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.lima import instance
-from claude_vm.drivers.vm.arguments import Guest, Host
+from claude_vm.drivers.vm.arguments import QemuBuild, VmPlan
 
-HOST = Host("/usr/bin/qemu-system-x86_64", "QEMU 7.2", "x86_64", "pc-q35-7.2", "tcg")
+HOST = QemuBuild("/usr/bin/qemu-system-x86_64", "QEMU 7.2", "x86_64", "pc-q35-7.2", "tcg")
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(short):
 
 @pytest.fixture
 def guest(folder):
-    return Guest(
+    return VmPlan(
         name="n", cpus=2, memory_mib=512, disk=str(folder / "disk"), kernel="/i/kernel", initrd="/i/initrd",
         kernel_arguments="quiet", serial="", empty="", monitor=0, helper=0, uid=1000, user="claude",
         home="/home/claude",

@@ -88,7 +88,7 @@ def test_a_program_of_somebodys_own_that_only_reads_there_is_left_alone(folder, 
     "argv",
     [
         ("/bin/sh", "{folder}/start-qemu", "-name", "guest=x"),
-        ("/usr/bin/python3", "-I", "-S", "/x/vm/confine.py", "door=/d", "qemu", "file={folder}/disk"),
+        ("/usr/bin/python3", "-I", "-S", "/x/vm/confine.py", "handover=/d", "qemu", "file={folder}/disk"),
         ("ssh", "-F", "/dev/null", "-o", 'ControlPath="{folder}/ssh.sock"', "-p", "1", "127.0.0.1"),
         ("ssh", "-F", "{folder}/ssh.config", "lima-x"),
         ("/usr/bin/ssh", "-S", "{folder}/ssh.sock", "-O", "exit", "x"),

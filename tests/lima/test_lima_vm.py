@@ -227,7 +227,7 @@ async def test_a_host_agent_that_is_killed_takes_nothing_with_it_and_leaves_noth
 async def test_a_limactl_that_is_killed_while_it_starts_is_an_error_and_leaves_nothing(
     site, driver, monkeypatch
 ):
-    async def hand_over(_door, _order, _descriptors):
+    async def hand_over(_listener, _order, _descriptors):
         for process in of_instance(site.folder(name)):
             process.kill()
         await anyio.sleep_forever()
@@ -239,7 +239,9 @@ async def test_a_limactl_that_is_killed_while_it_starts_is_an_error_and_leaves_n
     site.expect_nothing_left()
 
 
-async def test_a_supervisor_that_dies_at_the_door_leaves_what_the_next_one_deletes(site, driver, monkeypatch):
+async def test_a_supervisor_that_dies_at_the_listener_leaves_what_the_next_one_deletes(
+    site, driver, monkeypatch
+):
     class DiedError(Exception):
         pass
 

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_vm.drivers.qemu.arguments import arguments
-from claude_vm.drivers.vm.arguments import SLOTS, Guest, Host, Ram, Size, Slot, snapshot_key
+from claude_vm.drivers.vm.arguments import SLOTS, QemuBuild, Ram, Slot, VmPlan, VmSize, snapshot_key
 
-HOST = Host("/usr/bin/qemu-system-x86_64", "QEMU 7.2", "x86_64", "pc-q35-7.2", "tcg")
-ARM = Host("/usr/bin/qemu-system-aarch64", "QEMU 9.0", "aarch64", "virt-9.0", "kvm", "cortex", sandbox=False)
-GUEST = Guest(
+HOST = QemuBuild("/usr/bin/qemu-system-x86_64", "QEMU 7.2", "x86_64", "pc-q35-7.2", "tcg")
+ARM = QemuBuild(
+    "/usr/bin/qemu-system-aarch64", "QEMU 9.0", "aarch64", "virt-9.0", "kvm", "cortex", sandbox=False
+)
+GUEST = VmPlan(
     name="claude-vm:0123abcd:sv:i-0123456789",
     cpus=2,
     memory_mib=2048,
@@ -25,7 +27,7 @@ GUEST = Guest(
     helper=11,
     slots=(Slot("/home/me/project, one: x", writable=True), Slot("/data", writable=False)),
 )
-SIZE = Size(2, 2048)
+SIZE = VmSize(2, 2048)
 FACTS = {"image": "i", "kernel_arguments": "quiet", "uid": 1000}
 
 
@@ -77,8 +79,8 @@ def test_no_path_can_add_an_option(text):
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": Size(3, 2048)},
-        {"size": Size(2, 4096)},
+        {"size": VmSize(3, 2048)},
+        {"size": VmSize(2, 4096)},
         {"image": "j"},
         {"kernel_arguments": ""},
         {"uid": 0},

@@ -8,7 +8,7 @@ from claude_vm.drivers.api import Phase, TemplateRecord
 from claude_vm.drivers.errors import BootError
 from claude_vm.drivers.programs import own
 from claude_vm.drivers.vm import snapshots
-from claude_vm.drivers.vm.arguments import Host, Size
+from claude_vm.drivers.vm.arguments import QemuBuild, VmSize
 from claude_vm.drivers.vm.hypervisor import Toolchain
 from claude_vm.drivers.vm.machine import BOOTS, Files, boot_again
 from claude_vm.drivers.vm.store import Stored
@@ -109,10 +109,10 @@ async def test_of_the_boots_for_a_snapshot_only_the_last_stays_open_and_what_fai
         raise PANIC
 
     monkeypatch.setattr(snapshots, "_settle", settle)
-    tools = Toolchain(hypervisor, own(), Host("/qemu", "7.2", "x86_64", "pc-q35-7.2", "tcg"))
+    tools = Toolchain(hypervisor, own(), QemuBuild("/qemu", "7.2", "x86_64", "pc-q35-7.2", "tcg"))
     record = TemplateRecord("t", "g", "qemu", "/p", 0, 1, 512, 8, 0, "u", "/h", None, "image")
     stored = Stored(record, 1, 1, "/k", "/i", "")
-    preparation = snapshots.Preparation(tools, stored, Size(1, 512), tmp_path, lambda *_: None)
+    preparation = snapshots.Preparation(tools, stored, VmSize(1, 512), tmp_path, lambda *_: None)
     with pytest.raises(BootError):
         await preparation.take(tmp_path)
     assert seen == opened

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from claude_vm.drivers.guest.helper import job, operations, paths, port, sessions, system
+from claude_vm.drivers.guest.helper import holder_process, job, operations, paths, port, system
 from claude_vm.drivers.guest.helper.operations import Helper
 from claude_vm.drivers.guest.helper.requests import Lines
 
@@ -44,7 +44,7 @@ class Sessions:
         self.told.append(word)
 
 
-class Ssh:
+class Sshd:
     """Takes the place of what starts sshd, and writes down what it is told."""
 
     down = False
@@ -93,8 +93,8 @@ def guest(tmp_path, monkeypatch):
         real(path, data, mode, owner)
 
     monkeypatch.setattr(operations, "replace", replace)
-    monkeypatch.setattr(operations, "Sessions", Sessions)
-    return Helper(recorder, Ssh())
+    monkeypatch.setattr(operations, "HolderProcess", Sessions)
+    return Helper(recorder, Sshd())
 
 
 def ask(guest, **request):
@@ -188,7 +188,7 @@ def test_ssh_stays_closed_when_the_random_pool_can_not_be_reseeded(guest):
 def test_ssh_opens_with_its_keys_and_before_the_names(guest, tmp_path):
     seen = []
 
-    class Opens(Ssh):
+    class Opens(Sshd):
         def open(self):
             folder = tmp_path / "run/ssh"
             seen.append([(folder / name).read_text() for name in ("host_key", "authorized_key")])
@@ -225,11 +225,13 @@ def test_shells_wait_from_the_first_moment_of_a_guest_and_none_is_in_a_snapshot(
 
 def test_the_holder_is_reached_as_soon_as_it_is_started_and_there_is_one(short, monkeypatch):
     monkeypatch.setattr(paths, "HOLDER", str(short / "holder"))
-    monkeypatch.setattr(sessions, "make_directories", lambda path, _owner: Path(path).mkdir(exist_ok=True))
-    monkeypatch.setattr(sessions, "account", lambda _name: (os.getuid(), os.getgid(), str(short)))
-    monkeypatch.setattr(sessions, "groups", lambda _name: None)
-    monkeypatch.setattr(sessions, "let_die", lambda _pid: None)
-    first, again = sessions.Sessions(), sessions.Sessions()
+    monkeypatch.setattr(
+        holder_process, "make_directories", lambda path, _owner: Path(path).mkdir(exist_ok=True)
+    )
+    monkeypatch.setattr(holder_process, "account", lambda _name: (os.getuid(), os.getgid(), str(short)))
+    monkeypatch.setattr(holder_process, "groups", lambda _name: None)
+    monkeypatch.setattr(holder_process, "let_die", lambda _pid: None)
+    first, again = holder_process.HolderProcess(), holder_process.HolderProcess()
     first.start("me")
     try:
         with socket.socket(socket.AF_UNIX) as stream:
@@ -249,12 +251,12 @@ def test_the_holder_is_reached_as_soon_as_it_is_started_and_there_is_one(short, 
 
 def test_a_helper_that_starts_again_is_what_it_was(guest):
     ask(guest, **IDENTITY)
-    again = Helper(guest.system, Ssh())
+    again = Helper(guest.system, Sshd())
     assert again.identified
     assert again.ssh.told == ["open"]
 
     ask(guest, id="2", op="seal")
-    again = Helper(guest.system, Ssh())
+    again = Helper(guest.system, Sshd())
     assert not again.identified
     assert again.ssh.told == []
     assert again.sealed

@@ -15,7 +15,7 @@ from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm import store
-from claude_vm.drivers.vm.instance import InstanceFolder, Saved
+from claude_vm.drivers.vm.instance import InstanceFolder, VmRecord
 from claude_vm.drivers.vm.spawn import spawn
 
 pytestmark = pytest.mark.anyio
@@ -152,7 +152,7 @@ async def test_a_recorded_process_is_ended_and_waited_for(owner, template, stand
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
         process = stand_in()
-        folder_of(owner).save(Saved(spec(template), process=process))
+        folder_of(owner).save(VmRecord(spec(template), process=process))
         assert await driver.poll(ONE) is InstanceStatus.RUNNING
 
         await driver.delete(ONE)
@@ -163,7 +163,7 @@ async def test_a_process_that_was_not_recorded_any_more_is_found_by_its_mark(own
     """The supervisor died between the spawn and the record."""
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
-        folder_of(owner).save(Saved(spec(template), spawning=True))
+        folder_of(owner).save(VmRecord(spec(template), spawning=True))
         process = stand_in()
         assert [found.pid for found in await driver.list_instances()] == [process.pid]
 
@@ -197,7 +197,7 @@ async def test_a_recorded_pid_of_another_process_is_not_killed(owner, template, 
         await driver.clone(spec(template))
         process = stand_in(TWO, "other")
         stale = ProcessIdentity(process.pid, process.started - 1, process.boot)
-        folder_of(owner).save(Saved(spec(template), process=stale))
+        folder_of(owner).save(VmRecord(spec(template), process=stale))
 
         assert await driver.poll(ONE) is InstanceStatus.STOPPED
         await driver.delete(ONE)
@@ -222,7 +222,7 @@ async def test_the_end_of_a_vm_is_told_with_its_signal(owner, template, stand_in
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
         process = stand_in()
-        folder_of(owner).save(Saved(spec(template), process=process))
+        folder_of(owner).save(VmRecord(spec(template), process=process))
         process.kill(signal.SIGKILL)
 
         assert await driver.wait_stopped(ONE) == "QEMU was killed (SIGKILL)"

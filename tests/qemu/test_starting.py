@@ -10,16 +10,16 @@ from claude_vm.drivers.api import InstanceSpec, Phase, TemplateRecord, tell_nobo
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import own
-from claude_vm.drivers.vm import starting, store
-from claude_vm.drivers.vm.arguments import Host, Size
+from claude_vm.drivers.vm import start, store
+from claude_vm.drivers.vm.arguments import QemuBuild, VmSize
 from claude_vm.drivers.vm.hypervisor import Toolchain
-from claude_vm.drivers.vm.instance import InstanceFolder, Saved
+from claude_vm.drivers.vm.instance import InstanceFolder, VmRecord
 from claude_vm.drivers.vm.machine import Files
 
 pytestmark = pytest.mark.anyio
 
 ONE = "i-00000000aa"
-HOST = Host("/usr/bin/qemu-system-x86_64", "7.2", "x86_64", "pc-q35-7.2", "tcg")
+HOST = QemuBuild("/usr/bin/qemu-system-x86_64", "7.2", "x86_64", "pc-q35-7.2", "tcg")
 PANIC = BootError("QEMU ended", detail="Kernel panic - not syncing")
 GONE = ProcessIdentity(4_194_303, 0.0, "another boot")
 
@@ -83,7 +83,7 @@ class Case:
         self.phases = []
 
     def start(self):
-        return starting.Start(
+        return start.VmStart(
             self.tools, self.folder, self.templates, lambda phase, _detail: self.phases.append(phase)
         )
 
@@ -96,7 +96,7 @@ async def case(owner, monkeypatch):
     async def settle_in(_start, _machine, _reachable, *, restored):
         return "restored" if restored else "booted"
 
-    monkeypatch.setattr(starting.Start, "_settle_in", settle_in)
+    monkeypatch.setattr(start.VmStart, "_settle_in", settle_in)
     case = Case(owner)
     record = TemplateRecord("t", "g", "qemu", "/p", 0, 1, 512, 1, 0, "u", "/h", None, "image")
     stored = store.Stored(record, 1000, 1000, "/k", "/i", "")
@@ -104,7 +104,7 @@ async def case(owner, monkeypatch):
     with store.building_folder(folder) as building:
         (building / "disk.qcow2").touch()
         os.truncate(building / "disk.qcow2", 1 << 20)
-        snapshot = building / "snapshots" / case.tools.snapshot_key(stored, Size(1, 512))
+        snapshot = building / "snapshots" / case.tools.snapshot_key(stored, VmSize(1, 512))
         snapshot.mkdir(parents=True)
         (snapshot / "state").touch()
         (building / "template.json").write_bytes(msgspec.json.encode(stored))
@@ -113,9 +113,9 @@ async def case(owner, monkeypatch):
     async def make_overlay(*_):
         pass
 
-    monkeypatch.setattr(starting, "make_overlay", make_overlay)
+    monkeypatch.setattr(start, "make_overlay", make_overlay)
     case.folder.path.mkdir(parents=True)
-    case.folder.save(Saved(InstanceSpec(ONE, "t", "g", 1, 512, 1)))
+    case.folder.save(VmRecord(InstanceSpec(ONE, "t", "g", 1, 512, 1)))
     return case
 
 
@@ -144,7 +144,7 @@ async def test_without_a_snapshot_it_boots(case, monkeypatch):
     async def ensure_snapshot(*_):
         raise DriverError("the disk is full")
 
-    monkeypatch.setattr(starting, "ensure_snapshot", ensure_snapshot)
+    monkeypatch.setattr(start, "ensure_snapshot", ensure_snapshot)
     assert await case.run() == "booted"
     assert case.phases == [Phase.NO_SNAPSHOT, Phase.BOOT]
 

@@ -13,7 +13,7 @@ from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm import accelerator, driver, store, template
-from claude_vm.drivers.vm.arguments import Host
+from claude_vm.drivers.vm.arguments import QemuBuild
 from claude_vm.drivers.vm.hypervisor import Toolchain
 from claude_vm.drivers.vm.machine import NeverBootedError
 
@@ -44,7 +44,7 @@ class ReachedError(Exception):
 
 
 def host_of(name):
-    return Host("/usr/bin/qemu-system-x86_64", "7.2", "x86_64", "pc-q35-7.2", name)
+    return QemuBuild("/usr/bin/qemu-system-x86_64", "7.2", "x86_64", "pc-q35-7.2", name)
 
 
 def silent(_phase, _detail):

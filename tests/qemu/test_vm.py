@@ -308,5 +308,5 @@ async def test_a_helper_that_was_killed_goes_on_as_the_same_guest(site):
             await driver.set_clock(name)
         await driver.set_clock(name)
         again = await connect(access, timeout_s=60)
-        assert (await again.run("echo again", timeout_s=60)).stdout == b"again\n"
+        assert (await by_sshd(again, "echo again", timeout=60)).stdout == b"again\n"
         await again.aclose()

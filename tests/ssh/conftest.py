@@ -17,7 +17,7 @@ from claude_vm.drivers.sim.guest import Guest
 from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.supervisor.ssh.launch import launch_file
 from claude_vm.supervisor.ssh.link import connect
-from claude_vm.supervisor.ssh.shells import Kind, prime
+from claude_vm.supervisor.ssh.shells import ShellKind, prime
 
 GUEST = Path(__file__).parents[2] / "drivers/guest"
 
@@ -168,7 +168,7 @@ def session(link, put):
     """Prime, and let the shell become a session."""
 
     async def start(mode, argv=(), *, pty=None, env=None, cwd=""):
-        shells = await prime(link, list(Kind), term="xterm-256color")
+        shells = await prime(link, list(ShellKind), term="xterm-256color")
         return await shells.start(put(mode, argv, env=env, cwd=cwd), pty=pty)
 
     return start

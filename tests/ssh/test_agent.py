@@ -10,9 +10,9 @@ import pytest
 
 from claude_vm.supervisor.ssh.agent import MAX_CONVERSATIONS
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, LinkLostError
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.ssh.shells import Kind, prime
+from claude_vm.supervisor.ssh.shells import ShellKind, prime
 
 pytestmark = pytest.mark.anyio
 
@@ -97,7 +97,7 @@ def forwarded(link, session, socket_path):
     async def start(open_agent, program, *words, pty=None):
         listener = await link.listen_for_agent(socket_path, open_agent)
         process = await session(
-            Mode.EXEC,
+            LaunchMode.EXEC,
             [sys.executable, "-c", program, *map(str, words)],
             env={"SSH_AUTH_SOCK": socket_path},
             pty=pty,
@@ -130,7 +130,7 @@ async def output(process):
 
 
 async def test_without_an_agent_there_is_no_variable(session):
-    process = await session(Mode.EXEC, ["sh", "-c", "echo ${SSH_AUTH_SOCK-none}"])
+    process = await session(LaunchMode.EXEC, ["sh", "-c", "echo ${SSH_AUTH_SOCK-none}"])
     assert await output(process) == b"none\n"
 
 
@@ -152,10 +152,10 @@ async def all_closed(agent):
 
 async def test_an_agent_is_there_for_a_shell_that_was_started_before_it(link, put, socket_path):
     agent = EchoAgent()
-    shells = await prime(link, [Kind.PIPES], term="xterm")
+    shells = await prime(link, [ShellKind.PIPES], term="xterm")
     listener = await link.listen_for_agent(socket_path, agent.connect)
     words = [sys.executable, "-c", ASK, "one"]
-    process = await shells.start(put(Mode.EXEC, words, env={"SSH_AUTH_SOCK": socket_path}), pty=None)
+    process = await shells.start(put(LaunchMode.EXEC, words, env={"SSH_AUTH_SOCK": socket_path}), pty=None)
     assert await output(process) == b"QUESTION ONE\n"
     listener.close()
     await process.aclose()

@@ -47,11 +47,11 @@ class Client:
             try:
                 data = data[self.stream.send(data) :]
             except BlockingIOError:
-                self.held.turn()
+                self.held.run_once()
                 self.read()
             except OSError:
                 self.ended = True
-        self.held.turn()
+        self.held.run_once()
 
     def read(self):
         try:
@@ -80,7 +80,7 @@ class Client:
             if found:
                 return found[-1]
             assert not self.ended, self.data
-            self.held.turn()
+            self.held.run_once()
         raise AssertionError(self.data[-200:])
 
     def session(self, name, command="cat", kind="pipes"):
@@ -114,15 +114,15 @@ class Held:
         self.clients.append(client)
         return client
 
-    def turn(self):
+    def run_once(self):
         self.loop.poll(self, lambda: None)  # so that it waits 50 ms at the most
-        self.loop.turn()
+        self.loop.run_once()
 
     def until(self, true):
         for _ in range(5000):
             if true():
                 return
-            self.turn()
+            self.run_once()
         raise AssertionError
 
     def close(self):
@@ -316,7 +316,7 @@ def test_who_asks_and_reads_no_answer_costs_little(held):
         try:
             sent += client.stream.send(encode(b"L") * 2000)
         except BlockingIOError:
-            held.turn()
+            held.run_once()
     assert sent > 100_000
     assert len(connection._waiting) < MOST_QUEUED + (1 << 21)
 

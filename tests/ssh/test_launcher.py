@@ -10,7 +10,7 @@ import pytest
 from claude_vm_tests_reading import until
 
 from claude_vm.supervisor.ssh.errors import LaunchError
-from claude_vm.supervisor.ssh.launch import TOTAL_LIMIT, WORD_LIMIT, Mode, launch_file
+from claude_vm.supervisor.ssh.launch import TOTAL_LIMIT, WORD_LIMIT, LaunchMode, launch_file
 from claude_vm.supervisor.ssh.process import Pty
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +73,7 @@ async def told(process):
 
 @everywhere
 async def test_words_reach_the_program_byte_for_byte(session, pty):
-    words, _, _ = await told(await session(Mode.EXEC, [sys.executable, "-c", TELL, *HOSTILE], pty=pty))
+    words, _, _ = await told(await session(LaunchMode.EXEC, [sys.executable, "-c", TELL, *HOSTILE], pty=pty))
     assert words == HOSTILE
 
 
@@ -88,20 +88,20 @@ async def test_environment_reaches_the_program_byte_for_byte(session, pty):
         "_x": "1",
         "n" * 255: "long name",
     }
-    _, seen, _ = await told(await session(Mode.EXEC, [sys.executable, "-c", TELL], env=env, pty=pty))
+    _, seen, _ = await told(await session(LaunchMode.EXEC, [sys.executable, "-c", TELL], env=env, pty=pty))
     assert {name: seen.get(name) for name in env} == env
 
 
 @everywhere
 async def test_many_variables_of_together_more_than_64_kib_arrive(session, pty):
     env = {f"NAME_{number}": "v" * 300 for number in range(1000)}
-    _, seen, _ = await told(await session(Mode.EXEC, [sys.executable, "-c", TELL], env=env, pty=pty))
+    _, seen, _ = await told(await session(LaunchMode.EXEC, [sys.executable, "-c", TELL], env=env, pty=pty))
     assert env.items() <= seen.items()
 
 
 @everywhere
 async def test_nothing_of_the_launcher_is_in_the_environment(session, pty):
-    _, seen, _ = await told(await session(Mode.EXEC, [sys.executable, "-c", TELL], cwd="/", pty=pty))
+    _, seen, _ = await told(await session(LaunchMode.EXEC, [sys.executable, "-c", TELL], cwd="/", pty=pty))
     ours = [name for name in seen if "claude_vm" in name.lower() or name == "OLDPWD"]
     assert ours in ([], ["CLAUDE_VM_SIM"])
     assert "SSH_AUTH_SOCK" not in seen
@@ -110,7 +110,7 @@ async def test_nothing_of_the_launcher_is_in_the_environment(session, pty):
 @everywhere
 async def test_nothing_of_the_launcher_is_among_an_evaluated_words_names_or_arguments(session, pty):
     process = await session(
-        Mode.EVAL,
+        LaunchMode.EVAL,
         ['compgen -v; compgen -A function; printf "<%s>" "$#" "$0" $-; shopt -p execfail'],
         cwd="/",
         pty=pty,
@@ -127,14 +127,14 @@ async def test_hostile_working_directories_are_entered(session, pty, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         _, seen, cwd = await told(
-            await session(Mode.EXEC, [sys.executable, "-c", TELL], cwd=str(folder), pty=pty)
+            await session(LaunchMode.EXEC, [sys.executable, "-c", TELL], cwd=str(folder), pty=pty)
         )
         assert cwd == str(folder) == seen["PWD"]
 
 
 @everywhere
 async def test_missing_working_directory_is_an_error_of_ours(session, pty, tmp_path):
-    process = await session(Mode.EXEC, ["true"], cwd=str(tmp_path / "gone\n"), pty=pty)
+    process = await session(LaunchMode.EXEC, ["true"], cwd=str(tmp_path / "gone\n"), pty=pty)
     status, out, err = await collect(process)
     said, other = (err, out) if pty is None else (out, err)
     assert (status, other) == (125, b"")
@@ -155,7 +155,7 @@ async def test_missing_working_directory_is_an_error_of_ours(session, pty, tmp_p
     ],
 )
 async def test_exit_status_is_the_programs_or_the_shells(session, pty, words, expected):
-    status, out, _ = await collect(await session(Mode.EXEC, words, pty=pty))
+    status, out, _ = await collect(await session(LaunchMode.EXEC, words, pty=pty))
     assert status == expected
     assert pty is not None or out == b""
 
@@ -163,7 +163,7 @@ async def test_exit_status_is_the_programs_or_the_shells(session, pty, words, ex
 @everywhere
 @pytest.mark.parametrize(("name", "expected"), [("TERM", 143), ("KILL", 137), ("INT", 130), ("SEGV", 139)])
 async def test_death_by_signal_is_told(session, pty, name, expected):
-    process = await session(Mode.EXEC, ["sh", "-c", f"ulimit -c 0; kill -s {name} $$"], pty=pty)
+    process = await session(LaunchMode.EXEC, ["sh", "-c", f"ulimit -c 0; kill -s {name} $$"], pty=pty)
     status, _, _ = await collect(process)
     assert status == expected
 
@@ -172,11 +172,11 @@ async def test_death_by_signal_is_told(session, pty, name, expected):
 async def test_a_word_is_evaluated_by_a_shell_that_has_read_the_profile(session, home, pty):
     (home / ".profile").write_text("export FROM_PROFILE=read\n")
     status, out, _ = await collect(
-        await session(Mode.EVAL, ["f() { echo $((6*7)); }; f | cat; exit 9"], pty=pty)
+        await session(LaunchMode.EVAL, ["f() { echo $((6*7)); }; f | cat; exit 9"], pty=pty)
     )
     assert (status, out) == (9, b"42\n")
     status, out, _ = await collect(
-        await session(Mode.EVAL, ["echo $FROM_PROFILE; shopt -q login_shell"], pty=pty)
+        await session(LaunchMode.EVAL, ["echo $FROM_PROFILE; shopt -q login_shell"], pty=pty)
     )
     # It is no login shell to itself, which would read ~/.bash_logout at its end.
     assert (status, out.split()) == (1, [b"read"])
@@ -184,7 +184,7 @@ async def test_a_word_is_evaluated_by_a_shell_that_has_read_the_profile(session,
 
 @everywhere
 async def test_a_syntax_error_in_an_evaluated_word_is_a_failure(session, pty):
-    status, out, err = await collect(await session(Mode.EVAL, ["echo 'unfinished"], pty=pty))
+    status, out, err = await collect(await session(LaunchMode.EVAL, ["echo 'unfinished"], pty=pty))
     said, other = (err, out) if pty is None else (out, err)
     assert other == b""
     assert status != 0
@@ -195,7 +195,7 @@ async def test_the_profile_neither_reads_the_input_nor_writes_the_output(session
     (home / ".bash_profile").write_text(
         'echo loud; read -r line; echo "profile: <$line>"; export A=profile B=profile\n'
     )
-    process = await session(Mode.EXEC, ["sh", "-c", "echo $A $B; cat"], env={"A": "session"})
+    process = await session(LaunchMode.EXEC, ["sh", "-c", "echo $A $B; cat"], env={"A": "session"})
     await process.write(b"input\n")
     status, out, err = await collect(process)
     assert (status, out) == (0, b"session profile\ninput\n")
@@ -205,12 +205,12 @@ async def test_the_profile_neither_reads_the_input_nor_writes_the_output(session
 @everywhere
 async def test_descriptors_beyond_the_three_are_closed(session, pty):
     listing = "import os; print([n for n in range(3, 200) if os.path.exists(f'/proc/self/fd/{n}')])"
-    status, out, _ = await collect(await session(Mode.EXEC, [sys.executable, "-c", listing], pty=pty))
+    status, out, _ = await collect(await session(LaunchMode.EXEC, [sys.executable, "-c", listing], pty=pty))
     assert (status, out) == (0, b"[]\n")
 
 
 async def test_a_session_without_words_is_an_interactive_shell(session):
-    process = await session(Mode.SHELL, pty=TERMINAL, env={"PS1": "never seen"}, cwd="/")
+    process = await session(LaunchMode.SHELL, pty=TERMINAL, env={"PS1": "never seen"}, cwd="/")
     await process.write(b"case $- in *i*) echo inter''active; esac; pwd; exit 5\n")
     status, out, _ = await collect(process)
     assert status == 5
@@ -218,7 +218,7 @@ async def test_a_session_without_words_is_an_interactive_shell(session):
 
 
 async def test_without_a_terminal_a_session_without_words_runs_what_it_reads(session):
-    process = await session(Mode.SHELL, cwd="/")
+    process = await session(LaunchMode.SHELL, cwd="/")
     await process.write(b"case $- in *i*) echo interactive; esac; pwd; exit 5\n")
     assert await collect(process) == (5, b"/\n", b"")
 
@@ -226,7 +226,7 @@ async def test_without_a_terminal_a_session_without_words_runs_what_it_reads(ses
 @everywhere
 async def test_secrets_are_gone_when_the_program_runs(session, pty, server):
     words = ["sh", "-c", "echo started; read x"]
-    process = await session(Mode.EXEC, words, env={"TOKEN": "s3cret-canary"}, pty=pty)
+    process = await session(LaunchMode.EXEC, words, env={"TOKEN": "s3cret-canary"}, pty=pty)
     assert (await process.read_stdout(100)).rstrip() == b"started"
     files = [path for path in server.run.rglob("*") if path.is_file()]
     assert {path.name for path in files} == {"launch"}
@@ -236,7 +236,7 @@ async def test_secrets_are_gone_when_the_program_runs(session, pty, server):
 
 
 async def test_a_session_runs_once(session, server):
-    first = await session(Mode.EXEC, ["true"])
+    first = await session(LaunchMode.EXEC, ["true"])
     assert (await collect(first))[0] == 0
     again = await anyio.run_process(
         [LAUNCHER, "0000000001"], check=False, env={"CLAUDE_VM_RUN": str(server.run)}
@@ -265,19 +265,19 @@ def test_the_launcher_names_the_folder_that_is_missing(tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"mode": Mode.EXEC},
-        {"mode": Mode.EVAL},
-        {"mode": Mode.EVAL, "argv": ["a", "b"]},
-        {"mode": Mode.EXEC, "argv": ["a\0b"]},
-        {"mode": Mode.SHELL, "env": {"a\0": "x"}},
-        {"mode": Mode.SHELL, "env": {"a.b": "x"}},
-        {"mode": Mode.SHELL, "env": {"": "x"}},
-        {"mode": Mode.SHELL, "env": {"A\n": "x"}},
-        {"mode": Mode.SHELL, "env": {"UID": "0"}},
-        {"mode": Mode.EXEC, "argv": ["true"], "env": {"__claude_vm_argv": "id"}},
-        {"mode": Mode.SHELL, "env": {"A": "x\0B=y"}},
-        {"mode": Mode.SHELL, "cwd": "relative"},
-        {"mode": Mode.SHELL, "cwd": "/a\0b"},
+        {"mode": LaunchMode.EXEC},
+        {"mode": LaunchMode.EVAL},
+        {"mode": LaunchMode.EVAL, "argv": ["a", "b"]},
+        {"mode": LaunchMode.EXEC, "argv": ["a\0b"]},
+        {"mode": LaunchMode.SHELL, "env": {"a\0": "x"}},
+        {"mode": LaunchMode.SHELL, "env": {"a.b": "x"}},
+        {"mode": LaunchMode.SHELL, "env": {"": "x"}},
+        {"mode": LaunchMode.SHELL, "env": {"A\n": "x"}},
+        {"mode": LaunchMode.SHELL, "env": {"UID": "0"}},
+        {"mode": LaunchMode.EXEC, "argv": ["true"], "env": {"__claude_vm_argv": "id"}},
+        {"mode": LaunchMode.SHELL, "env": {"A": "x\0B=y"}},
+        {"mode": LaunchMode.SHELL, "cwd": "relative"},
+        {"mode": LaunchMode.SHELL, "cwd": "/a\0b"},
     ],
 )
 def test_what_cannot_be_launched_is_refused_here(arguments):
@@ -288,11 +288,11 @@ def test_what_cannot_be_launched_is_refused_here(arguments):
 @pytest.mark.parametrize("session_id", ["", "../x", "a b", "x;id", "a\n", "-a", "é", "a" * 65])
 def test_no_session_id_can_reach_a_shell_as_anything_else(session_id):
     with pytest.raises(LaunchError):
-        launch_file(session_id, mode=Mode.SHELL)
+        launch_file(session_id, mode=LaunchMode.SHELL)
 
 
 def test_only_the_user_can_read_what_a_session_runs():
-    file = launch_file("abc", mode=Mode.SHELL)
+    file = launch_file("abc", mode=LaunchMode.SHELL)
     assert (file.path, file.mode) == ("/run/claude-vm/sessions/abc/launch", 0o600)
 
 
@@ -306,7 +306,7 @@ def test_one_word_has_the_kernels_limit(kind, size):
         given = {"argv": ["true"], "env": {"LARGE": text.removeprefix("x" * len("LARGE="))}}
     named = "the word 2" if kind == "word" else "the environment variable LARGE"
     if size < WORD_LIMIT:
-        assert launch_file("abc", mode=Mode.EXEC, **given).data
+        assert launch_file("abc", mode=LaunchMode.EXEC, **given).data
         # This kernel says the same, wherever the tests run.
         done = subprocess.run(["env", *given["argv"]], env=os.environ | given.get("env", {}), check=False)
         assert done.returncode == 0
@@ -314,20 +314,20 @@ def test_one_word_has_the_kernels_limit(kind, size):
         with pytest.raises(
             LaunchError, match=rf"{named} has {size} bytes; .* at most {WORD_LIMIT - 1} in one"
         ):
-            launch_file("abc", mode=Mode.EXEC, **given)
+            launch_file("abc", mode=LaunchMode.EXEC, **given)
 
 
 @pytest.mark.parametrize("each", [0, 100_000])
 def test_all_together_have_a_limit_and_the_largest_is_named(each):
     count = TOTAL_LIMIT // (each + len("V000000=") + 1 + 8)
     env = {f"V{number:06}": "x" * each for number in range(count)}
-    launch_file("abc", mode=Mode.SHELL, env=env)
+    launch_file("abc", mode=LaunchMode.SHELL, env=env)
     env["V000007"] = "x" * (each + 200)
     env |= {f"W{number:06}": "x" * each for number in range(2)}
     with pytest.raises(
         LaunchError, match=r"together; .* the largest is the environment variable V000007 with"
     ):
-        launch_file("abc", mode=Mode.SHELL, env=env)
+        launch_file("abc", mode=LaunchMode.SHELL, env=env)
 
 
 @everywhere
@@ -337,7 +337,7 @@ def test_all_together_have_a_limit_and_the_largest_is_named(each):
 )
 async def test_a_bash_logout_writes_nothing_into_what_a_session_says(session, home, pty, line):
     (home / ".bash_logout").write_text("echo LOGOUT; echo LOGOUT >&2\n")
-    status, out, err = await collect(await session(Mode.EVAL, [line], pty=pty))
+    status, out, err = await collect(await session(LaunchMode.EVAL, [line], pty=pty))
     assert (status, out.split(), err) == (0, [b"said"], b"")
 
 
@@ -345,7 +345,7 @@ async def test_a_bash_logout_writes_nothing_into_what_a_session_says(session, ho
 @pytest.mark.parametrize("end", [b"exit\n", b"\x04", b"logout; exit\n"])
 async def test_a_shell_that_ends_says_nothing_of_a_bash_logout(session, home, pty, end):
     (home / ".bash_logout").write_text("echo LOG''OUT; echo LOG''OUT >&2\n")
-    process = await session(Mode.SHELL, pty=pty, env={"PS1": "ready> "})
+    process = await session(LaunchMode.SHELL, pty=pty, env={"PS1": "ready> "})
     if pty is not None:
         await until(process, b"ready> ")
     if pty is None and end == b"\x04":

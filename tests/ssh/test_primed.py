@@ -9,9 +9,9 @@ import anyio
 import pytest
 from claude_vm_tests_reading import until, whole
 
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.ssh.shells import Kind, prime
+from claude_vm.supervisor.ssh.shells import ShellKind, prime
 
 pytestmark = pytest.mark.anyio
 
@@ -42,31 +42,31 @@ SHELL = (
 
 async def cold(link, put, mode, words, pty, **more):
     """Prime and start at once, as without a pool."""
-    shells = await prime(link, [Kind.PIPES if pty is None else Kind.PTY], term=TERMINAL.term)
+    shells = await prime(link, [ShellKind.PIPES if pty is None else ShellKind.PTY], term=TERMINAL.term)
     return await shells.start(put(mode, words, **more), pty=pty)
 
 
 async def warm(link, put, mode, words, pty, **more):
     """Be primed for both, see another shell come and go, and hold still meanwhile."""
-    shells = await prime(link, list(Kind), term=TERMINAL.term)
+    shells = await prime(link, list(ShellKind), term=TERMINAL.term)
     other = await cold(
-        link, put, Mode.EXEC, ["sh", "-c", "umask 077; cd /; ulimit -n 99; stty -echo; true"], pty
+        link, put, LaunchMode.EXEC, ["sh", "-c", "umask 077; cd /; ulimit -n 99; stty -echo; true"], pty
     )
     await other.wait()
     await other.aclose()
-    await prime(link, [Kind.PTY], term="vt100")
+    await prime(link, [ShellKind.PTY], term="vt100")
     return await shells.start(put(mode, words, **more), pty=pty)
 
 
 async def primed_again(link, put, mode, words, pty, **more):
     """Be primed for another terminal first."""
-    shells = await prime(link, list(Kind), term="vt220")
+    shells = await prime(link, list(ShellKind), term="vt220")
     return await shells.start(put(mode, words, **more), pty=pty)
 
 
 async def taken_over(link, put, mode, words, pty, **more):
     """Be primed by a supervisor that went away, as after its restart."""
-    await (await prime(link, list(Kind), term=TERMINAL.term)).aclose()
+    await (await prime(link, list(ShellKind), term=TERMINAL.term)).aclose()
     return await cold(link, put, mode, words, pty, **more)
 
 
@@ -79,7 +79,7 @@ async def test_a_program_cannot_tell_how_long_its_shell_waited(link, put, pty, w
     words = [sys.executable, "-S", "-c", PROCESS]
     said = []
     for start in (cold, way):
-        process = await start(link, put, Mode.EXEC, words, pty, env={"A": "b"}, cwd="/")
+        process = await start(link, put, LaunchMode.EXEC, words, pty, env={"A": "b"}, cwd="/")
         said.append(await whole(process.read_stdout))
         assert await process.wait() == 0, said
         await process.aclose()
@@ -89,7 +89,7 @@ async def test_a_program_cannot_tell_how_long_its_shell_waited(link, put, pty, w
 
 @ways
 @everywhere
-@pytest.mark.parametrize("mode", [Mode.EVAL, Mode.SHELL])
+@pytest.mark.parametrize("mode", [LaunchMode.EVAL, LaunchMode.SHELL])
 async def test_a_shell_cannot_tell_how_long_it_waited(link, put, pty, way, mode, home):
     (home / ".bash_profile").write_text(
         "set -o noclobber; shopt -s extglob; trap 'true' USR1; alias ll=ls; umask 027; f() { true; }; export P=1\n"
@@ -98,21 +98,21 @@ async def test_a_shell_cannot_tell_how_long_it_waited(link, put, pty, way, mode,
     (home / ".history").write_text("an old line\n")
     said = []
     for start in (cold, way):
-        words = [SHELL] if mode is Mode.EVAL else []
+        words = [SHELL] if mode is LaunchMode.EVAL else []
         process = await start(link, put, mode, words, pty, env={"PS1": "ready> ", "A": "b"}, cwd="/tmp")
-        if mode is Mode.SHELL:
+        if mode is LaunchMode.SHELL:
             if pty is not None:
                 await until(process, b"ready> ")
             await process.write(SHELL.encode() + b"\n")
         text = await until(process, b"finished")
-        if mode is Mode.SHELL:
+        if mode is LaunchMode.SHELL:
             await process.write(b"unset HISTFILE; exit\n")
         await whole(process.read_stdout)
         await process.aclose()
         said.append(text.split(b"finished")[0].decode().replace("\r", "").splitlines())
-    assert "f ()" in "\n".join(said[0]) or mode is Mode.SHELL
+    assert "f ()" in "\n".join(said[0]) or mode is LaunchMode.SHELL
     assert said[0] == said[1]
-    if mode is Mode.SHELL and pty is not None:
+    if mode is LaunchMode.SHELL and pty is not None:
         assert any("an old line" in line for line in said[0])
 
 
@@ -121,7 +121,7 @@ async def test_every_control_byte_in_a_value_arrives_and_none_is_typed(session, 
     value = "".join(map(chr, range(1, 32))) + "\x7f" + "\x03\x04\x1a\x1c" * 2000
     program = "import os, sys; sys.exit(os.environ['V'] != sys.argv[1] or os.environ['V'] != sys.argv[2])"
     process = await session(
-        Mode.EXEC, [sys.executable, "-S", "-c", program, value, value], env={"V": value}, pty=pty
+        LaunchMode.EXEC, [sys.executable, "-S", "-c", program, value, value], env={"V": value}, pty=pty
     )
     assert await whole(process.read_stdout) == b""
     assert await process.wait() == 0
@@ -131,14 +131,16 @@ async def test_every_control_byte_in_a_value_arrives_and_none_is_typed(session, 
 async def test_a_megabyte_of_arguments_arrives(session, pty):
     words = [f"{number:05}" + "w" * 95 for number in range(10_000)]
     program = "import sys; print(len(sys.argv[1:]), sys.argv[-1][:5], sum(map(len, sys.argv[1:])))"
-    process = await session(Mode.EXEC, [sys.executable, "-S", "-c", program, *words], pty=pty)
+    process = await session(LaunchMode.EXEC, [sys.executable, "-S", "-c", program, *words], pty=pty)
     assert (await whole(process.read_stdout)).strip() == b"10000 09999 1000000"
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3, 10])
 async def test_a_ctrl_c_right_behind_the_claim_ends_a_program_without_a_prompt(link, put, turns):
-    shells = await prime(link, [Kind.PTY], term=TERMINAL.term)
-    process = await shells.start(put(Mode.EXEC, ["sleep", "1000"], env={"PS1": "prompt> "}), pty=TERMINAL)
+    shells = await prime(link, [ShellKind.PTY], term=TERMINAL.term)
+    process = await shells.start(
+        put(LaunchMode.EXEC, ["sleep", "1000"], env={"PS1": "prompt> "}), pty=TERMINAL
+    )
     with anyio.move_on_after(turns / 1000):
         await process.read_stdout(1)
     await process.write(b"\x03")
@@ -159,8 +161,8 @@ async def opened(pipe):
 
 async def test_a_ctrl_c_while_the_shell_itself_becomes_the_session_ends_it(link, put, home):
     # The launcher is held in the midst of its work: the file of the words is a pipe that nobody writes to.
-    shells = await prime(link, [Kind.PTY], term=TERMINAL.term)
-    name = put(Mode.EXEC, ["true"], env={"PS1": "prompt> "})
+    shells = await prime(link, [ShellKind.PTY], term=TERMINAL.term)
+    name = put(LaunchMode.EXEC, ["true"], env={"PS1": "prompt> "})
     folder = put.folder / name
     (folder / "launch").unlink()
     os.mkfifo(folder / "launch")
@@ -181,7 +183,7 @@ async def test_a_ctrl_c_while_the_shell_itself_becomes_the_session_ends_it(link,
 
 
 async def test_ctrl_c_at_a_prompt_leads_to_the_next_prompt(link, put):
-    process = await cold(link, put, Mode.SHELL, [], TERMINAL, env={"PS1": "ready> "})
+    process = await cold(link, put, LaunchMode.SHELL, [], TERMINAL, env={"PS1": "ready> "})
     await until(process, b"ready> ")
     await process.write(b"echo be''gun; while :; do :; done\r")
     await until(process, b"begun\r\n")
@@ -220,7 +222,7 @@ PROFILES = {
 async def test_whatever_the_profile_does_the_session_runs(link, put, home, pty, profile):
     (home / ".bash_profile").write_text(PROFILES[profile] + "\n")
     words = ["sh", "-c", "echo here; exit 6"]
-    process = await cold(link, put, Mode.EXEC, words, pty, env={"A": "b"})
+    process = await cold(link, put, LaunchMode.EXEC, words, pty, env={"A": "b"})
     text = await whole(process.read_stdout)
     errors = await whole(process.read_stderr)
     assert b"here" in text, (text, errors)
@@ -230,17 +232,19 @@ async def test_whatever_the_profile_does_the_session_runs(link, put, home, pty, 
 
 async def test_what_the_profile_prints_comes_out_and_not_among_the_programs_output(link, put, home):
     (home / ".bash_profile").write_text(PROFILES["prints"] + "\n")
-    process = await cold(link, put, Mode.EXEC, ["echo", "mine"], None)
+    process = await cold(link, put, LaunchMode.EXEC, ["echo", "mine"], None)
     assert await whole(process.read_stdout) == b"mine\n"
     assert await whole(process.read_stderr) == b"from the profile\nto stderr\n"
-    process = await cold(link, put, Mode.EXEC, ["echo", "mine"], TERMINAL)
+    process = await cold(link, put, LaunchMode.EXEC, ["echo", "mine"], TERMINAL)
     assert await whole(process.read_stdout) == b"from the profile\r\nto stderr\r\nmine\r\n"
 
 
 @everywhere
 async def test_a_profile_that_reads_gets_nothing_and_takes_nothing_from_the_session(link, put, home, pty):
     (home / ".bash_profile").write_text('read -r line; echo "<$line>"; cat; read -r -t 100 line\n')
-    process = await cold(link, put, Mode.EXEC, ["sh", "-c", 'read a; echo "[$a]"; read b || echo end'], pty)
+    process = await cold(
+        link, put, LaunchMode.EXEC, ["sh", "-c", 'read a; echo "[$a]"; read b || echo end'], pty
+    )
     await process.write(b"first\n" if pty is None else b"first\r\x04")
     process.write_eof()
     text = await whole(process.read_stdout) + await whole(process.read_stderr)
@@ -253,16 +257,16 @@ async def test_a_profile_that_reads_gets_nothing_and_takes_nothing_from_the_sess
 async def test_the_profile_leaves_its_directory_when_no_other_is_wished(link, put, home):
     (home / ".bash_profile").write_text("cd /usr/lib\n")
     for pty in (None, TERMINAL):
-        process = await cold(link, put, Mode.EXEC, ["pwd"], pty)
+        process = await cold(link, put, LaunchMode.EXEC, ["pwd"], pty)
         assert (await whole(process.read_stdout)).strip() == b"/usr/lib"
         await process.aclose()
 
 
 @pytest.mark.parametrize("pty", [None, TERMINAL], ids=["pipes", "terminal"])
 async def test_the_time_that_a_shell_waited_does_not_count(link, put, pty):
-    shells = await prime(link, tuple(Kind), term="xterm-256color")
+    shells = await prime(link, tuple(ShellKind), term="xterm-256color")
     await anyio.sleep(2.1)
-    process = await shells.start(put(Mode.SHELL), pty=pty)
+    process = await shells.start(put(LaunchMode.SHELL), pty=pty)
     await process.write(b"echo =$SECONDS=; exit\n")
     process.write_eof()
     said = b""

@@ -11,10 +11,10 @@ from claude_vm_tests_reading import until, whole
 
 from claude_vm.drivers.guest.holder import shell
 from claude_vm.supervisor.ssh.errors import LinkLostError, SessionUnknownError
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.ssh.link import connect
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.ssh.shells import HeldProcess, Kind, prime
+from claude_vm.supervisor.ssh.shells import HeldProcess, ShellKind, prime
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,9 @@ class Held:
 
     async def start(self, mode, words, *, pty=None, env=None):
         await self.connect()
-        shells = await prime(self.links[-1], [Kind.PIPES if pty is None else Kind.PTY], term="xterm-256color")
+        shells = await prime(
+            self.links[-1], [ShellKind.PIPES if pty is None else ShellKind.PTY], term="xterm-256color"
+        )
         name = self.put(mode, words, env=env)
         self.process = await shells.start(name, pty=pty)
         self.process.keep(name)
@@ -79,7 +81,7 @@ async def break_often(held, scope_over, seed):
 async def test_each_line_comes_once_and_in_order_whenever_the_connection_breaks(held, pty):
     count = 150_000
     setting = "stty -opost 2>/dev/null; " if pty else ""
-    process = await held.start(Mode.EXEC, ["sh", "-c", f"{setting}seq {count}; exit 9"], pty=pty)
+    process = await held.start(LaunchMode.EXEC, ["sh", "-c", f"{setting}seq {count}; exit 9"], pty=pty)
     received = hashlib.sha256()
     ended = []
 
@@ -102,7 +104,7 @@ async def test_each_line_comes_once_and_in_order_whenever_the_connection_breaks(
 
 @pytest.mark.parametrize("size", [7, 1000, 65536])
 async def test_input_arrives_once_and_in_order_whenever_the_connection_breaks(held, size):
-    process = await held.start(Mode.EXEC, ["sha256sum"])
+    process = await held.start(LaunchMode.EXEC, ["sha256sum"])
     sent = hashlib.sha256()
     ended = []
 
@@ -134,7 +136,7 @@ COUNT = (
 
 
 async def test_what_is_sent_while_there_is_no_connection_arrives_once_and_in_its_order(held):
-    process = await held.start(Mode.EXEC, [sys.executable, "-c", COUNT])
+    process = await held.start(LaunchMode.EXEC, [sys.executable, "-c", COUNT])
     await until(process, b"ready\n")
     for n in range(1, 4):
         await held.cut()
@@ -151,7 +153,7 @@ async def test_what_is_sent_while_there_is_no_connection_arrives_once_and_in_its
 
 
 async def test_a_size_that_changed_meanwhile_is_the_terminals(held):
-    process = await held.start(Mode.SHELL, [], pty=TERMINAL, env={"PS1": "> "})
+    process = await held.start(LaunchMode.SHELL, [], pty=TERMINAL, env={"PS1": "> "})
     await until(process, b"> ")
     await held.cut()
     process.resize(41, 121)
@@ -166,7 +168,7 @@ async def test_a_size_that_changed_meanwhile_is_the_terminals(held):
 async def test_an_end_while_there_is_no_connection_is_told_with_all_that_was_written(held, server, pty):
     mark = server.scratch / "go"
     line = f"while [ ! -e {mark} ]; do sleep 0.05; done; echo last words; exit 5"
-    process = await held.start(Mode.EXEC, ["sh", "-c", line], pty=pty)
+    process = await held.start(LaunchMode.EXEC, ["sh", "-c", line], pty=pty)
     await held.cut()
     mark.touch()
     await anyio.sleep(0.5)
@@ -183,7 +185,7 @@ async def test_a_session_that_is_not_there_is_told_as_such(held):
 
 
 async def test_a_connection_that_breaks_while_it_attaches_can_be_tried_again(held):
-    process = await held.start(Mode.EXEC, ["sh", "-c", "echo one; read x; echo two"])
+    process = await held.start(LaunchMode.EXEC, ["sh", "-c", "echo one; read x; echo two"])
     await until(process, b"one\n")
     await held.cut()
     await held.connect()
@@ -197,7 +199,7 @@ async def test_a_connection_that_breaks_while_it_attaches_can_be_tried_again(hel
 
 
 async def test_another_connection_may_take_the_place_of_one_that_is_only_silent(held):
-    process = await held.start(Mode.EXEC, ["cat"])
+    process = await held.start(LaunchMode.EXEC, ["cat"])
     await process.write(b"one ")
     await until(process, b"one ")
     await held.attach()  # the former one is as it was
@@ -213,7 +215,7 @@ async def test_a_terminal_that_nobody_came_back_to_in_time_says_how_much_is_lost
     monkeypatch.setattr(shell, "ALONE_S", 0.2)
     total = 3_000_000
     program = f"stty -echo -opost; echo ready; read x; head -c {total} /dev/zero; echo end; read y"
-    process = await held.start(Mode.EXEC, ["sh", "-c", program], pty=TERMINAL)
+    process = await held.start(LaunchMode.EXEC, ["sh", "-c", program], pty=TERMINAL)
     await until(process, b"ready\n")
     await process.write(b"\r")
     first = len(await process.read_stdout(1))
@@ -229,7 +231,7 @@ async def test_a_terminal_that_nobody_came_back_to_in_time_says_how_much_is_lost
 async def test_a_terminal_waits_a_while_for_who_comes_back(held):
     total = 3_000_000
     program = f"stty -echo -opost; echo ready; read x; head -c {total} /dev/zero; exit 2"
-    process = await held.start(Mode.EXEC, ["sh", "-c", program], pty=TERMINAL)
+    process = await held.start(LaunchMode.EXEC, ["sh", "-c", program], pty=TERMINAL)
     await until(process, b"ready\n")
     await held.cut()
     await process.write(b"\n")

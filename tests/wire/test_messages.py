@@ -17,7 +17,7 @@ import claude_vm.bench
 import claude_vm.context
 import claude_vm.drivers
 import claude_vm.supervisor
-from claude_vm.supervisor.wire.complaint import beneath, complaint
+from claude_vm.supervisor.wire.error_text import beneath, error_text
 from claude_vm.supervisor.wire.escape import printed
 
 PACKAGES = (claude_vm.bench, claude_vm.context, claude_vm.drivers, claude_vm.supervisor)
@@ -165,7 +165,7 @@ def test_the_catalogue_is_there():
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
 def test_an_error_is_told_in_our_lines_only(kind):
-    line, more = complaint(filled(kind, HOSTILE))
+    line, more = error_text(filled(kind, HOSTILE))
     shown = printed((line, *(beneath(text) for text in more)))
     first, *others = shown.splitlines()
     assert shown.count("\n") == 1 + len(others) == 1 + len(more)
@@ -179,6 +179,6 @@ def test_an_error_is_told_in_our_lines_only(kind):
 def test_what_is_told_of_an_error_has_as_many_lines_as_it_has_parts(message, lines, hint):
     from claude_vm.context.errors import ContextError
 
-    line, more = complaint(ContextError(message, lines=lines, hint=hint))
+    line, more = error_text(ContextError(message, lines=lines, hint=hint))
     assert len(printed((line, *more)).splitlines()) == 1 + len(lines) + bool(hint)
     assert message in line

@@ -20,7 +20,7 @@ from claude_vm.supervisor.wire.server import (
     OutputClosedError,
     Refusal,
     Signal,
-    Size,
+    TerminalSize,
     judge,
 )
 from claude_vm.supervisor.wire.version import VERSION
@@ -162,7 +162,7 @@ async def test_signals_and_sizes_pass_a_full_stdin(serving):
             encode(FrameType.SIGNAL, b"INT"),
         )
         await client.expect(FrameType.EXIT)
-    assert controls == [Signal("INT"), Signal("TERM"), Size(50, 132, 1000, 800)]
+    assert controls == [Signal("INT"), Signal("TERM"), TerminalSize(50, 132, 1000, 800)]
 
 
 async def test_a_client_that_leaves_sets_gone_and_closes_its_outputs(serving):

@@ -4,7 +4,7 @@ import socket
 import anyio
 import pytest
 
-from claude_vm.supervisor.wire.client import Connection, NoAnswerError, RefusedError, invoke
+from claude_vm.supervisor.wire.client import DaemonConnection, NoAnswerError, RefusedError, invoke
 from claude_vm.supervisor.wire.framing import encode, encode_json
 from claude_vm.supervisor.wire.messages import MAX_DATA, PROTOCOL, FrameType
 from claude_vm.supervisor.wire.peer import peer_uid
@@ -205,7 +205,7 @@ def test_a_connection_says_what_came_with_the_welcome_and_sends_what_it_can():
     ours, theirs = server_that_says(hello + encode(FrameType.STDOUT, b"early"))
     with theirs:
         connection = invoke(ours, INVOCATION)
-        assert isinstance(connection, Connection)
+        assert isinstance(connection, DaemonConnection)
         assert connection.has_early_frames
         assert connection.receive() == [(FrameType.STDOUT, b"early")]
         assert not connection.has_early_frames

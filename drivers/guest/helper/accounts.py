@@ -1,7 +1,7 @@
 """The guest's users, from its files: the library's module would ask services that may not answer yet."""
 
 from .files import read
-from .requests import RefusedError
+from .requests import RequestError
 
 
 def account(name: str) -> tuple[int, int, str]:
@@ -10,7 +10,7 @@ def account(name: str) -> tuple[int, int, str]:
         parts = line.split(":")
         if parts[0] == name and len(parts) == 7:
             return int(parts[2]), int(parts[3]), parts[5]
-    raise RefusedError(f"no user {name}")
+    raise RequestError(f"no user {name}")
 
 
 def groups(name: str) -> list[int]:

@@ -3,9 +3,9 @@
 import os
 import stat
 
-from .requests import RefusedError
+from .requests import RequestError
 
-Owner = tuple[int, int]
+UserAndGroup = tuple[int, int]
 
 
 def read(path: str) -> str:
@@ -14,7 +14,7 @@ def read(path: str) -> str:
         return file.read(1 << 16)
 
 
-def replace(path: str, data: bytes, mode: int, owner: Owner = (0, 0)) -> None:
+def replace(path: str, data: bytes, mode: int, owner: UserAndGroup = (0, 0)) -> None:
     """Write a file beside the old one, then take its place: no reader sees a half, no link is followed."""
     temporary = os.path.join(os.path.dirname(path), f".claude-vm-{os.getpid()}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -29,18 +29,18 @@ def replace(path: str, data: bytes, mode: int, owner: Owner = (0, 0)) -> None:
         raise
 
 
-def append(path: str, data: bytes, mode: int, owner: Owner) -> None:
+def append(path: str, data: bytes, mode: int, owner: UserAndGroup) -> None:
     """Add to a regular file that may exist."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     with open(os.open(path, flags, 0o600), "ab") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise RefusedError(f"{path}: not a regular file")
+            raise RequestError(f"{path}: not a regular file")
         file.write(data)
         os.fchown(file.fileno(), *owner)
         os.fchmod(file.fileno(), mode)
 
 
-def make_directories(path: str, owner: Owner) -> None:
+def make_directories(path: str, owner: UserAndGroup) -> None:
     """Make a directory and its missing parents, owned by `owner`."""
     if not os.path.isdir(path):
         make_directories(os.path.dirname(path), owner)

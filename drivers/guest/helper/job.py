@@ -7,7 +7,7 @@ import time
 from subprocess import DEVNULL, PIPE, STDOUT, Popen
 
 from .accounts import account
-from .requests import Request, field
+from .requests import Fields, field
 
 OUTPUT_LIMIT = 16 << 10
 
@@ -15,7 +15,7 @@ OUTPUT_LIMIT = 16 << 10
 class Job:
     """A program that runs while a template is built; late, it is killed with all that it started."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Fields) -> None:
         name = field(request, "user", str)
         uid, gid, home = account(name)
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -4,12 +4,12 @@ import binascii
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-Request = dict[str, Any]
+Fields = dict[str, Any]
 
 LINE_LIMIT = 1 << 20
 
 
-class RefusedError(Exception):
+class RequestError(Exception):
     """A request that can't be done; the text goes to the host."""
 
 
@@ -46,24 +46,24 @@ class Lines:
             self.buffer += part
 
 
-def field(request: Request, name: str, kind: type[T], default: T | None = None) -> T:
+def field(request: Fields, name: str, kind: type[T], default: T | None = None) -> T:
     """Return a field of exactly this type, or refuse."""
     value = request.get(name, default)
     if type(value) is not kind and not (kind is float and type(value) is int):
-        raise RefusedError(f"{name}: {kind.__name__} expected")
+        raise RequestError(f"{name}: {kind.__name__} expected")
     return value  # type: ignore[return-value]
 
 
-def blob(request: Request, name: str) -> bytes:
+def blob(request: Fields, name: str) -> bytes:
     """Return a base64 field's bytes, or refuse."""
     try:
         return binascii.a2b_base64(field(request, name, str), strict_mode=True)
     except ValueError:
-        raise RefusedError(f"{name}: not base64") from None
+        raise RequestError(f"{name}: not base64") from None
 
 
 def absolute(path: str) -> str:
     """Return an absolute path without surprises, or refuse."""
     if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
-        raise RefusedError("path: not absolute")
+        raise RequestError("path: not absolute")
     return path

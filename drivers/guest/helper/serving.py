@@ -12,7 +12,7 @@ from .files import make_directories
 from .operations import Helper
 from .port import find_port, send
 from .requests import Lines
-from .ssh import Ssh
+from .sshd import Sshd
 from .system import System
 
 
@@ -30,7 +30,7 @@ class Server:
         self.lines = Lines()
         self.connected = True
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Wait for something to do, and do it."""
         helper, job = self.helper, self.helper.job
         ready = self.wait()
@@ -78,6 +78,6 @@ def main() -> None:
     port = os.open(find_port(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.fcntl(port, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(port, fcntl.F_SETFL, fcntl.fcntl(port, fcntl.F_GETFL) | os.O_ASYNC)
-    server = Server(Helper(system, Ssh()), port, reader)
+    server = Server(Helper(system, Sshd()), port, reader)
     while True:
-        server.turn()
+        server.run_once()

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from . import paths
 from .files import read, replace
-from .requests import RefusedError
+from .requests import RequestError
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -77,7 +77,7 @@ class System:
         deadline = time.monotonic() + 10
         while int(read("/sys/block/vda/size")) * 512 < size:
             if time.monotonic() > deadline:
-                raise RefusedError("the disk did not grow")
+                raise RequestError("the disk did not grow")
             time.sleep(0.01)
         root = os.statvfs("/")
         if root.f_blocks * root.f_frsize > size * 0.98:

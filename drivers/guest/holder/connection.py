@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import frames
-from .frames import RefusedError, encode
+from .frames import FrameError, encode
 from .holding import Holder
 from .listening import EVERY_S, TABLES, listening_ports
-from .shell import Shell
+from .shell import HeldShell
 
 MAX_CONNECTIONS = 128
 
@@ -58,7 +58,7 @@ class Connection:
         self._loop = holder.loop
         self._tables = tables
         self._ended = ended
-        self.shell: Shell | None = None
+        self.shell: HeldShell | None = None
         self._stream = stream
         self._received = bytearray()
         self._waiting = bytearray()
@@ -136,7 +136,7 @@ class Connection:
         try:
             while not self._closed and not self._ends and (frame := frames.next_frame(self._received)):
                 self._take(*frame)
-        except RefusedError as error:
+        except FrameError as error:
             self._refuse(str(error))
         except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
             self._refuse("a frame that can't be understood")
@@ -150,12 +150,12 @@ class Connection:
             self.send(encode(b"L", json.dumps(self._holder.listing()).encode()))
         elif letter == b"N":
             if not any(os.path.exists(table) for table in self._tables):
-                raise RefusedError("it is not known what is listened at")
+                raise FrameError("it is not known what is listened at")
             self._loop.repeat(self, EVERY_S, self._tell_ports)
         elif letter in b"PT" and self.shell is None:
             self._connect(letter, json.loads(payload))
         elif self.shell is None:
-            raise RefusedError("no shell is connected")
+            raise FrameError("no shell is connected")
         else:
             self._command(self.shell, letter, payload)
 
@@ -176,7 +176,7 @@ class Connection:
         self.shell = shell
         shell.attach(self, offsets)
 
-    def _command(self, shell: "Shell", letter: bytes, payload: bytes) -> None:
+    def _command(self, shell: "HeldShell", letter: bytes, payload: bytes) -> None:
         match letter:
             case b"S":
                 request = json.loads(payload)
@@ -194,6 +194,6 @@ class Connection:
                 for output, offset in zip(shell.outputs, struct.unpack(">QQ", payload), strict=False):
                     output.acknowledge(offset)
             case _:
-                raise RefusedError("an unknown frame")
+                raise FrameError("an unknown frame")
         if letter in {b"I", b"E", b"W", b"K"}:
             shell.count()

@@ -7,7 +7,7 @@ FRAME_LIMIT = 1 << 17
 HEADER = struct.Struct(">cI")
 
 
-class RefusedError(Exception):
+class FrameError(Exception):
     """What a connection asked for can't be done; the text goes back."""
 
 
@@ -26,7 +26,7 @@ def next_frame(received: bytearray) -> tuple[bytes, bytes] | None:
         return None
     letter, length = HEADER.unpack_from(received)
     if length > FRAME_LIMIT:
-        raise RefusedError("a frame that is too long")
+        raise FrameError("a frame that is too long")
     if len(received) < HEADER.size + length:
         return None
     payload = bytes(received[HEADER.size : HEADER.size + length])
@@ -41,7 +41,7 @@ def session_id(name: str) -> str:
         RefusedError: It is none.
     """
     if not (name.isascii() and name.replace("-", "").isalnum() and len(name) <= 64):
-        raise RefusedError("not a session's id")
+        raise FrameError("not a session's id")
     return name
 
 
@@ -52,7 +52,7 @@ def offset(value: object) -> int | None:
         RefusedError: It is none.
     """
     if value is not None and type(value) is not int:
-        raise RefusedError("not an offset")
+        raise FrameError("not an offset")
     return value
 
 
@@ -64,5 +64,5 @@ def size(values: Sequence[object]) -> list[int]:
     """
     numbers = [value for value in values if type(value) is int and 0 <= value <= 0xFFFF]
     if len(numbers) != 4 or len(values) != 4:
-        raise RefusedError("not a size")
+        raise FrameError("not a size")
     return numbers

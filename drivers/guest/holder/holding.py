@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from .frames import RefusedError
+from .frames import FrameError
 from .loop import Loop
 from .remaining import Orphans
-from .shell import Shell
+from .shell import HeldShell
 
 MAX_SHELLS = 64
 TERM = "xterm-256color"
@@ -35,21 +35,21 @@ class Holder:
         self.terminal_argv = terminal_argv
         self.pipes_argv = pipes_argv
         self.environment = dict(environment)
-        self.shells: set[Shell] = set()
+        self.shells: set[HeldShell] = set()
         self._in_turn: list[str] = []
 
-    def prime(self, kind: str, term: str = TERM) -> Shell:
+    def prime(self, kind: str, term: str = TERM) -> HeldShell:
         """Start a shell that waits.
 
         Raises:
             RefusedError: There are too many, there is no such kind, or it can't be started.
         """
         if kind not in {"pty", "pipes"} or not (term.isascii() and term.isprintable() and len(term) <= 64):
-            raise RefusedError("no such kind of shell")
+            raise FrameError("no such kind of shell")
         if len(self.shells) >= MAX_SHELLS:
-            raise RefusedError("too many shells")
+            raise FrameError("too many shells")
         try:
-            shell = Shell(
+            shell = HeldShell(
                 self.loop,
                 self.orphans,
                 kind,
@@ -59,7 +59,7 @@ class Holder:
                 freed=self._freed,
             )
         except OSError as error:
-            raise RefusedError(f"no shell can be started: {error.strerror}") from error
+            raise FrameError(f"no shell can be started: {error.strerror}") from error
         self.shells.add(shell)
         return shell
 
@@ -68,7 +68,7 @@ class Holder:
         self._in_turn = list(kinds)
         self._prime_next()
 
-    def _freed(self, shell: Shell) -> None:
+    def _freed(self, shell: HeldShell) -> None:
         if shell.closed:
             self.shells.discard(shell)
         self._prime_next()
@@ -76,11 +76,11 @@ class Holder:
     def _prime_next(self) -> None:
         """Start the next shell of those in turn, if there is one."""
         while self._in_turn:
-            with suppress(RefusedError):
+            with suppress(FrameError):
                 self.prime(self._in_turn.pop(0))
                 return
 
-    def primed(self, kind: str, term: str) -> Shell:
+    def primed(self, kind: str, term: str) -> HeldShell:
         """Return a shell that waits and that nobody has, made anew when there is none for this terminal.
 
         Raises:
@@ -95,7 +95,7 @@ class Holder:
             self._in_turn.remove(kind)
         return self.prime(kind, term)
 
-    def session(self, name: str) -> Shell:
+    def session(self, name: str) -> HeldShell:
         """Return a session's shell.
 
         Raises:
@@ -104,20 +104,20 @@ class Holder:
         for shell in self.shells:
             if shell.session == name and name:
                 return shell
-        raise RefusedError("no such session")
+        raise FrameError("no such session")
 
     def listing(self) -> list[dict[str, Any]]:
         """Return the sessions that there are, also ended ones."""
         return [{"session": s.session, "kind": s.kind, "status": s.status} for s in self.shells if s.session]
 
-    def begin(self, shell: Shell, session: str, size: Sequence[int]) -> None:
+    def begin(self, shell: HeldShell, session: str, size: Sequence[int]) -> None:
         """Let a shell that waits be a session.
 
         Raises:
             RefusedError: It does not wait, or there is a session of this name.
         """
         if any(other.session == session for other in self.shells if other is not shell):
-            raise RefusedError("there is a session of this name")
+            raise FrameError("there is a session of this name")
         shell.become(session, size)
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ class Loop:
         while self._calls:
             self._calls.popleft()()
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Wait once, and serve what is ready."""
         for key, ready in self._selector.select(self._patience()):
             # An earlier handler of this round may have closed it, and another may have its number now.

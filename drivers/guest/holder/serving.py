@@ -70,4 +70,4 @@ def main() -> None:
     loop.watch(listener.fileno(), selectors.EVENT_READ, accept)
     loop.watch(0, selectors.EVENT_READ, listen_to_helper)
     while True:
-        loop.turn()
+        loop.run_once()

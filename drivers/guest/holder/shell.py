@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
-from .frames import RefusedError, encode
+from .frames import FrameError, encode
 from .loop import Handler, Loop
 from .output import CHUNK, Output
 from .remaining import CHECK_S, CHECKS, Orphans, remaining
@@ -43,7 +43,7 @@ class Peer(Protocol):
         """End the connection."""
 
 
-class Shell:
+class HeldShell:
     """A login shell that waits for its session, then the session itself, then what is left of it.
 
     `argv` and `environment` are its command. `freed` is called when it waits, and when it is closed: the next
@@ -62,7 +62,7 @@ class Shell:
         *,
         argv: Sequence[str],
         environment: Mapping[str, str],
-        freed: Callable[["Shell"], None],
+        freed: Callable[["HeldShell"], None],
     ) -> None:
         self.kind = kind
         self.term = term
@@ -241,7 +241,7 @@ class Shell:
             RefusedError: The shell is a session already, or has ended.
         """
         if self.session or self.status is not None or not self.ready:
-            raise RefusedError("the shell does not wait for a session")
+            raise FrameError("the shell does not wait for a session")
         self.resize(size)
         self.session = session
         self._watch(self._control, 0, self._hear_ready)
@@ -269,9 +269,9 @@ class Shell:
             RefusedError: More than the window allows, or there is no session yet that it could be for.
         """
         if not self.session:
-            raise RefusedError("input before the session")
+            raise FrameError("input before the session")
         if len(self._input) + len(data) > INPUT_WINDOW:
-            raise RefusedError("more input than the window allows")
+            raise FrameError("more input than the window allows")
         self._input += data
         self._pass_on(0)
 
@@ -282,7 +282,7 @@ class Shell:
             RefusedError: There is no session yet.
         """
         if not self.session:
-            raise RefusedError("input before the session")
+            raise FrameError("input before the session")
         self._input_ends = True
         self._pass_on(0)
 

@@ -25,7 +25,7 @@ KEPT_KINDS = 128
 
 
 class Memory:
-    """The books. All in MiB, by kinds: keys without mounts (`PoolKey.kind`).
+    """The accounts. All in MiB, by kinds: keys without mounts (`PoolKey.kind`).
 
     `used_mib` is what all unclaimed instances count with. `available_mib` is what the host's programs could
     get without swapping when somebody looked last, None as long as nobody has.

@@ -1,9 +1,9 @@
 """When the pool makes one more instance, and of which key.
 
-A wanted key whose shelf has less than the policy says lacks something. From then on it goes through these
+A wanted key whose pool has less than the policy says lacks something. From then on it goes through these
 stations, one at a time:
 
-    waiting      its instant (`Shelf.not_before`: the delay after a claim, a back-off) has not come yet;
+    waiting      its instant (`KeyPool.not_before`: the delay after a claim, a back-off) has not come yet;
                  unless the last one failed, the memory for it is kept from what is of a lower rank
     in line      it may have an instance as soon as there is a place and no session waits: those first for
                  which others may give way, a warm one before a paused one, the key that was used last first
@@ -24,8 +24,8 @@ from claude_vm.supervisor.core.due import Agenda, Refill
 from claude_vm.supervisor.core.effects import RequestWarm
 from claude_vm.supervisor.core.invariants import Invariant, Invariants
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.pool.shelf import Shelf
-from claude_vm.supervisor.core.pool.stock import Stock, Worth
+from claude_vm.supervisor.core.pool.key_pool import KeyPool
+from claude_vm.supervisor.core.pool.pools import Pools, Worth
 
 MAX_MAKING = 2
 """Unclaimed instances that are made at the same time, of all keys together. One key has one."""
@@ -41,12 +41,12 @@ class Displace(NamedTuple):
 class Refills:
     """The stations of all keys that lack something."""
 
-    def __init__(self, stock: Stock, agenda: Agenda) -> None:
-        self._stock = stock
+    def __init__(self, pools: Pools, agenda: Agenda) -> None:
+        self._pools = pools
         self._agenda = agenda
         self._in_line: Ranking[PoolKey, tuple[bool, bool, float]] = Ranking()
         self._starved: Ranking[PoolKey, float] = Ranking()
-        self._waiting: dict[PoolKey, Shelf] = {}
+        self._waiting: dict[PoolKey, KeyPool] = {}
         self._asked: dict[PoolKey, int] = {}  # with the MiB that each will take
 
     @property
@@ -57,38 +57,38 @@ class Refills:
     @property
     def room_mib(self) -> float:
         """The memory that is left for further unclaimed instances; below 0 if it has shrunk."""
-        return self._stock.memory.room_mib(self._stock.policy) - sum(self._asked.values())
+        return self._pools.memory.room_mib(self._pools.policy) - sum(self._asked.values())
 
-    def has_room(self, kind: PoolKey, *, places: int) -> bool:
-        """Tell whether one more unclaimed instance of a kind may be there; so many `places` are free."""
-        return places > len(self._asked) and self._stock.memory.takes_mib(kind) <= self.room_mib
+    def has_room(self, kind: PoolKey, *, capacity: int) -> bool:
+        """Tell whether one more unclaimed instance of a kind may be there; so many `capacity` are free."""
+        return capacity > len(self._asked) and self._pools.memory.takes_mib(kind) <= self.room_mib
 
-    def consider(self, shelf: Shelf, at: float, *, anew: bool = False) -> None:
-        """Bring a shelf to the station where it belongs. `anew`: what starved may have a chance now."""
-        key = shelf.key
+    def consider(self, pool: KeyPool, at: float, *, anew: bool = False) -> None:
+        """Bring a pool to the station where it belongs. `anew`: what starved may have a chance now."""
+        key = pool.key
         if anew:
             self._starved.discard(key)
-        paused = shelf.lack(self._stock.policy)
+        paused = pool.lack(self._pools.policy)
         if paused is None:
-            shelf.cease_postponing()
+            pool.cease_postponing()
             self.leave(key)
-            self._stock.tidy(shelf)
-        elif shelf.not_before > at:
-            if self._agenda.at(Refill(key)) != shelf.not_before:
+            self._pools.tidy(pool)
+        elif pool.not_before > at:
+            if self._agenda.at(Refill(key)) != pool.not_before:
                 self.leave(key)
-                self._agenda.set(Refill(key), shelf.not_before)
-            if not shelf.failures:
-                self._waiting[key] = shelf
+                self._agenda.set(Refill(key), pool.not_before)
+            if not pool.failures:
+                self._waiting[key] = pool
         elif key not in self._starved:
             self._stop_waiting(key)
-            rank = _rank(shelf, paused=paused)
+            rank = _rank(pool, paused=paused)
             if self._in_line.rank(key) != rank:
                 self._in_line.put(key, rank)
 
     def consider_starved(self, at: float) -> None:
         """Give all that starves another chance: perhaps the memory or the ranks are different now."""
         for key in list(self._starved):
-            self.consider(self._stock.shelf(key), at, anew=True)
+            self.consider(self._pools.pool(key), at, anew=True)
 
     def leave(self, key: PoolKey) -> None:
         """Take a key from whichever station it is at."""
@@ -97,54 +97,54 @@ class Refills:
         self._starved.discard(key)
 
     def next_step(
-        self, *, places: int, leaving: int, awaited: bool, at: float
+        self, *, capacity: int, leaving: int, awaited: bool, at: float
     ) -> RequestWarm | Displace | None:
         """Return what to do next; None: nothing until something happens.
 
-        `places` is how many more instances there may be, `leaving` how many are on their way out, each of
+        `capacity` is how many more instances there may be, `leaving` how many are on their way out, each of
         which leaves a place. A request counts as an instance, until its answer. Sessions come first: whoever
         waits (`awaited`) was served before, as far as there were places.
         """
-        if len(self._asked) + self._stock.making >= MAX_MAKING:
+        if len(self._asked) + self._pools.making >= MAX_MAKING:
             return None
-        lacks_place = places <= len(self._asked)
-        if lacks_place and (awaited or places + leaving > len(self._asked)):
+        lacks_capacity = capacity <= len(self._asked)
+        if lacks_capacity and (awaited or capacity + leaving > len(self._asked)):
             return None  # a session would have the place, or one comes free by itself
         self._call_back()
         while (first := self._in_line.first()) is not None:
             (no_credit, paused, _), key = first
-            shelf = self._stock.shelf(key)
-            worth = not paused, shelf.recency
-            takes_mib = self._stock.memory.takes_mib(shelf.kind)
+            pool = self._pools.pool(key)
+            worth = not paused, pool.recency
+            takes_mib = self._pools.memory.takes_mib(pool.kind)
             room_mib = self.room_mib - self._kept_mib(worth)
-            if not lacks_place and takes_mib <= room_mib:
-                return self._ask(shelf, takes_mib, paused=paused)
+            if not lacks_capacity and takes_mib <= room_mib:
+                return self._ask(pool, takes_mib, paused=paused)
             found = None
-            if not no_credit and not (lacks_place and at < shelf.patient_until):
-                found = self._displace(shelf, worth, takes_mib - room_mib)
+            if not no_credit and not (lacks_capacity and at < pool.patient_until):
+                found = self._displace(pool, worth, takes_mib - room_mib)
             if found is not None or takes_mib <= room_mib:
                 return found  # if it is None: for whoever stands behind it, there is no place either
             self._in_line.discard(key)
             self._starved.put(key, takes_mib)
         return None
 
-    def _displace(self, shelf: Shelf, worth: Worth, lacking_mib: float) -> Displace | None:
-        """Return what gives way first to one more of a shelf, if all of a lower rank makes enough room."""
-        if shelf.claimed and not self._stock.memory.is_measured(shelf.kind):
+    def _displace(self, pool: KeyPool, worth: Worth, lacking_mib: float) -> Displace | None:
+        """Return what gives way first to one more of a pool, if all of a lower rank makes enough room."""
+        if pool.claimed and not self._pools.memory.is_measured(pool.kind):
             return None  # what its session's VM takes will be known in a moment, and is mostly much less
-        other = self._stock.lowest(below=worth)
-        if other is None or lacking_mib > self._stock.displaceable_mib(worth):
+        other = self._pools.lowest(below=worth)
+        if other is None or lacking_mib > self._pools.displaceable_mib(worth):
             return None
-        shelf.displace()
+        pool.displace()
         return Displace(*other)
 
     def _kept_mib(self, below: Worth) -> int:
         """Return the memory that is kept for those who wait, from whoever has a lower rank."""
-        policy, takes_mib = self._stock.policy, self._stock.memory.takes_mib
+        policy, takes_mib = self._pools.policy, self._pools.memory.takes_mib
         return sum(
-            takes_mib(shelf.kind)
-            for shelf in self._waiting.values()
-            if (shelf.lack(policy) is False, shelf.recency) > below
+            takes_mib(pool.kind)
+            for pool in self._waiting.values()
+            if (pool.lack(policy) is False, pool.recency) > below
         )
 
     def _stop_waiting(self, key: PoolKey) -> None:
@@ -156,44 +156,44 @@ class Refills:
         room_mib = self.room_mib
         while (smallest := self._starved.first()) is not None and smallest[0] <= room_mib:
             self._starved.discard(smallest[1])
-            shelf = self._stock.shelf(smallest[1])
-            paused = bool(shelf.lack(self._stock.policy))
-            self._in_line.put(shelf.key, _rank(shelf, paused=paused))
+            pool = self._pools.pool(smallest[1])
+            paused = bool(pool.lack(self._pools.policy))
+            self._in_line.put(pool.key, _rank(pool, paused=paused))
 
-    def _ask(self, shelf: Shelf, takes_mib: int, *, paused: bool) -> RequestWarm:
-        shelf.ask()
-        self._asked[shelf.key] = takes_mib
-        self.leave(shelf.key)
-        return RequestWarm(key=shelf.key, paused=paused)
+    def _ask(self, pool: KeyPool, takes_mib: int, *, paused: bool) -> RequestWarm:
+        pool.ask()
+        self._asked[pool.key] = takes_mib
+        self.leave(pool.key)
+        return RequestWarm(key=pool.key, paused=paused)
 
-    def take_answer(self, shelf: Shelf) -> None:
+    def take_answer(self, pool: KeyPool) -> None:
         """A request has been answered."""
-        shelf.take_answer()
-        del self._asked[shelf.key]
+        pool.take_answer()
+        del self._asked[pool.key]
 
     def invariants(self) -> Invariants:
         """Yield what must hold of the stations."""
-        asked, shelves = set(), self._stock.by_use()
-        for shelf in shelves:
-            key = name = shelf.key
+        asked, pools = set(), self._pools.by_use()
+        for pool in pools:
+            key = name = pool.key
             waits = self._agenda.at(Refill(key))
             stations = (waits is not None) + (key in self._in_line) + (key in self._starved)
-            lacks = shelf.lack(self._stock.policy)
+            lacks = pool.lack(self._pools.policy)
             yield Invariant(name, "what lacks something is at one station", stations == (lacks is not None))
-            yield Invariant(name, "it waits until its instant", waits in {None, shelf.not_before})
+            yield Invariant(name, "it waits until its instant", waits in {None, pool.not_before})
             rank = self._in_line.rank(key)
             yield Invariant(
-                name, "it stands where it belongs", rank in {None, _rank(shelf, paused=bool(lacks))}
+                name, "it stands where it belongs", rank in {None, _rank(pool, paused=bool(lacks))}
             )
             yield Invariant(name, "room is kept for who waits", key not in self._waiting or waits is not None)
-            if shelf.asked:
+            if pool.asked:
                 asked.add(key)
         yield Invariant("refills", "what is asked for is known", asked == self._asked.keys())
-        known = {shelf.key for shelf in shelves}
+        known = {pool.key for pool in pools}
         stations_of = {*self._in_line, *self._starved, *self._waiting}
         yield Invariant("refills", "nothing else is at a station", stations_of <= known)
 
 
-def _rank(shelf: Shelf, *, paused: bool) -> tuple[bool, bool, float]:
-    """Return where a shelf stands in line: the lowest goes first."""
-    return not shelf.credit, paused, -shelf.recency
+def _rank(pool: KeyPool, *, paused: bool) -> tuple[bool, bool, float]:
+    """Return where a pool stands in line: the lowest goes first."""
+    return not pool.credit, paused, -pool.recency

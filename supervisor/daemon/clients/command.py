@@ -10,10 +10,10 @@ import msgspec
 
 from claude_vm.drivers.api import Progress
 from claude_vm.drivers.tasks import open_tasks
+from claude_vm.supervisor.daemon.clients.batches import in_batches
 from claude_vm.supervisor.daemon.clients.caller import Caller
 from claude_vm.supervisor.daemon.clients.progress import open_progress
-from claude_vm.supervisor.daemon.clients.site import Site
-from claude_vm.supervisor.daemon.clients.turns import in_turns
+from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.supervisor import Supervisor
 from claude_vm.supervisor.grammar.flags import Flags
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class Command:
-    """One command of one client. `site` is where it stands, for which it is the voice."""
+    """One command of one client. `workspace` is its caller's, for which it is the console."""
 
     def __init__(self, supervisor: Supervisor, client: Client, flags: Flags) -> None:
         self.supervisor = supervisor
@@ -40,7 +40,7 @@ class Command:
             terminfo=invocation.terminfo,
             pid=invocation.pid,
         )
-        self.site = Site(supervisor, caller, self)
+        self.workspace = Workspace(supervisor, caller, self)
 
     async def out(self, *lines: str) -> None:
         """Write lines to the client's stdout. Control characters of strangers are made visible."""
@@ -52,7 +52,7 @@ class Command:
             await self.client.send_stdout((_indented(value) + "\n").encode())
             return
         before = "[\n  "
-        async for item in in_turns(value):
+        async for item in in_batches(value):
             await self.client.send_stdout((before + _indented(item).replace("\n", "\n  ")).encode())
             before = ",\n  "
         await self.client.send_stdout(b"\n]\n")

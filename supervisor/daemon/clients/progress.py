@@ -15,8 +15,8 @@ TICK_S = 1.0
 """How often the elapsed time of a silent phase is told again, in seconds, on a terminal."""
 
 
-class Progress:
-    """A `claude_vm.drivers.api.Progress`: an instance is called with a phase and a detail.
+class ClientProgress:
+    """A `claude_vm.drivers.api.ClientProgress`: an instance is called with a phase and a detail.
 
     Each phase is told once, with the seconds since the beginning; details are told under ``-v``.
     """
@@ -57,9 +57,9 @@ class Progress:
 
 
 @asynccontextmanager
-async def open_progress(client: Client, *, quiet: bool, verbose: bool) -> AsyncIterator[Progress]:
+async def open_progress(client: Client, *, quiet: bool, verbose: bool) -> AsyncIterator[ClientProgress]:
     """Open a progress that is told to `client` while the context lasts; what is left is told at its end."""
-    progress = Progress(client, quiet=quiet, verbose=verbose)
+    progress = ClientProgress(client, quiet=quiet, verbose=verbose)
     try:
         async with open_tasks() as tasks:
             tasks.start_soon(progress._tell)  # noqa: SLF001 - its own opener

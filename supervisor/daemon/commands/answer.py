@@ -33,11 +33,11 @@ from claude_vm.supervisor.grammar.commands.installation import (
 from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool, ShowPool
 from claude_vm.supervisor.grammar.commands.sessions import Agent, Ps, Shell, Stop
 from claude_vm.supervisor.grammar.commands.templates import Clean, CleanAll, Info, ListTemplates, Setup
-from claude_vm.supervisor.grammar.parse import Output, parse
+from claude_vm.supervisor.grammar.parse import Printout, parse
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.ssh.errors import LaunchError
 from claude_vm.supervisor.statuses import FAILED, OUTPUT_CLOSED, SESSION_FAILED
-from claude_vm.supervisor.wire.complaint import complaint
+from claude_vm.supervisor.wire.error_text import error_text
 from claude_vm.supervisor.wire.escape import printed
 from claude_vm.supervisor.wire.server import Client, OutputClosedError
 
@@ -68,7 +68,7 @@ COMMANDS: dict[type[Request], Callable[..., Awaitable[int]]] = {
 async def answer(supervisor: Supervisor, client: Client) -> int:
     """Carry out the command of a client and return its exit status. Raises nothing that a user can cause."""
     parsed = parse(client.invocation.argv, columns=client.invocation.terminal.columns or 80)
-    if isinstance(parsed, Output):
+    if isinstance(parsed, Printout):
         data = printed(parsed.lines).encode()
         await (client.send_stderr(data) if parsed.to_stderr else client.send_stdout(data))
         return parsed.status
@@ -83,7 +83,7 @@ async def answer(supervisor: Supervisor, client: Client) -> int:
     except OutputClosedError:
         return OUTPUT_CLOSED
     except (CommandError, DriverError, ContextError, LaunchError) as error:
-        text, beneath = complaint(error)
+        text, beneath = error_text(error)
         await client.note(text, "error", beneath)
         status = error.status if isinstance(error, CommandError) else None
         return status or failed

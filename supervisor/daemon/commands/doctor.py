@@ -6,7 +6,7 @@ import msgspec
 
 from claude_vm.context.config.problems import ConfigError
 from claude_vm.drivers import registry
-from claude_vm.drivers.api import Inspection, Problem
+from claude_vm.drivers.api import Diagnostic, Inspection
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB, budget_problem, host_memory_mib, pool_policy
@@ -37,7 +37,7 @@ class DriverReport(msgspec.Struct, frozen=True):
 async def doctor(command: Command, request: Doctor) -> int:
     """Report on every driver; 0 when `auto` finds one that can run sessions in isolation."""
     reports = await _chosen(command, [await _report(command, name) for name in registry.ALL])
-    await command.site.say_remarks()
+    await command.workspace.say_remarks()
     pool = await _pool_problems(command)
     reports = [
         msgspec.structs.replace(r, problems=[*r.problems, *(pool if r.isolates else [])]) for r in reports
@@ -59,7 +59,7 @@ async def doctor(command: Command, request: Doctor) -> int:
 async def _chosen(command: Command, reports: Sequence[DriverReport]) -> list[DriverReport]:
     """Mark the one that `auto` takes where no project has a template, with the reason."""
     try:
-        taken = (await registry.usable(command.site.programs()))[0]
+        taken = (await registry.usable(command.workspace.programs()))[0]
     except DriverError:
         return list(reports)
     before: list[str] = []
@@ -78,7 +78,7 @@ async def _chosen(command: Command, reports: Sequence[DriverReport]) -> list[Dri
 async def _pool_problems(command: Command) -> list[tuple[str, str]]:
     """Return what keeps a VM of the configured size from being kept ready: what is wrong, what fixes it."""
     try:
-        settings = await command.site.settings()
+        settings = await command.workspace.settings()
     except ConfigError as error:
         return [(str(error), error.hint)]
     policy = pool_policy(settings, host_memory_mib())
@@ -88,11 +88,11 @@ async def _pool_problems(command: Command) -> list[tuple[str, str]]:
 
 async def _report(command: Command, name: str) -> DriverReport:
     """Return what is known of a driver, whatever is wrong with it."""
-    found = await registry.inspect(name, command.site.programs())
+    found = await registry.inspect(name, command.workspace.programs())
     if any(problem.fatal for problem in found.problems):
         return _failed(name, found.problems, found)
     try:
-        driver = await command.supervisor.drivers.get(name, command.site.programs())
+        driver = await command.supervisor.drivers.get(name, command.workspace.programs())
         said = await driver.diagnose()
         told = {problem.what for problem in said}
         problems = [*said, *(problem for problem in found.problems if problem.what not in told)]
@@ -100,7 +100,7 @@ async def _report(command: Command, name: str) -> DriverReport:
             return _failed(name, problems, found)
         facts = await driver.capabilities()
     except DriverError as error:
-        return _failed(name, [Problem(str(error), error.hint), *found.problems], found)
+        return _failed(name, [Diagnostic(str(error), error.hint), *found.problems], found)
     return DriverReport(
         driver=name,
         usable=True,
@@ -114,7 +114,7 @@ async def _report(command: Command, name: str) -> DriverReport:
     )
 
 
-def _failed(name: str, problems: Sequence[Problem], found: Inspection) -> DriverReport:
+def _failed(name: str, problems: Sequence[Diagnostic], found: Inspection) -> DriverReport:
     return DriverReport(
         name,
         usable=False,
@@ -128,7 +128,7 @@ def _failed(name: str, problems: Sequence[Problem], found: Inspection) -> Driver
     )
 
 
-def _pairs(problems: Sequence[Problem]) -> list[tuple[str, str]]:
+def _pairs(problems: Sequence[Diagnostic]) -> list[tuple[str, str]]:
     return [(problem.what, problem.fix) for problem in problems]
 
 

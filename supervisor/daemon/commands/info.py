@@ -11,9 +11,9 @@ from claude_vm.context.ports import plan_ports
 from claude_vm.context.project import Project, template_name
 from claude_vm.drivers.api import Mount, TemplateRecord
 from claude_vm.supervisor.daemon.clients.command import Command
-from claude_vm.supervisor.daemon.clients.site import Site
 from claude_vm.supervisor.daemon.clients.table import ago, size_text
-from claude_vm.supervisor.daemon.commands.telling import tell_reports
+from claude_vm.supervisor.daemon.clients.workspace import Workspace
+from claude_vm.supervisor.daemon.commands.notices import tell_reports
 from claude_vm.supervisor.daemon.place.driver import choose_driver
 from claude_vm.supervisor.daemon.place.key import session_key, session_mounts
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
@@ -59,10 +59,10 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 async def info(command: Command, request: Info) -> int:
     """Describe the project; a missing template is a fact, not a failure."""
-    site = command.site
-    project, problem = _project(site)
-    settings = await site.settings(*Obeyed)
-    driver = await choose_driver(site, settings, project)
+    workspace = command.workspace
+    project, problem = _project(workspace)
+    settings = await workspace.settings(*Obeyed)
+    driver = await choose_driver(workspace, settings, project)
     template = await current_template(driver, project)
     facts = await driver.capabilities()
     name = template_name(project.template_root)
@@ -73,11 +73,11 @@ async def info(command: Command, request: Info) -> int:
     key = ready = None
     if not problem:
         home = template.home if template else "/home/claude"
-        mounts = await session_mounts(site, driver, settings, project, home)
+        mounts = await session_mounts(workspace, driver, settings, project, home)
     if template is not None and not problem:
         key = session_key(driver, settings, template, mounts)
         ready = pool_of(key, command.supervisor.dispatcher.core.pools())
-    reports = command.supervisor.looker.reports.of(str(project.root))
+    reports = command.supervisor.scanner.reports.of(str(project.root))
     shown = ProjectInfo(
         project=str(project.root),
         template=name,
@@ -106,18 +106,18 @@ async def info(command: Command, request: Info) -> int:
     if request.json:
         await command.out_json(shown)
     else:
-        others = {} if template else await templates_elsewhere(site, driver, project)
+        others = {} if template else await templates_elsewhere(workspace, driver, project)
         await command.out(*_text(shown, tuple(others)))
     return 0
 
 
-def _project(site: Site) -> tuple[Project, str]:
+def _project(workspace: Workspace) -> tuple[Project, str]:
     """Return the project, and why it can't be mounted as it is."""
     try:
-        project, grown = site.found_project()
+        project, grown = workspace.found_project()
     except (BrokenRepositoryError, LinkError) as error:
-        cwd = site.caller.cwd
-        was = site.supervisor.places.known().nearest(cwd)
+        cwd = workspace.caller.cwd
+        was = workspace.supervisor.known_folders.known().nearest(cwd)
         if was is None:
             return Project(root=cwd, cwd=cwd, template_root=cwd), error.message
         return Project(root=was.path, cwd=cwd, template_root=was.template_root), error.message

@@ -5,9 +5,9 @@ import time
 import anyio
 
 from claude_vm.context.project import template_name
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.events import DrainRequested, FillRequested
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.errors import CommandError
@@ -27,7 +27,7 @@ async def fill(command: Command, request: FillPool) -> int:
     supervisor = command.supervisor
     if supervisor.in_process:
         raise CommandError("no-daemon", "only a daemon keeps VMs ready", hint="leave --no-daemon out")
-    place = await resolve(command.site)
+    place = await resolve(command.workspace)
     key = place.key
     count = supervisor.dispatcher.core.policy.size if request.count is None else request.count
     if not count:
@@ -35,7 +35,7 @@ async def fill(command: Command, request: FillPool) -> int:
             "pool-off", "[pool] size is 0", hint="say how many VMs shall be ready: claude-vm pool fill N"
         )
     _check_bounds(supervisor.dispatcher.core, key, count)
-    await note_use(command.site, place)
+    await note_use(command.workspace, place)
     supervisor.dispatcher.post(FillRequested(at=anyio.current_time(), key=key, size=request.count))
     if not command.flags.no_wait:
         begun = time.monotonic()
@@ -121,7 +121,7 @@ async def drain(command: Command, request: DrainPool) -> int:
         keys = [pool.key for pool in dispatcher.core.pools()]
         drained: list[PoolKey | None] = [None]
     else:
-        name = template_name((await command.site.project()).template_root)
+        name = template_name((await command.workspace.project()).template_root)
         keys = [pool.key for pool in dispatcher.core.pools() if pool.key.template == name]
         drained = [*keys]
     given_up = {i.instance_id for i in dispatcher.core.instances() if is_unclaimed(i) and i.key in keys}

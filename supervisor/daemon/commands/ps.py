@@ -7,9 +7,9 @@ from types import MappingProxyType
 import msgspec
 
 from claude_vm.supervisor.core.views import SessionView
+from claude_vm.supervisor.daemon.clients.batches import in_batches
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago, table
-from claude_vm.supervisor.daemon.clients.turns import in_turns
 from claude_vm.supervisor.daemon.commands.story import story
 from claude_vm.supervisor.daemon.ports.published import PublishedPort
 from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session
@@ -61,12 +61,12 @@ async def ps(command: Command, request: Ps) -> int:
         return await story(command, request.story, json=request.json)
     sessions = command.supervisor.sessions
     views = {view.session_id: view for view in command.supervisor.dispatcher.core.sessions()}
-    reports = {r.session: r.lines for r in command.supervisor.looker.reports.all()} if request.all else {}
+    reports = {r.session: r.lines for r in command.supervisor.scanner.reports.all()} if request.all else {}
     running = list(sessions.running.values())
     rows: dict[str, SessionRow] = {}
     if request.all:
-        rows |= {s.session_id: _row(s, None, reports) async for s in in_turns(sessions.ended)}
-    rows |= {s.session_id: _row(s, views.get(s.session_id)) async for s in in_turns(running)}
+        rows |= {s.session_id: _row(s, None, reports) async for s in in_batches(sessions.ended)}
+    rows |= {s.session_id: _row(s, views.get(s.session_id)) async for s in in_batches(running)}
     found = sorted(rows.values(), key=lambda row: row.created_at)
     if request.json:
         await command.out_json(found)
@@ -74,7 +74,7 @@ async def ps(command: Command, request: Ps) -> int:
     now = time.time()
     lines = [
         (r.session, _state(r), r.source or "-", ago(now - r.created_at), _ports(r), r.project, r.command)
-        async for r in in_turns(found)
+        async for r in in_batches(found)
     ]
     head = ("SESSION", "STATE", "VM", "AGE", "PORTS", "PROJECT", "COMMAND")
     if not any(r.ports for r in found):  # most have none

@@ -11,20 +11,20 @@ from claude_vm.context.claude_command import claude_argv
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.commands.background import refuse_background
-from claude_vm.supervisor.daemon.commands.telling import tell_reports, tell_sharing
+from claude_vm.supervisor.daemon.commands.notices import tell_reports, tell_sharing
 from claude_vm.supervisor.daemon.dispatch.dispatcher import fresh_session_id
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.place.plan import LABEL_LIMIT, plan_session
 from claude_vm.supervisor.daemon.place.resolve import Place, resolve
 from claude_vm.supervisor.daemon.sessions import client_agent
 from claude_vm.supervisor.daemon.sessions.attachment import Attachment
-from claude_vm.supervisor.daemon.sessions.farewell import farewell
+from claude_vm.supervisor.daemon.sessions.end_notes import end_notes
 from claude_vm.supervisor.daemon.sessions.next_steps import next_step
 from claude_vm.supervisor.daemon.sessions.queued import waits_for
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.sessions.source import how_it_came
 from claude_vm.supervisor.grammar.commands.sessions import Agent, Shell
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.statuses import HUNG_UP, OF_SIGNAL, SESSION_FAILED
 from claude_vm.supervisor.wire.server import Level
 
@@ -32,37 +32,39 @@ from claude_vm.supervisor.wire.server import Level
 async def agent(command: Command, request: Agent) -> int:
     """Run Claude."""
     place = await resolve(
-        command.site, lambda found: refuse_background(request.args, found.defaults.claude_args or ())
+        command.workspace, lambda found: refuse_background(request.args, found.defaults.claude_args or ())
     )
     if place.template.claude_version is None:
         raise CommandError(
             "no-agent", "this project's template was built without Claude Code", hint="run: claude-vm setup"
         )
     argv = ("claude", *claude_argv(list(request.args), place.settings.defaults.claude_args))
-    return await _session(command, place, Mode.EXEC, argv, " ".join(_first(("claude", *request.args))))
+    return await _session(command, place, LaunchMode.EXEC, argv, " ".join(_first(("claude", *request.args))))
 
 
 async def shell(command: Command, request: Shell) -> int:
     """Run a command, or a login shell."""
     words = request.words
-    mode = (Mode.EVAL if len(words) == 1 else Mode.EXEC) if words else Mode.SHELL
-    place = await resolve(command.site)
+    mode = (LaunchMode.EVAL if len(words) == 1 else LaunchMode.EXEC) if words else LaunchMode.SHELL
+    place = await resolve(command.workspace)
     return await _session(command, place, mode, words, shlex.join(_first(words)) or "shell")
 
 
-async def _session(command: Command, place: Place, mode: Mode, argv: tuple[str, ...], label: str) -> int:
+async def _session(
+    command: Command, place: Place, mode: LaunchMode, argv: tuple[str, ...], label: str
+) -> int:
     await tell_reports(command, place.project)
     # The plan has keys and tokens: nobody but the session keeps it, which gives them up when it has started.
     session = Session(
         fresh_session_id(),
         replace(
-            await plan_session(command.site, place, mode=mode, argv=argv, label=label),
+            await plan_session(command.workspace, place, mode=mode, argv=argv, label=label),
             forward_agent=await _has_agent(command),
         ),
     )
     await tell_sharing(command, place.settings, session.plan)
     status = await _attend(command, session)
-    for line in farewell(session.remaining, session.last_words):
+    for line in end_notes(session.remaining, session.last_words):
         await command.say(line)
     return status
 
@@ -71,7 +73,7 @@ async def _has_agent(command: Command) -> bool:
     """Tell whether an agent shall be forwarded. One that is not there is told now."""
     if not command.flags.forward_ssh_agent:
         return False
-    path = command.site.caller.environ.get("SSH_AUTH_SOCK")
+    path = command.workspace.caller.environ.get("SSH_AUTH_SOCK")
     if not path:
         await command.say("claude-vm: no SSH agent runs here (SSH_AUTH_SOCK is not set), so -A forwards none")
         return False

@@ -9,9 +9,9 @@ from claude_vm.supervisor.grammar.commands.templates import Setup
 
 async def setup(command: Command, request: Setup) -> int:
     """Build the template; 0 when it is the current one."""
-    site = command.site
-    project = await site.mountable_project()
-    settings = await site.settings(Obeyed.TEMPLATE)
-    driver = await choose_driver(site, settings, project)
-    await build_template(site, driver, settings, project, agent=not request.no_agent)
+    workspace = command.workspace
+    project = await workspace.mountable_project()
+    settings = await workspace.settings(Obeyed.TEMPLATE)
+    driver = await choose_driver(workspace, settings, project)
+    await build_template(workspace, driver, settings, project, agent=not request.no_agent)
     return 0

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from claude_vm.supervisor.core.machine import Core
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.story import FINISHED_KEYS
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import table

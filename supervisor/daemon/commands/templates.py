@@ -52,7 +52,7 @@ async def list_templates(command: Command, request: ListTemplates) -> int:
 
 async def clean(command: Command, request: Clean) -> int:
     """Delete the current project's template."""
-    name = template_name((await command.site.project()).template_root)
+    name = template_name((await command.workspace.project()).template_root)
     found = [(d, t) for d, t in await _templates(command) if t.name == name]
     if not found:
         await command.say(f"there is no template {name}{_of_named(command)}")

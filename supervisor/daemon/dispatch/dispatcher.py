@@ -21,12 +21,12 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.conditions import Condition
 from claude_vm.supervisor.core import effects as fx
 from claude_vm.supervisor.core import events as ev
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.invariants import BrokenInvariant
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.machine import Core
-from claude_vm.supervisor.daemon.dispatch.books import Books
 from claude_vm.supervisor.daemon.dispatch.clock import Alarm
-from claude_vm.supervisor.daemon.dispatch.execution import Admit, Execution, admit_all
+from claude_vm.supervisor.daemon.dispatch.effect_journal import EffectJournal
+from claude_vm.supervisor.daemon.dispatch.execution import AdmitClone, Execution, admit_all
 from claude_vm.supervisor.daemon.dispatch.faults import Action, Faults, inflict
 from claude_vm.supervisor.daemon.dispatch.instance import Instance, Watchers
 from claude_vm.supervisor.daemon.drivers import DriverSet
@@ -66,14 +66,14 @@ class Dispatcher:
         tasks: TaskGroup,
         sessions: Sessions,
         *,
-        admit: Admit = admit_all,
+        admit: AdmitClone = admit_all,
         available: Available = unknown,
         faults: Faults | None = None,
     ) -> None:
         self.core = core
         self.idle_since = time.monotonic()
         self.stopped = anyio.Event()
-        self._books = Books(journal)
+        self._effect_journal = EffectJournal(journal)
         self._drivers = drivers
         self._tasks = tasks
         self._sessions = sessions
@@ -280,7 +280,7 @@ class Dispatcher:
         instance = self._instances[name]
         session = self._sessions.running.get(self.core.session_of(name))
         try:
-            row = self._books.begin(effect, instance, session)
+            row = self._effect_journal.begin(effect, instance, session)
         except sqlite3.Error as error:
             if not isinstance(effect, fx.Delete):  # that one frees what is short
                 self._queue.append(
@@ -321,7 +321,7 @@ class Dispatcher:
             answer = ev.EffectCancelled(at=anyio.current_time(), instance_id=effect.instance_id)
         instance.scope = None
         outcome = answer.code if isinstance(answer, ev.EffectFailed) else type(answer).__name__
-        self._books.end(instance, row, answer, outcome)
+        self._effect_journal.end(instance, row, answer, outcome)
         log.info(
             "effect-ended",
             effect=kind,
@@ -338,7 +338,7 @@ class Dispatcher:
 
     def _command_started(self, instance: Instance, session_id: str) -> None:
         name = instance.instance_id
-        self._books.note_started(session_id)
+        self._effect_journal.note_started(session_id)
         self.post(ev.RunStarted(at=anyio.current_time(), instance_id=name, session_id=session_id))
         if self._faults is not None:
             action = self._faults.due("after:run-started", name)

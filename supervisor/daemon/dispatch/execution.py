@@ -15,12 +15,12 @@ from claude_vm.supervisor.core import events as ev
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.dispatch.faults import Faults
 from claude_vm.supervisor.daemon.dispatch.instance import Instance, Watchers
-from claude_vm.supervisor.daemon.dispatch.reach import Reach
+from claude_vm.supervisor.daemon.dispatch.reconnection import Reconnection
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.ssh.errors import ConnectError, LinkLostError, SshError
 from claude_vm.supervisor.ssh.link import Link, connect
-from claude_vm.supervisor.ssh.shells import HeldProcess, Kind, prime
+from claude_vm.supervisor.ssh.shells import HeldProcess, ShellKind, prime
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ VM_DEATH_S = 2.0
 TERM = "xterm-256color"
 """The terminal for which shells are primed before anybody came with one; then it is the latest client's."""
 
-Admit = Callable[[InstanceSpec], None]
+AdmitClone = Callable[[InstanceSpec], None]
 """Refuses a clone, by a `DriverError`, for which this host has no room. Never waits."""
 
 
@@ -53,7 +53,7 @@ class Execution:
         watchers: Watchers,
         *,
         started: Callable[[Instance, str], None],
-        admit: Admit,
+        admit: AdmitClone,
         faults: Faults | None,
     ) -> None:
         self._drivers = drivers
@@ -82,10 +82,10 @@ class Execution:
         name = instance.instance_id
         kind = type(effect).__name__.lower()
         if self._faults is not None:
-            await self._faults.strike(f"before:{kind}", name, driver, instance.link)
+            await self._faults.inject(f"before:{kind}", name, driver, instance.link)
         answer = await self._do(effect, instance, driver, session)
         if self._faults is not None:
-            await self._faults.strike(f"after:{kind}", name, driver, instance.link)
+            await self._faults.inject(f"after:{kind}", name, driver, instance.link)
         return answer
 
     async def _do(
@@ -145,7 +145,7 @@ class Execution:
         if session is not None:
             session.mark("prime")
         if self._faults is not None:
-            await self._faults.strike("before:prime", instance.instance_id, driver, instance.link)
+            await self._faults.inject("before:prime", instance.instance_id, driver, instance.link)
         instance.shells = await prime(instance.link, _kinds(session), term=self._term_for(session))
         self._watchers.watch_link(instance, instance.link)
 
@@ -174,13 +174,13 @@ class Execution:
         return process
 
     @staticmethod
-    def _reach(instance: Instance, driver: Driver, session: Session) -> Reach:
+    def _reach(instance: Instance, driver: Driver, session: Session) -> Reconnection:
         async def connect_again() -> Link:
             if instance.access is None:
                 raise ConnectError("nobody knows how to reach the instance")
             return await connect(instance.access, timeout_s=CONNECT_TIMEOUT_S)
 
-        return Reach(instance, session, driver, connect_again)
+        return Reconnection(instance, session, driver, connect_again)
 
     async def _delete(self, instance: Instance, driver: Driver) -> None:
         """The VM first: it is thrown away, so nothing in it needs a farewell."""
@@ -234,11 +234,11 @@ async def _vm_death_first() -> AsyncIterator[None]:
         raise
 
 
-def _kinds(session: Session | None) -> Collection[Kind]:
+def _kinds(session: Session | None) -> Collection[ShellKind]:
     """Return the kinds of shell that shall wait."""
     if session is None:
-        return tuple(Kind)
-    return (Kind.PIPES if session.plan.pty is None else Kind.PTY,)
+        return tuple(ShellKind)
+    return (ShellKind.PIPES if session.plan.pty is None else ShellKind.PTY,)
 
 
 async def _marking(session: Session | None, driver: Driver) -> Progress:

@@ -72,7 +72,7 @@ class Faults:
                 return fault.action
         return None
 
-    async def strike(self, moment: str, instance_id: str, driver: Driver, link: Link | None = None) -> None:
+    async def inject(self, moment: str, instance_id: str, driver: Driver, link: Link | None = None) -> None:
         """Come to a moment, and do what is due.
 
         Raises:

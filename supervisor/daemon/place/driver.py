@@ -9,11 +9,11 @@ from claude_vm.context.config.layers import Settings
 from claude_vm.context.project import Project
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Driver, TemplateRecord
-from claude_vm.supervisor.daemon.clients.site import Site
+from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.templates.current import current_template
 
 
-async def choose_driver(site: Site, settings: Settings, project: Project) -> Driver:
+async def choose_driver(workspace: Workspace, settings: Settings, project: Project) -> Driver:
     """Return the driver that the settings name. It looks for its programs where this caller would find them.
 
     ``auto``: of the drivers that can be used, the first that has a template of the project that is of use,
@@ -22,16 +22,16 @@ async def choose_driver(site: Site, settings: Settings, project: Project) -> Dri
     Raises:
         DriverError: There is no such driver, or nothing is installed that ``auto`` could mean.
     """
-    programs = site.programs()
+    programs = workspace.programs()
     name = settings.driver.name
     try:
         if name != "auto":
-            return await site.supervisor.drivers.get(name, programs)
+            return await workspace.supervisor.drivers.get(name, programs)
         usable = [
-            await site.supervisor.drivers.get(each, programs) for each in await registry.usable(programs)
+            await workspace.supervisor.drivers.get(each, programs) for each in await registry.usable(programs)
         ]
     finally:
-        await site.say_remarks()
+        await workspace.say_remarks()
     found: dict[str, TemplateRecord] = {}
     for driver in usable:
         template = await current_template(driver, project)

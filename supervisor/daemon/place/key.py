@@ -11,12 +11,12 @@ from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.project import Project, check_apart
 from claude_vm.drivers.api import Driver, Mount, TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.daemon.clients.site import Site, check_text
+from claude_vm.supervisor.daemon.clients.workspace import Workspace, check_text
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 
 
 async def session_mounts(
-    site: Site, driver: Driver, settings: Settings, project: Project, guest_home: str
+    workspace: Workspace, driver: Driver, settings: Settings, project: Project, guest_home: str
 ) -> tuple[Mount, ...]:
     """Return what a session here would have mounted, in a guest whose user's home is `guest_home`.
 
@@ -29,15 +29,15 @@ async def session_mounts(
     capabilities = await driver.capabilities()
     mounts = plan_mounts(
         project,
-        (*settings.mount_specs, *site.caller.flags.mounts),
+        (*settings.mount_specs, *workspace.caller.flags.mounts),
         guest_home=guest_home,
-        home=site.caller.home,
+        home=workspace.caller.home,
         max_mounts=capabilities.max_mounts,
-        guard=site.guard(),
+        guard=workspace.guard(),
     )
     for mount in mounts:
         check_text(mount.host, "mount")
-    check_apart([Path(mount.host) for mount in mounts if mount.writable], site.supervisor.folders)
+    check_apart([Path(mount.host) for mount in mounts if mount.writable], workspace.supervisor.folders)
     return mounts
 
 

@@ -8,11 +8,11 @@ from claude_vm.context.claude_home import home_files, session_environment
 from claude_vm.context.environment import resolve_environment
 from claude_vm.context.ports import plan_ports
 from claude_vm.context.terminal import guest_terminal
-from claude_vm.supervisor.daemon.clients.site import Site
+from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.place.resolve import Place, note_use
 from claude_vm.supervisor.daemon.sessions.plan import Launch, SessionPlan
 from claude_vm.supervisor.daemon.sessions.sharing import writes
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.wire.escape import escape_cell
 
@@ -21,7 +21,7 @@ LABEL_LIMIT = 60
 
 
 async def plan_session(
-    site: Site, place: Place, *, mode: Mode, argv: tuple[str, ...], label: str
+    workspace: Workspace, place: Place, *, mode: LaunchMode, argv: tuple[str, ...], label: str
 ) -> SessionPlan:
     """Return the plan of a session that runs `argv` here. It has keys and tokens: whoever gets it keeps them.
 
@@ -33,10 +33,10 @@ async def plan_session(
         CommandError: What its guest could write can't be written down.
         DriverError: The template is gone.
     """
-    caller, project, template = site.caller, place.project, place.template
+    caller, project, template = workspace.caller, place.project, place.template
     capabilities = await place.driver.capabilities()
     if not capabilities.isolates:
-        await site.voice.warn(f"claude-vm: {capabilities.accelerator_reason}")
+        await workspace.console.warn(f"claude-vm: {capabilities.accelerator_reason}")
     terminal = caller.terminal
     shown = guest_terminal(
         {**caller.environ, "TERM": terminal.term},
@@ -63,10 +63,10 @@ async def plan_session(
         )
     else:
         environment.pop("TERM", None)
-    environment |= await _given_environment(site)
+    environment |= await _given_environment(workspace)
     launch = Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd))
     launch.check()
-    await note_use(site, place)
+    await note_use(workspace, place)
     return SessionPlan(
         key=place.key,
         project=str(project.root),
@@ -80,16 +80,16 @@ async def plan_session(
     )
 
 
-async def _given_environment(site: Site) -> dict[str, str]:
-    flags = site.caller.flags
+async def _given_environment(workspace: Workspace) -> dict[str, str]:
+    flags = workspace.caller.flags
     resolve = partial(
         resolve_environment,
         env=flags.env,
         env_files=flags.env_files,
         inherit=flags.inherit_env,
-        environ=site.caller.environ,
-        cwd=site.caller.cwd,
-        guard=site.guard(),
+        environ=workspace.caller.environ,
+        cwd=workspace.caller.cwd,
+        guard=workspace.guard(),
     )
     # Files may be large, or on a disk that is slow.
     return await anyio.to_thread.run_sync(resolve) if flags.env_files else resolve()

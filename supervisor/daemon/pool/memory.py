@@ -12,9 +12,9 @@ import anyio
 import structlog
 
 from claude_vm.drivers.errors import DriverError
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.events import Measured
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.state.journal import Journal
 

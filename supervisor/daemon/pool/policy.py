@@ -40,7 +40,7 @@ RESERVE_SHARE = 0.05
 """When less than the larger of these is available on the host, ready VMs are given up."""
 
 
-def places(host_memory_mib: int, cores: int) -> int:
+def auto_instances(host_memory_mib: int, cores: int) -> int:
     """Return how many VMs may be on a host of this size at a time, in sessions and ready."""
     return max(FEWEST_PLACES, min(host_memory_mib // PLACE_MIB, PLACES_PER_CORE * cores))
 
@@ -53,7 +53,7 @@ def pool_policy(settings: Settings, host_memory_mib: int, cores: int | None = No
     pool = settings.pool
     most = pool.max_instances
     if isinstance(most, str):
-        most = places(host_memory_mib, cores or os.cpu_count() or 1)
+        most = auto_instances(host_memory_mib, cores or os.cpu_count() or 1)
     return PoolPolicy(
         size=pool.size,
         paused=int(pool.size > 0) if isinstance(pool.paused, str) else pool.paused,

@@ -42,7 +42,7 @@ command is over by then, and the first seconds belong to the command."""
 AGAIN_S = 1.0
 """Pause, in seconds, before a guest that did not tell is asked again."""
 
-Tell = Callable[[str, Level], None]
+TellClient = Callable[[str, Level], None]
 """Tells the session's client a line. Never waits."""
 
 
@@ -105,7 +105,7 @@ class Ports:
         self._linked = Condition()
         self._connections = 0
         self._told = 0
-        self._tell: Tell = _nobody
+        self._tell: TellClient = _nobody
         self._neighbours: Callable[[], Collection[int]] = tuple
         self._former: dict[int, int] = {}  # the host's port that a guest's had before
 
@@ -159,7 +159,7 @@ class Ports:
 
     # Its task.
 
-    async def serve(self, tell: Tell, *, hint: bool) -> None:
+    async def serve(self, tell: TellClient, *, hint: bool) -> None:
         """Serve the ports until cancelled; with `hint` say once that a guest listens and has no port here."""
         self._tell = tell
         try:

@@ -41,7 +41,9 @@ def serve_one(connection: socket.socket, short: NotWritableError | None = None) 
     """
     raise_file_limit()
     home = Path(paths.home())
-    server = _Server(connection, home, identity.DAEMON_ID if short else identity.in_process_id(), short)
+    server = _InClientServer(
+        connection, home, identity.DAEMON_ID if short else identity.in_process_id(), short
+    )
     try:
         paths.make_private(paths.runtime_directory(str(home)))
         paths.make_private(str(home / "logs"))
@@ -57,7 +59,7 @@ def serve_one(connection: socket.socket, short: NotWritableError | None = None) 
     return thread.join
 
 
-class _Server:
+class _InClientServer:
     """Serves one client. `short` is why nothing can be written, as far as that is known."""
 
     def __init__(

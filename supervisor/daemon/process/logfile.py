@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from claude_vm.supervisor.daemon.process.log_pace import Pace
-from claude_vm.supervisor.wire.complaint import beneath
+from claude_vm.supervisor.wire.error_text import beneath
 from claude_vm.supervisor.wire.escape import escape_line
 
 MAX_BYTES = 4 * 1024 * 1024

@@ -30,7 +30,7 @@ from claude_vm.supervisor.daemon.pool.policy import read_policy
 from claude_vm.supervisor.daemon.process import logfile
 from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.state.database import NewerSchemaError
-from claude_vm.supervisor.daemon.state.places import Places
+from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 from claude_vm.supervisor.daemon.supervisor import Supervisor, open_supervisor
 from claude_vm.supervisor.statuses import FAILED
 from claude_vm.supervisor.wire import paths, shortage
@@ -149,13 +149,13 @@ class _Clients:
 
 def _first_policy(home: Path) -> PoolPolicy:
     """Return what the settings of the pool are before any command: read where no guest's link leads."""
-    places = Places(home)
+    known_folders = KnownFolders(home)
     try:
-        guard = places.known().guard
+        guard = known_folders.known().guard
     except CommandError:
         return PoolPolicy()
     finally:
-        places.close()
+        known_folders.close()
     return read_policy(Path.home(), guard) or PoolPolicy()
 
 

@@ -8,7 +8,7 @@ from claude_vm.supervisor.daemon.sessions.client_agent import agent_of
 from claude_vm.supervisor.daemon.sessions.outputs import STDOUT
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.ssh.errors import InputClosedError
-from claude_vm.supervisor.wire.server import Client, Level, Size
+from claude_vm.supervisor.wire.server import Client, Level, TerminalSize
 
 
 class Attachment:
@@ -47,7 +47,7 @@ class Attachment:
             tasks.start_soon(self._carry_input)
             while True:
                 match await self._client.next_control():
-                    case Size() as size:
+                    case TerminalSize() as size:
                         self._session.resize(size)
                     case signal if not self._session.signal(signal.name):
                         stop(signal.name)

@@ -30,13 +30,13 @@ async def answers(client: Client) -> bool:
 def agent_of(client: Client) -> OpenAgent:
     """Return what opens connections to the client's agent."""
 
-    async def open_agent() -> _Agent:
-        return _Agent(await client.open_agent())
+    async def open_agent() -> _AgentConnection:
+        return _AgentConnection(await client.open_agent())
 
     return open_agent
 
 
-class _Agent:
+class _AgentConnection:
     """A connection to an agent, whose end is an empty read."""
 
     def __init__(self, stream: anyio.abc.ByteStream) -> None:

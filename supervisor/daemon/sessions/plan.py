@@ -5,14 +5,14 @@ import msgspec
 from claude_vm.context.ports import Publish
 from claude_vm.drivers.api import GuestFile
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.ssh.launch import Mode, launch_file
+from claude_vm.supervisor.ssh.launch import LaunchMode, launch_file
 from claude_vm.supervisor.ssh.process import Pty
 
 
 class Launch(msgspec.Struct, frozen=True):
     """A main command: what runs, with what environment, where. See `claude_vm.supervisor.ssh.launch`."""
 
-    mode: Mode
+    mode: LaunchMode
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: str

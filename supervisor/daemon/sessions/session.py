@@ -21,7 +21,7 @@ from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.remaining import Remaining
 from claude_vm.supervisor.ssh.shells import HeldProcess, Shells
-from claude_vm.supervisor.wire.server import Level, Size
+from claude_vm.supervisor.wire.server import Level, TerminalSize
 
 LAST_WORDS = 1024
 """Bytes that a terminal got last, and that are kept."""
@@ -31,7 +31,7 @@ CTRL_C = (b"\3", b"\x1b[99;5u")
 """What a terminal sends for it, in the second form with the keyboard protocol of kitty."""
 
 During = Callable[[HeldProcess, Callable[[], Awaitable[int]]], Awaitable[int]]
-"""Keeps a process in reach while something goes on with it; see `daemon.dispatch.reach`."""
+"""Keeps a process in reach while something goes on with it; see `daemon.dispatch.reconnection`."""
 
 
 class Attached(Reader, Protocol):
@@ -103,7 +103,7 @@ class Session:
         self._process: HeldProcess | None = None
         self._outputs: Outputs | None = None
         self._running = anyio.Event()
-        self._size: Size | None = None
+        self._size: TerminalSize | None = None
         self._marks.add("requested")
 
     # What it has come to.
@@ -234,7 +234,7 @@ class Session:
             for _ in range(min(sum(map(data.count, CTRL_C)), 2)):
                 self._interrupted()
 
-    def resize(self, size: Size) -> None:
+    def resize(self, size: TerminalSize) -> None:
         """Tell the terminal's size, now or when the main command starts. Never waits."""
         self._size = size
         if self._process is not None and self.plan.pty is not None:

@@ -16,7 +16,7 @@ import structlog
 from claude_vm.context.ports import HIGHEST, Publish
 from claude_vm.context.worktree_locks import lock_siblings, release_stale
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions.scanning import Scanner
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.daemon.state.records import LeftInstance
@@ -30,10 +30,10 @@ AFTER_S = 30.0
 class Surroundings:
     """The surroundings of the sessions in one journal, which is `supervisor_id`'s."""
 
-    def __init__(self, journal: Journal, supervisor_id: str, looker: Looker) -> None:
+    def __init__(self, journal: Journal, supervisor_id: str, scanner: Scanner) -> None:
         self._journal = journal
         self._supervisor_id = supervisor_id
-        self._looker = looker
+        self._scanner = scanner
 
     @asynccontextmanager
     async def around(self, session: Session, running: Mapping[str, Session]) -> AsyncIterator[None]:
@@ -66,7 +66,7 @@ class Surroundings:
         for one in left:
             if one.session is not None and one.key is not None:
                 row = one.session
-                self._looker.owe(row.session_id, row.project, row.created_at, one.key.mounts)
+                self._scanner.request(row.session_id, row.project, row.created_at, one.key.mounts)
         for session_id in {name for _, name in self._journal.locked_repositories()}.difference(going_on):
             await self._unlock_worktrees(session_id)
 
@@ -86,7 +86,7 @@ class Surroundings:
         try:
             if session.has_begun:
                 plan = session.plan
-                self._looker.owe(session.session_id, plan.project, session.created_at, plan.key.mounts)
+                self._scanner.request(session.session_id, plan.project, session.created_at, plan.key.mounts)
             await self._unlock_worktrees(session.session_id)
         except Exception:  # a bug around one session must not end the others
             log.exception("clean-up-failed", session=session.session_id)

@@ -1,8 +1,8 @@
 """What is to be told about a session after its end, when its client has gone: one small file a session.
 
-A session that could write in a mount owes a look (`claude_vm.context.outside_names`). It is written down
-before the client gets its exit status, and it stays written down until somebody has looked: this supervisor
-(`daemon.sessions.looking`), or the next one of this home when this one ends before. What was
+A session that could write in a mount gets a scan (`claude_vm.context.outside_names`). It is written down
+before the client gets its exit status, and it stays written down until somebody has scanned: this supervisor
+(`daemon.sessions.scanning`), or the next one of this home when this one ends before. What was
 found stays for a week, for `info` and `ps --all`, and is told once, at the next command in the project.
 
 The folder is all supervisors' of a home, so a file is only ever replaced as a whole.
@@ -34,7 +34,7 @@ NAMED: Final = 5
 _TICK_NS: Final = 1_000_000_000
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a session's writing. `since` and `ended_at` are Unix times in seconds.
 
     `roots` are its writable mounts. Without `findings` nobody has looked yet.
@@ -75,10 +75,10 @@ class Reports:
     def __init__(self, home: Path) -> None:
         self.folder = home / "reports"
         self._read_at = 0
-        self._read: list[Report] = []
+        self._read: list[SessionReport] = []
 
-    def owe(self, session_id: str, project: str, since: float, mounts: Iterable[MountKey]) -> bool:
-        """Write down that a look is owed, unless the session could write nothing; return whether it is."""
+    def request(self, session_id: str, project: str, since: float, mounts: Iterable[MountKey]) -> bool:
+        """Write down that a scan is pending, unless the session could write nothing; return whether it is."""
         roots: list[Root] = [
             {"path": mount.host, "device": mount.device, "inode": mount.inode}
             for mount in mounts
@@ -86,18 +86,18 @@ class Reports:
         ]
         if not roots:
             return False
-        report = Report(
+        report = SessionReport(
             session=session_id, project=project, since=since, ended_at=time.time(), roots=tuple(roots)
         )
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.write(report)
         except OSError as error:  # a session's end is not held up by it
-            log.warning("look-not-written-down", session=session_id, error=str(error))
+            log.warning("scan-not-written-down", session=session_id, error=str(error))
             return False
         return True
 
-    def write(self, report: Report) -> None:
+    def write(self, report: SessionReport) -> None:
         """Keep a report in place of the session's former one.
 
         Raises:
@@ -108,12 +108,12 @@ class Reports:
         new.write_text(to_text(report) or "", encoding="ascii")
         new.replace(path)
 
-    def drop(self, report: Report) -> None:
+    def drop(self, report: SessionReport) -> None:
         """Forget a report."""
         with contextlib.suppress(OSError):
             self._path(report).unlink()
 
-    def all(self) -> list[Report]:
+    def all(self) -> list[SessionReport]:
         """Return all reports, oldest first; what is no report is left out.
 
         They are read again only when somebody has changed the folder: each command asks.
@@ -128,7 +128,7 @@ class Reports:
             self._read_at = changed if changed < time.time_ns() - _TICK_NS else 0
         return self._read
 
-    def of(self, project: str) -> list[Report]:
+    def of(self, project: str) -> list[SessionReport]:
         """Return a project's reports, oldest first."""
         return [report for report in self.all() if report.project == project]
 
@@ -140,17 +140,17 @@ class Reports:
             if report.ended_at < oldest or number < len(found) - KEPT:
                 self.drop(report)
 
-    def _from_files(self) -> Iterator[Report]:
+    def _from_files(self) -> Iterator[SessionReport]:
         try:
             paths = list(self.folder.glob("*.json"))
         except OSError:
             return
         for path in paths:
             with contextlib.suppress(OSError, ValueError):
-                if (report := from_text(path.read_text(encoding="ascii"), Report)) is not None:
+                if (report := from_text(path.read_text(encoding="ascii"), SessionReport)) is not None:
                     yield report
 
-    def _path(self, report: Report) -> Path:
+    def _path(self, report: SessionReport) -> Path:
         return self.folder / f"{report.session}.json"
 
 

@@ -17,8 +17,8 @@ from claude_vm.drivers.api import Driver, Progress, TemplateRecord, TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.certificates import MAX_BUNDLE_BYTES, host_certificates
 from claude_vm.drivers.images.claude_code import ensure_claude_code
-from claude_vm.drivers.programs import Surroundings
-from claude_vm.supervisor.daemon.clients.site import Site
+from claude_vm.drivers.programs import BuildEnvironment
+from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 from claude_vm.supervisor.daemon.templates.builds import announced
@@ -31,19 +31,21 @@ async def current_template(driver: Driver, project: Project) -> TemplateRecord |
     return next((t for t in await driver.templates() if t.name == name), None)
 
 
-async def templates_elsewhere(site: Site, driver: Driver, project: Project) -> Mapping[str, TemplateRecord]:
+async def templates_elsewhere(
+    workspace: Workspace, driver: Driver, project: Project
+) -> Mapping[str, TemplateRecord]:
     """Return the project's templates of other drivers that isolate, by driver."""
     found: dict[str, TemplateRecord] = {}
     for name in registry.ISOLATING:
         if name != driver.name:
-            template = await current_template(await site.supervisor.drivers.get(name), project)
+            template = await current_template(await workspace.supervisor.drivers.get(name), project)
             if template is not None:
                 found[name] = template
     return found
 
 
 async def build_template(
-    site: Site, driver: Driver, settings: Settings, project: Project, *, agent: bool
+    workspace: Workspace, driver: Driver, settings: Settings, project: Project, *, agent: bool
 ) -> TemplateRecord:
     """Build a new generation of the project's template, telling how far it is.
 
@@ -52,22 +54,24 @@ async def build_template(
         CommandError: The caller interrupted it; likewise.
     """
     begun = time.monotonic()
-    name, pid = template_name(project.template_root), site.caller.pid
-    async with site.voice.progress() as told:
-        with announced(site.supervisor.home, driver.name, name, pid, told) as progress:
-            record = await site.voice.unless_interrupted(
-                lambda: _build(site, driver, settings, project, agent=agent, progress=progress)
+    name, pid = template_name(project.template_root), workspace.caller.pid
+    async with workspace.console.progress() as told:
+        with announced(workspace.supervisor.home, driver.name, name, pid, told) as progress:
+            record = await workspace.console.unless_interrupted(
+                lambda: _build(workspace, driver, settings, project, agent=agent, progress=progress)
             )
-    site.supervisor.dispatcher.template_changed(driver.name, record.name, record)
+    workspace.supervisor.dispatcher.template_changed(driver.name, record.name, record)
     claude_text = f", Claude Code {record.claude_version}" if record.claude_version else ""
-    await site.voice.say(
+    await workspace.console.say(
         f"template {record.name} is ready: {record.disk_gib} GB disk, {record.memory_mib // MIB_PER_GB} GB"
         f" memory, {record.cpus} CPUs{claude_text} ({time.monotonic() - begun:.0f} s)"
     )
     return record
 
 
-async def usable_template(site: Site, driver: Driver, settings: Settings, project: Project) -> TemplateRecord:
+async def usable_template(
+    workspace: Workspace, driver: Driver, settings: Settings, project: Project
+) -> TemplateRecord:
     """Return the current template; without one that can be used, build it if the caller agrees.
 
     If somebody builds it at this moment, wait for that; only if nothing comes of it, ask.
@@ -76,39 +80,39 @@ async def usable_template(site: Site, driver: Driver, settings: Settings, projec
         CommandError: There is none, and it shall not be built or waited for; or the caller interrupted that.
         DriverError: The build fails.
     """
-    template = await _waited_for(site, driver, project)
+    template = await _waited_for(workspace, driver, project)
     if template is not None and not template.stale:
         return template
     other = ""
     if template is None:
         code, lacking, agent = "template-missing", "has no template yet", True
-        if elsewhere := await templates_elsewhere(site, driver, project):
+        if elsewhere := await templates_elsewhere(workspace, driver, project):
             lacking = f"has no template for the driver {driver.name}; there is one for {_names(elsewhere)}"
-            other = await _way_to(site, next(iter(elsewhere)))
+            other = await _way_to(workspace, next(iter(elsewhere)))
     else:
         code, lacking = "template-stale", "has a template of another version of claude-vm"
         agent = template.claude_version is not None
     await _check(driver)
-    if not site.caller.flags.auto_setup and not await site.voice.confirm(
+    if not workspace.caller.flags.auto_setup and not await workspace.console.confirm(
         f"This project {lacking}. Build it now (some minutes, once)?"
     ):
         raise CommandError(
             code,
             f"{project.template_root} {lacking}",
-            hint=f"{other}build it with: claude-vm{_as_asked(site)} setup   (or pass --auto-setup)",
+            hint=f"{other}build it with: claude-vm{_as_asked(workspace)} setup   (or pass --auto-setup)",
         )
-    template = await _waited_for(site, driver, project)  # somebody may have begun in the meantime
+    template = await _waited_for(workspace, driver, project)  # somebody may have begun in the meantime
     if template is not None and not template.stale:
         return template
-    return await build_template(site, driver, settings, project, agent=agent)
+    return await build_template(workspace, driver, settings, project, agent=agent)
 
 
-async def _waited_for(site: Site, driver: Driver, project: Project) -> TemplateRecord | None:
+async def _waited_for(workspace: Workspace, driver: Driver, project: Project) -> TemplateRecord | None:
     """Return the current template; without a usable one, after the build that is under way, if one is."""
     template = await current_template(driver, project)
     if template is not None and not template.stale:
         return template
-    await wait_for_build(site, driver.name, template_name(project.template_root))
+    await wait_for_build(workspace, driver.name, template_name(project.template_root))
     return await current_template(driver, project)
 
 
@@ -116,11 +120,11 @@ def _names(templates: Mapping[str, TemplateRecord]) -> str:
     return " and ".join(f"{name}{' (stale)' if found.stale else ''}" for name, found in templates.items())
 
 
-async def _way_to(site: Site, name: str) -> str:
+async def _way_to(workspace: Workspace, name: str) -> str:
     """Return the beginning of a hint: how another driver is used, or what keeps this caller from it."""
-    lacking = [each for each in registry.programs_of(name) if site.programs().find(each) is None]
+    lacking = [each for each in registry.programs_of(name) if workspace.programs().find(each) is None]
     if lacking:
-        return f"for {name}, {site.programs().absence(*lacking)}; or "
+        return f"for {name}, {workspace.programs().absence(*lacking)}; or "
     return f"use it with: --driver {name}; or "
 
 
@@ -131,13 +135,13 @@ async def _check(driver: Driver) -> None:
             raise DriverError(problem.what, hint=problem.fix)
 
 
-def _as_asked(site: Site) -> str:
+def _as_asked(workspace: Workspace) -> str:
     """Return the flag by which another command means the same driver."""
-    return f" --driver {site.caller.flags.driver}" if site.caller.flags.driver else ""
+    return f" --driver {workspace.caller.flags.driver}" if workspace.caller.flags.driver else ""
 
 
 async def _build(
-    site: Site,
+    workspace: Workspace,
     driver: Driver,
     settings: Settings,
     project: Project,
@@ -149,7 +153,10 @@ async def _build(
     claude = None
     if agent:
         claude = await ensure_claude_code(
-            site.supervisor.home / "cache", progress, environ=site.caller.environ, programs=site.programs()
+            workspace.supervisor.home / "cache",
+            progress,
+            environ=workspace.caller.environ,
+            programs=workspace.programs(),
         )
     uid, gid = _owner(project)
     host_address = (await driver.capabilities()).host_address
@@ -160,20 +167,20 @@ async def _build(
             cpus=settings.vm.cpus,
             memory_mib=settings.vm.memory * MIB_PER_GB,
             disk_gib=settings.vm.disk,
-            image=_image(site, settings),
+            image=_image(workspace, settings),
             uid=uid,
             gid=gid,
             claude_binary=claude.binary if claude else None,
             claude_version=claude.version if claude else None,
-            ca_certificates=await _certificates(site, settings),
-            proxies=tuple(guest_proxies(site.caller.environ, host_address).items()),
-            environ=tuple(Surroundings(site.programs(), site.caller.environ).environ.items()),
+            ca_certificates=await _certificates(workspace, settings),
+            proxies=tuple(guest_proxies(workspace.caller.environ, host_address).items()),
+            environ=tuple(BuildEnvironment(workspace.programs(), workspace.caller.environ).environ.items()),
         ),
         progress,
     )
 
 
-def _image(site: Site, settings: Settings) -> str:
+def _image(workspace: Workspace, settings: Settings) -> str:
     """Return the image to start from, a file's path without links.
 
     Raises:
@@ -184,21 +191,23 @@ def _image(site: Site, settings: Settings) -> str:
     if not isinstance(image, Path):
         return image or ""
     try:
-        return str(real_path(image, site.guard()))
+        return str(real_path(image, workspace.guard()))
     except OSError as error:
         raise CommandError("bad-image", f"the image {image} can't be used: {error.strerror}") from error
 
 
-async def _certificates(site: Site, settings: Settings) -> tuple[str, ...]:
+async def _certificates(workspace: Workspace, settings: Settings) -> tuple[str, ...]:
     if settings.network.ca != "host":
         return ()
-    guard = site.guard()
+    guard = workspace.guard()
 
     def read(path: Path) -> bytes:
-        found = read_file(site.caller.cwd / path, MAX_BUNDLE_BYTES, guard)
+        found = read_file(workspace.caller.cwd / path, MAX_BUNDLE_BYTES, guard)
         return b"" if found is None else found[1]
 
-    return await anyio.to_thread.run_sync(partial(host_certificates, site.caller.environ, read_named=read))
+    return await anyio.to_thread.run_sync(
+        partial(host_certificates, workspace.caller.environ, read_named=read)
+    )
 
 
 def _owner(project: Project) -> tuple[int, int]:

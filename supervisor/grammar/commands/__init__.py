@@ -7,15 +7,17 @@ from claude_vm.supervisor.grammar.commands.bench import BENCH
 from claude_vm.supervisor.grammar.commands.pool import POOL
 from claude_vm.supervisor.grammar.requests import Group, Request
 
-Command = type[Request] | Group
+Declaration = type[Request] | Group
 
-PANELS: Mapping[str, Sequence[Command]] = {
+PANELS: Mapping[str, Sequence[Declaration]] = {
     "Sessions": (*sessions.COMMANDS, POOL),
     "Templates": templates.COMMANDS,
     "This installation": (*installation.COMMANDS, BENCH),
 }
 
-COMMANDS: Mapping[str, Command] = {command.command: command for panel in PANELS.values() for command in panel}
+COMMANDS: Mapping[str, Declaration] = {
+    command.command: command for panel in PANELS.values() for command in panel
+}
 
 REQUESTS = tuple(
     request

@@ -45,9 +45,9 @@ class Listing:
     """A command that keeps what it would print."""
 
     def __init__(self, dispatcher, drivers=None, sessions=None):
-        looker = SimpleNamespace(reports=SimpleNamespace(all=list))
+        scanner = SimpleNamespace(reports=SimpleNamespace(all=list))
         self.supervisor = SimpleNamespace(
-            dispatcher=dispatcher, sessions=sessions, drivers=drivers, looker=looker
+            dispatcher=dispatcher, sessions=sessions, drivers=drivers, scanner=scanner
         )
         self.said = []
 
@@ -187,12 +187,12 @@ async def test_a_status_is_shown_as_soon_as_it_is_settled():
     assert command.said[0][0]["status"] == 4
 
 
-def pools(*shelves, machines=(), policy=POLICY, project="/p"):
-    used_mib = sum(each.takes_mib * (each.warm + each.making + each.paused) for each in shelves)
+def pools(*views, machines=(), policy=POLICY, project="/p"):
+    used_mib = sum(each.takes_mib * (each.warm + each.making + each.paused) for each in views)
     core = SimpleNamespace(
         policy=policy,
-        memory=MemoryView(used_mib, 20_000 if shelves else None),
-        pools=lambda: list(shelves),
+        memory=MemoryView(used_mib, 20_000 if views else None),
+        pools=lambda: list(views),
         instances=lambda: list(machines),
     )
 
@@ -207,7 +207,7 @@ def pools(*shelves, machines=(), policy=POLICY, project="/p"):
     return Listing(SimpleNamespace(core=core), SimpleNamespace(get=get))
 
 
-def shelf(key=KEY, **more):
+def pool_view(key=KEY, **more):
     nothing = {
         **dict.fromkeys(("wanted", "warm", "making", "paused", "claimed", "failures"), 0),
         "last_used_at": None,
@@ -230,7 +230,7 @@ AS_JSON = ShowPool(json=True)
 
 
 async def test_pool_status_json_has_everything_of_a_key_and_the_totals():
-    used = shelf(wanted=2, warm=1, making=1, claimed=3, last_used_at=LOOP_NOW - 30)
+    used = pool_view(wanted=2, warm=1, making=1, claimed=3, last_used_at=LOOP_NOW - 30)
     command = pools(used, machines=[machine()] * 5)
     await pool_status(command, AS_JSON)
     assert command.said[0] == {
@@ -270,7 +270,7 @@ async def test_pool_status_json_has_everything_of_a_key_and_the_totals():
 
 
 async def test_pool_status_for_people_is_a_table_and_the_totals():
-    used = shelf(wanted=2, warm=1, claimed=3, last_used_at=LOOP_NOW - 30)
+    used = pool_view(wanted=2, warm=1, claimed=3, last_used_at=LOOP_NOW - 30)
     command = pools(used, machines=[machine()] * 4)
     await pool_status(command, STATUS)
     head, row, totals = command.said[0].splitlines()
@@ -284,22 +284,22 @@ async def test_pool_status_for_people_is_a_table_and_the_totals():
 
 async def test_what_was_never_measured_counts_whole_and_what_gave_way_is_told_while_it_is_lacking():
     reason = "another one needed the room"
-    one = shelf(wanted=1, takes_mib=8192, is_measured=False, gave_way=reason)
+    one = pool_view(wanted=1, takes_mib=8192, is_measured=False, gave_way=reason)
     command = pools(
-        one, shelf(smaller := msgspec.structs.replace(KEY, memory_mib=1024), wanted=1, gave_way=reason)
+        one, pool_view(smaller := msgspec.structs.replace(KEY, memory_mib=1024), wanted=1, gave_way=reason)
     )
     await pool_status(command, STATUS)
     _, row, *_ = lines = command.said[0].splitlines()
     assert words(row).startswith("0/1 0 0 0 2 8.0 GB all 20 GB ")
     assert f"/p +/p:/q:ro (2 CPUs, 8.0 GB, 20 GB disk): a ready one gave way: {reason}" in lines
     assert f"/p +/p:/q:ro (2 CPUs, 1.0 GB, 20 GB disk): a ready one gave way: {reason}" in lines
-    command = pools(shelf(smaller, wanted=1, warm=1, gave_way=reason))
+    command = pools(pool_view(smaller, wanted=1, warm=1, gave_way=reason))
     await pool_status(command, STATUS)
     assert reason not in command.said[0]
 
 
 async def test_failures_are_told_with_the_last_error_and_the_next_try():
-    failing = shelf(wanted=1, failures=3, last_error="boot-failed: no", next_try_at=LOOP_NOW + 4)
+    failing = pool_view(wanted=1, failures=3, last_error="boot-failed: no", next_try_at=LOOP_NOW + 4)
     command = pools(failing)
     await pool_status(command, STATUS)
     assert "/p +/p:/q:ro: 3 failure(s) in a row, next try in 4 s: boot-failed: no" in command.said[0]
@@ -310,7 +310,7 @@ async def test_failures_are_told_with_the_last_error_and_the_next_try():
 async def test_a_budget_without_room_is_told_where_vms_are_lacking_only():
     small = PoolPolicy(size=1, memory_budget_mib=8191)
     command = pools(
-        shelf(wanted=1, takes_mib=8192), shelf(msgspec.structs.replace(KEY, cpus=1)), policy=small
+        pool_view(wanted=1, takes_mib=8192), pool_view(msgspec.structs.replace(KEY, cpus=1)), policy=small
     )
     await pool_status(command, AS_JSON)
     hindered, content = (row["hindered_by"] for row in command.said[0]["pools"])
@@ -322,7 +322,9 @@ async def test_a_budget_without_room_is_told_where_vms_are_lacking_only():
 
 async def test_a_template_or_driver_that_is_gone_does_not_hinder_the_listing():
     lost = msgspec.structs.replace(KEY, template="u")
-    command = pools(shelf(lost, claimed=1), shelf(msgspec.structs.replace(KEY, driver="gone"), claimed=1))
+    command = pools(
+        pool_view(lost, claimed=1), pool_view(msgspec.structs.replace(KEY, driver="gone"), claimed=1)
+    )
     await pool_status(command, AS_JSON)
     assert [row["project"] for row in command.said[0]["pools"]] == [None, None]
     await pool_status(command, STATUS)
@@ -404,10 +406,10 @@ async def test_an_empty_list_is_one_in_json_too():
 @pytest.mark.parametrize("request_", [STATUS, AS_JSON], ids=["text", "json"])
 async def test_a_pool_of_a_thousand_kinds_is_listed_in_short_turns(request_, monkeypatch):
     monkeypatch.undo()
-    shelves = [
-        shelf(msgspec.structs.replace(KEY, template=f"t{n}"), wanted=1, failures=1) for n in range(1000)
+    views = [
+        pool_view(msgspec.structs.replace(KEY, template=f"t{n}"), wanted=1, failures=1) for n in range(1000)
     ]
-    data, took = await longest_turn(pools(*shelves), pool_status, request_)
+    data, took = await longest_turn(pools(*views), pool_status, request_)
     assert took < 0.05
     assert data.count(b"t999") >= 1
 

@@ -16,7 +16,7 @@ from claude_vm.supervisor.core.views import InstanceView, MemoryView, PoolView
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.commands import pool as module
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.state.places import Places
+from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool
 from claude_vm.supervisor.grammar.flags import Flags
 from claude_vm.supervisor.wire.server import Signal
@@ -38,7 +38,7 @@ class FakeCore:
 
     def __init__(self):
         self.policy = PoolPolicy(size=2, max_instances=4, memory_budget_mib=1 << 20)
-        self.shelves = []
+        self.views = []
         self.machines = []
         self.memory = MemoryView(0, None)
         self.taken = {}
@@ -47,7 +47,7 @@ class FakeCore:
         return self.taken.get(key)
 
     def pools(self):
-        return list(self.shelves)
+        return list(self.views)
 
     def instances(self):
         return list(self.machines)
@@ -157,10 +157,10 @@ def start(world, *, flags=None, in_process=False, tty=False, settings=""):
         return world.driver
 
     world.data.mkdir(exist_ok=True)
-    host = SimpleNamespace(
+    supervisor = SimpleNamespace(
         dispatcher=world.dispatcher,
         drivers=SimpleNamespace(get=get, prestarting=frozenset({"sim"})),
-        places=Places(world.data),
+        known_folders=KnownFolders(world.data),
         folders=(world.data,),
         in_process=in_process,
         home=world.data,
@@ -169,7 +169,7 @@ def start(world, *, flags=None, in_process=False, tty=False, settings=""):
     world.key = PoolKey(
         "sim", "t-project", "g1", cpus=2, memory_mib=1024, disk_gib=20, mounts=module_mounts(world)
     )
-    return Command(host, world.client, flags or Flags(driver="sim"))
+    return Command(supervisor, world.client, flags or Flags(driver="sim"))
 
 
 def module_mounts(world):
@@ -180,7 +180,7 @@ def module_mounts(world):
     return (MountKey(path, path, writable=True, device=found.st_dev, inode=found.st_ino),)
 
 
-def shelf(key, **more):
+def pool_view(key, **more):
     return PoolView(key=key, **(NOTHING | more))
 
 
@@ -226,7 +226,7 @@ def has(world, **more):
     """Return a step after which the pool has this of the project's key."""
 
     def step():
-        world.core.shelves = [shelf(world.key, **({"wanted": 2} | more))]
+        world.core.views = [pool_view(world.key, **({"wanted": 2} | more))]
 
     return step
 
@@ -358,7 +358,7 @@ async def test_no_room_ends_the_wait_but_not_while_some_vm_is_going(world):
 
 async def test_a_wish_that_is_taken_back_meanwhile_ends_the_wait(world):
     def gone():
-        world.core.shelves = []
+        world.core.views = []
 
     for change in (gone, has(world, wanted=1)):
         command = start(world, settings="[pool]\nsize = 2\n")
@@ -378,7 +378,7 @@ async def test_drain_gives_up_all_kinds_of_this_projects_vms_and_waits_until_the
     command = start(world)
     kinds = [world.key, msgspec.structs.replace(world.key, mounts=(), generation="g0")]
     foreign = msgspec.structs.replace(world.key, template="other")
-    world.core.shelves = [shelf(key, warm=1) for key in (*kinds, foreign)]
+    world.core.views = [pool_view(key, warm=1) for key in (*kinds, foreign)]
     pools = [machine(f"i{n}", InstanceState.WARM, key) for n, key in enumerate((*kinds, foreign))]
     session = machine("i8", InstanceState.RUNNING, world.key, session="s")
     world.core.machines = [*pools, session]
@@ -397,7 +397,7 @@ async def test_drain_gives_up_all_kinds_of_this_projects_vms_and_waits_until_the
 async def test_drain_all_gives_up_everybodys(world):
     command = start(world)
     foreign = msgspec.structs.replace(world.key, template="other")
-    world.core.shelves = [shelf(foreign, warm=1)]
+    world.core.views = [pool_view(foreign, warm=1)]
     world.core.machines = [machine("i1", InstanceState.WARM, foreign)]
 
     def empty():
@@ -409,7 +409,7 @@ async def test_drain_all_gives_up_everybodys(world):
 
 async def test_drain_does_not_wait_for_a_vm_that_a_session_got_meanwhile(world):
     command = start(world)
-    world.core.shelves = [shelf(world.key, making=1)]
+    world.core.views = [pool_view(world.key, making=1)]
     world.core.machines = [machine("i1", InstanceState.CONNECTING, world.key)]
 
     def claimed():
@@ -420,7 +420,7 @@ async def test_drain_does_not_wait_for_a_vm_that_a_session_got_meanwhile(world):
 
 async def test_drain_tells_what_can_not_be_deleted(world):
     command = start(world)
-    world.core.shelves = [shelf(world.key, warm=1)]
+    world.core.views = [pool_view(world.key, warm=1)]
     world.core.machines = [machine("i1", InstanceState.WARM, world.key)]
 
     def stuck():

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from claude_vm.supervisor.core import events
+from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.machine import Core
 from claude_vm.supervisor.core.story import FINISHED_KEYS, NOTE_LENGTH, STEPS_PER_KEY
 from claude_vm.supervisor.daemon.commands.ps import ps
 from claude_vm.supervisor.daemon.errors import CommandError

@@ -46,7 +46,7 @@ def test_a_core_that_contradicts_itself_is_told_in_the_log_and_goes_no_further(w
         async with world.supervisor(POOL) as supervisor:
             fill(supervisor)
             await settled()
-            supervisor.dispatcher.core._supply._stock.memory.used_mib += 1
+            supervisor.dispatcher.core._supply._pools.memory.used_mib += 1
             with capture_logs() as logs, pytest.raises(BrokenInvariant):
                 fill(supervisor)
             assert logs == [

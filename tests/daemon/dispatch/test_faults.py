@@ -52,16 +52,16 @@ def test_what_does_not_exist_is_refused(text):
         read_faults({"CLAUDE_VM_FAULT": text})
 
 
-async def test_a_fault_strikes_at_its_occurrence_only():
+async def test_a_fault_happens_at_its_occurrence_only():
     faults = read_faults({"CLAUDE_VM_FAULT": "before:clone#2=raise, after:start=raise"})
-    await faults.strike("before:clone", "i-1", Driver())
-    await faults.strike("before:start", "i-1", Driver())
+    await faults.inject("before:clone", "i-1", Driver())
+    await faults.inject("before:start", "i-1", Driver())
     with pytest.raises(InjectedFaultError):
-        await faults.strike("before:clone", "i-2", Driver())
+        await faults.inject("before:clone", "i-2", Driver())
     with pytest.raises(InjectedFaultError):
-        await faults.strike("after:start", "i-2", Driver())
-    await faults.strike("before:clone", "i-3", Driver())
-    await faults.strike("after:start", "i-3", Driver())
+        await faults.inject("after:start", "i-2", Driver())
+    await faults.inject("before:clone", "i-3", Driver())
+    await faults.inject("after:start", "i-3", Driver())
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ async def test_a_killed_vm_is_that_of_the_instance_and_no_other(sleepers):
     victim, other = sleepers
     faults = read_faults({"CLAUDE_VM_FAULT": "after:start=kill-vm"})
     records = (Record("i-1", other.pid), Record("i-2", victim.pid), Record("i-3", None))
-    await faults.strike("after:start", "i-2", Driver(*records))
+    await faults.inject("after:start", "i-2", Driver(*records))
     assert victim.wait(10) == -signal.SIGKILL
     assert other.poll() is None
 

@@ -7,9 +7,9 @@ from claude_vm.drivers.programs import nobody_writes
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.daemon.pool import policy as module
 from claude_vm.supervisor.daemon.pool.policy import (
+    auto_instances,
     budget_problem,
     memory_mib,
-    places,
     pool_policy,
     read_policy,
 )
@@ -101,4 +101,4 @@ def test_nothing_is_started_ahead_where_nothing_is_kept_ready_unless_it_is_asked
     [(2000, 1, 8), (8000, 4, 10), (16050, 8, 20), (24105, 2, 31), (24105, 1, 16), (65536, 16, 85)],
 )
 def test_as_many_vms_as_the_hosts_memory_and_cores_are_for(host_mib, cores, most):
-    assert places(host_mib, cores) == most
+    assert auto_instances(host_mib, cores) == most

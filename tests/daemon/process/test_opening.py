@@ -42,7 +42,7 @@ async def open_daemon(tmp_path):
 
 
 async def open_inside_a_client(tmp_path):
-    server = in_client._Server(None, tmp_path / ".claude-vm", "p1", None)
+    server = in_client._InClientServer(None, tmp_path / ".claude-vm", "p1", None)
     await server._serve()
 
 

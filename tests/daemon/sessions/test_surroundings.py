@@ -12,8 +12,8 @@ from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.keys import MountKey
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions import surroundings as module
-from claude_vm.supervisor.daemon.sessions.looking import Looker
 from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
+from claude_vm.supervisor.daemon.sessions.scanning import Scanner
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.sessions.sessions import Sessions
 from claude_vm.supervisor.daemon.sessions.surroundings import Surroundings
@@ -35,11 +35,11 @@ class Scene:
     def __init__(self, journal, folder, calls):
         self.journal = journal
         self.calls = calls
-        self.looker = Looker(Reports(folder))
-        self.surroundings = Surroundings(journal, "daemon", self.looker)
+        self.scanner = Scanner(Reports(folder))
+        self.surroundings = Surroundings(journal, "daemon", self.scanner)
 
-    def owed(self):
-        return [report.session for report in self.looker.reports.of("/p")]
+    def pending(self):
+        return [report.session for report in self.scanner.reports.of("/p")]
 
 
 @pytest.fixture
@@ -80,12 +80,12 @@ async def test_worktrees_are_locked_before_the_core_is_asked_and_released_after_
     await lived(scene, started("a2"))
     assert scene.calls == [("lock", "/one"), "request", ("release", "/one")]
     assert scene.journal.locked_repositories() == []
-    assert scene.owed() == ["a1", "a2"]
+    assert scene.pending() == ["a1", "a2"]
 
 
 async def test_a_session_that_never_began_is_not_looked_at(scene):
     await lived(scene, Session("a1", PLAN))
-    assert scene.owed() == []
+    assert scene.pending() == []
 
 
 async def test_what_cannot_be_done_before_is_told_to_who_asked_and_nothing_is_left(scene):
@@ -110,8 +110,8 @@ async def test_what_follows_a_session_follows_also_one_that_was_found_while_its_
         tasks.cancel_scope.cancel()  # the supervisor ends at that very moment
     assert scene.journal.locked_repositories() == [("/two", "another")]
     assert scene.calls == [("release", "/one")]
-    (owed,) = scene.looker.reports.of("/p")
-    assert (owed.session, owed.since, owed.findings) == ("a1", session.created_at, None)
+    (pending,) = scene.scanner.reports.of("/p")
+    assert (pending.session, pending.since, pending.findings) == ("a1", session.created_at, None)
 
 
 async def test_a_session_that_outlives_its_supervisor_keeps_its_surroundings(scene):
@@ -120,7 +120,7 @@ async def test_a_session_that_outlives_its_supervisor_keeps_its_surroundings(sce
         tasks.cancel_scope.cancel()
     assert scene.journal.locked_repositories() == [("/one", "a1")]
     assert scene.calls == [("lock", "/one")]
-    assert scene.owed() == []
+    assert scene.pending() == []
 
 
 async def test_worktrees_stay_locked_for_the_sessions_that_go_on(scene):
@@ -136,7 +136,7 @@ async def test_a_session_whose_vm_died_with_its_supervisor_is_looked_at_too(scen
     left = LeftInstance("i-1", "qemu", "run", same_boot=False, session=row)
     with_key = msgspec.structs.replace(left, key=PLAN.key)
     await scene.surroundings.settle((left, with_key, msgspec.structs.replace(with_key, session=None)))
-    assert scene.owed() == ["a1"]
+    assert scene.pending() == ["a1"]
 
 
 async def test_a_journal_that_cannot_be_read_ends_no_session(scene, monkeypatch):
@@ -146,4 +146,4 @@ async def test_a_journal_that_cannot_be_read_ends_no_session(scene, monkeypatch)
     session = started()
     monkeypatch.setattr(scene.journal, "locked_repositories", fail)
     await lived(scene, session)
-    assert scene.owed() == ["a1"]
+    assert scene.pending() == ["a1"]

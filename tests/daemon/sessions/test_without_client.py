@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from claude_vm.supervisor.daemon.clients.caller import Caller
-from claude_vm.supervisor.daemon.clients.site import Site
+from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.place.driver import choose_driver
 from claude_vm.supervisor.daemon.place.plan import plan_session
@@ -16,7 +16,7 @@ from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.supervisor import open_supervisor
 from claude_vm.supervisor.daemon.templates.current import build_template
 from claude_vm.supervisor.grammar.flags import Flags
-from claude_vm.supervisor.ssh.launch import Mode
+from claude_vm.supervisor.ssh.launch import LaunchMode
 
 pytestmark = pytest.mark.anyio
 
@@ -61,37 +61,37 @@ async def opened(tmp_path, monkeypatch):
             cwd=tmp_path.resolve() / "project",
             environ={"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"},
         )
-        yield Site(supervisor, caller, NoOne())
+        yield Workspace(supervisor, caller, NoOne())
 
 
-async def built(site):
-    project, settings = await site.mountable_project(), await site.settings()
-    driver = await choose_driver(site, settings, project)
-    return await build_template(site, driver, settings, project, agent=False)
+async def built(workspace):
+    project, settings = await workspace.mountable_project(), await workspace.settings()
+    driver = await choose_driver(workspace, settings, project)
+    return await build_template(workspace, driver, settings, project, agent=False)
 
 
 async def test_it_runs_in_its_callers_place_and_has_as_many_readers_as_are_wanted(tmp_path, monkeypatch):
-    async with opened(tmp_path, monkeypatch) as site:
-        template = await built(site)
-        place = await resolve(site)
-        assert (place.key.template, place.project.root) == (template.name, site.caller.cwd)
+    async with opened(tmp_path, monkeypatch) as workspace:
+        template = await built(workspace)
+        place = await resolve(workspace)
+        assert (place.key.template, place.project.root) == (template.name, workspace.caller.cwd)
         argv = ("sh", "-c", 'read x; echo "hello$x"; pwd >&2; exit 3')
         session = Session(
-            "a1b2c3d4", await plan_session(site, place, mode=Mode.EXEC, argv=argv, label="hello")
+            "a1b2c3d4", await plan_session(workspace, place, mode=LaunchMode.EXEC, argv=argv, label="hello")
         )
         readers = Reading(), Reading()
         session.readers.extend(readers)
-        await site.supervisor.dispatcher.begin(session)
+        await workspace.supervisor.dispatcher.begin(session)
         with anyio.fail_after(60):
             await session.over.wait()
         assert (session.outcome.status, session.outcome.code) == (3, "")
         for reader in readers:
-            assert reader.pieces == {0: b"hello\n", 1: f"{site.caller.cwd}\n".encode()}
-        assert [ended.plan.label for ended in site.supervisor.sessions.ended] == ["hello"]
+            assert reader.pieces == {0: b"hello\n", 1: f"{workspace.caller.cwd}\n".encode()}
+        assert [ended.plan.label for ended in workspace.supervisor.sessions.ended] == ["hello"]
 
 
 async def test_where_nobody_answers_no_template_is_built(tmp_path, monkeypatch):
-    async with opened(tmp_path, monkeypatch) as site:
+    async with opened(tmp_path, monkeypatch) as workspace:
         with pytest.raises(CommandError) as caught:
-            await resolve(site)
+            await resolve(workspace)
         assert caught.value.code == "template-missing"

@@ -14,10 +14,10 @@ import msgspec
 from claude_vm.drivers.api import InstanceSpec, Owner
 from claude_vm.drivers.process import boot_id
 from claude_vm.drivers.sim.driver import open_driver
-from claude_vm.supervisor.ssh.launch import Mode, launch_file
+from claude_vm.supervisor.ssh.launch import LaunchMode, launch_file
 from claude_vm.supervisor.ssh.link import connect
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.ssh.shells import Kind, prime
+from claude_vm.supervisor.ssh.shells import ShellKind, prime
 from claude_vm.supervisor.wire import paths
 
 
@@ -29,9 +29,9 @@ async def main(home, instance_id, session_id):
         await driver.clone(InstanceSpec(instance_id, template.name, template.generation, **sizes))
         access = await driver.start(instance_id, lambda *_: None)
         words = ("sh", "-c", "echo up; exec sleep 600")
-        await driver.put_files(instance_id, [launch_file(session_id, mode=Mode.EXEC, argv=words)])
+        await driver.put_files(instance_id, [launch_file(session_id, mode=LaunchMode.EXEC, argv=words)])
         link = await connect(access, timeout_s=60)
-        shells = await prime(link, [Kind.PTY], term="dumb")
+        shells = await prime(link, [ShellKind.PTY], term="dumb")
         process = await shells.start(session_id, pty=Pty("dumb", 24, 80))
         said = b""
         while b"up" not in said:

@@ -11,7 +11,7 @@ _RESUME = b"Resume this session with"
 for it except the one that keeps no conversation at all. Source: Claude Code 2.1 (a test watches it)."""
 
 
-def farewell(remaining: Remaining, last_words: bytes) -> Iterator[str]:
+def end_notes(remaining: Remaining, last_words: bytes) -> Iterator[str]:
     """Yield the lines; mostly there are none. `last_words` are the last bytes that its terminal got."""
     if remaining.count:
         shown = [_shortened(command) for command in remaining.commands[:_TOLD]]

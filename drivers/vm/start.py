@@ -1,7 +1,7 @@
 """How an instance comes up: restored from a snapshot, or booted; and how its QEMU is started ahead.
 
 A QEMU that is started ahead has opened all it needs (disk, memory, the mounts' directories, its port) and
-waits, paused, for the state of its snapshot. `Start.run` then only tells it where that is.
+waits, paused, for the state of its snapshot. `VmStart.run` then only tells it where that is.
 """
 
 import os
@@ -13,11 +13,11 @@ import msgspec
 from claude_vm.drivers.api import Access, Phase, Progress, Reachable
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.process import ProcessIdentity
-from claude_vm.drivers.vm.arguments import Guest, Ram, Size
+from claude_vm.drivers.vm.arguments import Ram, VmPlan, VmSize
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Toolchain
 from claude_vm.drivers.vm.identity import new_identity, write_private
-from claude_vm.drivers.vm.instance import InstanceFolder, Saved
+from claude_vm.drivers.vm.instance import InstanceFolder, VmRecord
 from claude_vm.drivers.vm.machine import (
     HELPER_S,
     LOAD_S,
@@ -35,7 +35,7 @@ class _RestoreError(BootError):
     """The snapshot can't be read, or the guest in it does not wake up: booting may still work."""
 
 
-class Start:
+class VmStart:
     """The start of a cloned instance: `ahead`, `run`, or one after the other, each by an object of its own.
 
     Raises:
@@ -50,7 +50,7 @@ class Start:
         self._progress = progress
         self._saved = folder.known()
         self._spec = spec = self._saved.spec
-        self._size = Size(spec.cpus, spec.memory_mib)
+        self._size = VmSize(spec.cpus, spec.memory_mib)
         self._generation = templates.find(spec.template, spec.generation)
         self._tried = bool(self._saved.waiting)
 
@@ -100,7 +100,7 @@ class Start:
         if process is None or not process.is_alive() or snapshot is None:
             raise _RestoreError("the QEMU that was started ahead is gone")
         self._progress(Phase.RESTORE, "started ahead")
-        self._folder.save(Saved(self._spec, process=process))  # from here on nobody else may tell it to
+        self._folder.save(VmRecord(self._spec, process=process))  # from here on nobody else may tell it to
         async with AsyncExitStack() as stack:
             try:
                 machine = await stack.enter_async_context(attached(process, self._folder.files))
@@ -136,10 +136,10 @@ class Start:
         self._tried = True
         backing = self._generation.disk if snapshot is None else snapshot.disk
         await make_overlay(self._tools.programs, folder.disk, backing, "qcow2")
-        folder.save(Saved(spec, spawning=True))
+        folder.save(VmRecord(spec, spawning=True))
 
         def spawned(process: ProcessIdentity) -> None:
-            folder.save(Saved(spec, process=process, waiting=waiting))
+            folder.save(VmRecord(spec, process=process, waiting=waiting))
 
         self._progress(Phase.BOOT if snapshot is None else Phase.RESTORE, self._tools.host.accelerator)
         async with self._tools.hypervisor.launch(
@@ -152,7 +152,7 @@ class Start:
         ) as machine:
             yield machine
 
-    def _guest(self, snapshot: Snapshot | None) -> Guest:
+    def _guest(self, snapshot: Snapshot | None) -> VmPlan:
         stored = self._generation.stored
         name = f"{self._tools.hypervisor.mark}:{self._folder.instance_id}"
         return msgspec.structs.replace(

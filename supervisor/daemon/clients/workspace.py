@@ -1,4 +1,4 @@
-"""Where a caller stands: its project, its settings and its programs. Each is looked for once.
+"""A caller's workspace: its project, its settings and its programs. Each is looked for once.
 
 The project comes before the settings, because a project may have some of its own.
 """
@@ -35,7 +35,7 @@ SMALL_FILE = 1024
 """Size of a configuration file, in bytes, up to which it is read at once (in a millisecond)."""
 
 
-class Voice(Protocol):
+class Console(Protocol):
     """How who asked is told what goes on, and asked back. Where nobody listens, each answer is no."""
 
     async def say(self, text: str) -> None:
@@ -67,13 +67,13 @@ class Voice(Protocol):
         ...
 
 
-class Site:
-    """Where one caller of a supervisor stands. `voice` is how it is talked to."""
+class Workspace:
+    """The workspace of one caller of a supervisor. `console` is how it is talked to."""
 
-    def __init__(self, supervisor: Supervisor, caller: Caller, voice: Voice) -> None:
+    def __init__(self, supervisor: Supervisor, caller: Caller, console: Console) -> None:
         self.supervisor = supervisor
         self.caller = caller
-        self.voice = voice
+        self.console = console
         self._programs: Programs | None = None
         self._remarked = 0
         self._found: tuple[Project, Growth | None] | None = None
@@ -86,7 +86,7 @@ class Site:
             CommandError: What is known of folders can't be read.
         """
         if self._guard is None:
-            self._guard = guarding(self._own_folders(), self.supervisor.places.known().guard)
+            self._guard = guarding(self._own_folders(), self.supervisor.known_folders.known().guard)
         return self._guard
 
     def found_project(self) -> tuple[Project, Growth | None]:
@@ -97,7 +97,7 @@ class Site:
             LinkError: The directory, or its repository, was replaced by a link.
         """
         if self._found is None:
-            known = self.supervisor.places.known()
+            known = self.supervisor.known_folders.known()
             found = _find(self.caller.cwd, known)
             self._found = found, growth(found, known)
         return self._found
@@ -113,14 +113,14 @@ class Site:
         project, grown = self.found_project()
         if grown is None:
             return project
-        if not self.caller.flags.accept_growth and not await self.voice.confirm(
+        if not self.caller.flags.accept_growth and not await self.console.confirm(
             f"{grown.text}. Is that right?"
         ):
             raise GrowthError(
                 grown.text,
                 hint="if you know why, accept it, once: --accept-growth; else look at what git says there",
             )
-        self.supervisor.places.remember(grown.allowed())
+        self.supervisor.known_folders.remember(grown.allowed())
         return project
 
     async def mountable_project(self) -> Project:
@@ -155,7 +155,7 @@ class Site:
         else:
             found = load()
         for line in found.without_effect(obeyed):
-            await self.voice.say(f"claude-vm: {line}")
+            await self.console.say(f"claude-vm: {line}")
         return found
 
     def apply_pool_settings(self, settings: Settings) -> None:
@@ -182,9 +182,11 @@ class Site:
         Raises:
             CommandError: It can't be written, so there must be no such VM.
         """
-        known = self.supervisor.places.known()
+        known = self.supervisor.known_folders.known()
         mounts = [(Path(m.host), (m.device, m.inode)) for m in key.mounts if m.writable]
-        self.supervisor.places.remember(remembered(project, mounts, known, lambda path: _find(path, known)))
+        self.supervisor.known_folders.remember(
+            remembered(project, mounts, known, lambda path: _find(path, known))
+        )
 
     def programs(self) -> Programs:
         """Return where this caller would find programs, but for folders into which guests can put some."""
@@ -199,19 +201,19 @@ class Site:
         remarks = self.programs().remarks[self._remarked :]
         self._remarked += len(remarks)
         for remark in remarks:
-            await self.voice.say_verbose(f"claude-vm: {remark}")
+            await self.console.say_verbose(f"claude-vm: {remark}")
         for own in (sys.executable, __file__):
             if guest := self.programs().guest_at(own):
-                await self.voice.say_verbose(f"claude-vm: {own} is ours, and guests can write to {guest}")
+                await self.console.say_verbose(f"claude-vm: {own} is ours, and guests can write to {guest}")
 
     def _guards(self) -> Guards:
         """Return what says what guests can write, or could, each time anew."""
         own = self._own_folders()
-        places = self.supervisor.places
+        known_folders = self.supervisor.known_folders
 
         def now() -> Guard:
             try:
-                return guarding(own, places.known().guard)
+                return guarding(own, known_folders.known().guard)
             except CommandError:  # nobody knows, so it may be anywhere
                 return lambda _path, _identity: True
 

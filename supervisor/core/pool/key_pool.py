@@ -1,4 +1,4 @@
-"""What there is of one pool key: its unclaimed instances, its sessions' ones, and the wish for more."""
+"""What there is of one pool key: its unclaimed instances, its sessions' ones, and the demand for more."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ MOST_DELAYS = 4
 """So many delays after a claim are the longest that further claims hold a refill up."""
 
 
-class Shelf(msgspec.Struct):
+class KeyPool(msgspec.Struct):
     """One key's part of the pool. It changes by its own methods alone, and those are the pool's to call.
 
     `kind` is the key without its mounts. `wanted` tells that somebody used the key not long ago; `filled_to`
@@ -34,7 +34,7 @@ class Shelf(msgspec.Struct):
 
     For a place, nobody gives way to an instance of this key before `patient_until`. `credit` is how many more
     instances may be made, until the next use, for which others give way; so that a use never leads to more
-    of that than it has wishes. `displaces` tells that some did for the next one. `gave_way` says why the last
+    of that than it asks for. `displaces` tells that some did for the next one. `gave_way` says why the last
     one of its own that gave way did so, until there is another one.
     """
 
@@ -109,7 +109,7 @@ class Shelf(msgspec.Struct):
         too_paused = max(0, len(to_pause) + len(self.paused) - paused)
         return [*to_warm, *self.warm][:too_many] + [*to_pause, *self.paused][:too_paused]
 
-    # Wishes.
+    # Demand.
 
     def use(self, at: float, policy: PoolPolicy) -> None:
         """Note a use: it lets others give way for as much as the key shall have."""
@@ -239,9 +239,9 @@ class Shelf(msgspec.Struct):
     # What must hold.
 
     def invariants(self) -> Invariants:
-        """Yield what must hold of the shelf by itself."""
+        """Yield what must hold of the pool by itself."""
         name = self.key
-        yield Invariant(name, "something is on the shelf, or wanted", not self.is_needless)
+        yield Invariant(name, "something is in the pool, or wanted", not self.is_needless)
         yield Invariant(name, "what will be paused is being made", self.to_pause <= self.making.keys())
         yield Invariant(name, "what is unclaimed is wanted", self.wanted or not any(self.unclaimed()))
         yield Invariant(name, "its counts are not below zero", self.claimed >= 0 and self.credit >= 0)

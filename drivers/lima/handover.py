@@ -1,4 +1,4 @@
-"""The door at which a QEMU that Lima starts fetches what it needs from us.
+"""The socket from which a QEMU that Lima starts gets what it needs.
 
 What comes there is `claude_vm.drivers.vm.confine`, which becomes QEMU: its process is known before QEMU runs.
 """
@@ -25,15 +25,15 @@ class Order(msgspec.Struct, frozen=True):
     arguments: tuple[str, ...]
 
 
-async def hand_over(door: socket.socket, order: Order, descriptors: Sequence[int]) -> ProcessIdentity:
-    """Wait for QEMU's process at the door, give it what it needs, and return it.
+async def hand_over(listener: socket.socket, order: Order, descriptors: Sequence[int]) -> ProcessIdentity:
+    """Wait for QEMU's process to connect, give it what it needs, and return it.
 
     Raises:
-        DriverError: It ended at the door.
+        DriverError: It ended before.
     """
-    door.setblocking(False)
-    await anyio.wait_readable(door)
-    connection, _ = door.accept()
+    listener.setblocking(False)
+    await anyio.wait_readable(listener)
+    connection, _ = listener.accept()
     with connection:
         connection.setblocking(True)
         credentials = connection.getsockopt(socket.SOL_SOCKET, _PEER, struct.calcsize(_PEER_FORMAT))

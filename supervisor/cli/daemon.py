@@ -11,7 +11,7 @@ import time
 from claude_vm.supervisor.cli.invocation import invocation
 from claude_vm.supervisor.statuses import INTERRUPTED
 from claude_vm.supervisor.wire.client import (
-    Connection,
+    DaemonConnection,
     HungUpError,
     NoAnswerError,
     RefusedError,
@@ -197,7 +197,7 @@ def run_in_process(argv: list[str], short: "NotWritableError | None" = None) -> 
         wait()
 
 
-def _welcome(connection: socket.socket, argv: list[str]) -> Connection:
+def _welcome(connection: socket.socket, argv: list[str]) -> DaemonConnection:
     message = invocation(argv)
     deadline = time.monotonic() + PATIENCE_S
     deaths = 0

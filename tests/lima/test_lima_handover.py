@@ -1,4 +1,4 @@
-"""The door at which a QEMU that somebody else starts fetches what it needs."""
+"""The socket from which a QEMU that somebody else starts gets what it needs."""
 
 import json
 import os
@@ -26,7 +26,7 @@ print(json.dumps([sys.argv[1:], held, dict(os.environ), os.getcwd(), os.umask(0)
 
 
 def begin(path, *words):
-    argv = [sys.executable, "-I", "-S", confine.__file__, f"door={path}", sys.executable, *words]
+    argv = [sys.executable, "-I", "-S", confine.__file__, f"handover={path}", sys.executable, *words]
     return subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": "/bin", "LIMA_HOME": "/h"}
     )
@@ -38,9 +38,9 @@ def test_descriptors_get_their_numbers_and_our_arguments_come_first(short):
         folder.mkdir()
     # Numbers that the descriptors may have on the way as well.
     order = {"numbers": [4, 3], "arguments": ["-c", TELL, "ours, {{ 1 }}", "x" * 100_000]}
-    with listen(short / "d") as door:
+    with listen(short / "d") as listener:
         started = begin(short / "d", "limas")
-        connection, _ = door.accept()
+        connection, _ = listener.accept()
         held = [os.open(folder, os.O_PATH) for folder in folders]
         with connection:
             socket.send_fds(connection, [json.dumps(order).encode()[:10]], held)
@@ -59,15 +59,15 @@ def test_descriptors_get_their_numbers_and_our_arguments_come_first(short):
     assert (cwd, umask) == ("/", 0o077)
 
 
-def test_a_door_that_nobody_opens_is_the_end(short):
+def test_a_listener_that_nobody_opens_is_the_end(short):
     started = begin(short / "nothing")
     started.communicate(timeout=30)
     assert started.returncode == 1
 
 
-def test_a_door_that_is_closed_without_a_word_is_the_end(short):
-    with listen(short / "d") as door:
+def test_a_listener_that_is_closed_without_a_word_is_the_end(short):
+    with listen(short / "d") as listener:
         started = begin(short / "d")
-        door.accept()[0].close()
+        listener.accept()[0].close()
         started.communicate(timeout=30)
     assert started.returncode == 1

@@ -14,7 +14,7 @@ from .system import let_die
 _PROGRAMS = os.path.dirname(os.path.dirname(__file__))
 
 
-class Sessions:
+class HolderProcess:
     """The holder of the sessions' terminals and pipes (``holder``), which runs as the user."""
 
     def __init__(self) -> None:

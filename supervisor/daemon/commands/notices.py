@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 async def tell_reports(command: Command, project: Project) -> None:
     """Tell the client what nobody has been told yet, also a quiet one: it is about what it may run next."""
-    reports = command.supervisor.looker.reports
+    reports = command.supervisor.scanner.reports
     for report in reports.of(str(project.root)):
         if report.told or not report.lines:
             continue

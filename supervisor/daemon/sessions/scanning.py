@@ -1,7 +1,7 @@
-"""Looks at what sessions changed under other names, once they have ended: in the background, one at a time.
+"""Scans for what sessions changed under other names, once they have ended: in the background, one at a time.
 
-The look is a program of its own with the lowest priority. So it delays no session, not even in a project
-with a million files, and a supervisor that ends ends it too; what was not looked at then stays owed.
+The scan is a program of its own with the lowest priority. So it delays no session, not even in a project
+with a million files, and a supervisor that ends ends it too; what was not scanned then stays pending.
 """
 
 import contextlib
@@ -21,73 +21,73 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.process import BARE, run_tool
 from claude_vm.supervisor.conditions import AutoResetEvent
 from claude_vm.supervisor.core.keys import MountKey
-from claude_vm.supervisor.daemon.state.reports import Report, Reports
+from claude_vm.supervisor.daemon.state.reports import Reports, SessionReport
 
 log = structlog.get_logger()
 
 SECONDS: Final = 600.0
-"""How long one look may take. It may have to wait for a processor."""
+"""How long one scan may take. It may have to wait for a processor."""
 
-Look = Callable[[Sequence[Root], float], Awaitable[Findings]]
+Scan = Callable[[Sequence[Root], float], Awaitable[Findings]]
 
 
-async def look(roots: Sequence[Root], since: float) -> Findings:
-    """Look with the program; what goes wrong with it is a finding, too."""
+async def scan(roots: Sequence[Root], since: float) -> Findings:
+    """Scan with the program; what goes wrong with it is a finding, too."""
     order = {"roots": roots, "since": since, "seconds": outside_names.SECONDS}
     argv = [sys.executable, "-I", "-S", outside_names.__file__]
     try:
         done = await run_tool(argv, timeout_s=SECONDS, input=json.dumps(order).encode(), env=BARE)
         return msgspec.convert(json.loads(done.stdout), Findings)
     except (DriverError, ValueError) as error:
-        log.warning("look-failed", error=str(error))
+        log.warning("scan-failed", error=str(error))
         missed = [(root["path"], "the search failed, or took too long") for root in roots]
         return {"files": [], "files_count": 0, "unseen": missed, "unseen_count": len(missed)}
 
 
-class Looker:
-    """Carries out the looks that are owed in a home, as long as `serve` runs."""
+class Scanner:
+    """Carries out the pending scans of a home, as long as `serve` runs."""
 
-    def __init__(self, reports: Reports, by: Look = look) -> None:
+    def __init__(self, reports: Reports, by: Scan = scan) -> None:
         self.reports = reports
-        self._look = by
+        self._scan = by
         self._wake = AutoResetEvent()
 
-    def owe(self, session_id: str, project: str, since: float, mounts: Iterable[MountKey]) -> None:
-        """Write down that a look is owed (see `Reports.owe`), and look when there is time."""
-        if self.reports.owe(session_id, project, since, mounts):
+    def request(self, session_id: str, project: str, since: float, mounts: Iterable[MountKey]) -> None:
+        """Write down that a scan is pending (see `Reports.request`), and scan when there is time."""
+        if self.reports.request(session_id, project, since, mounts):
             self.soon()
 
     def soon(self) -> None:
-        """Look when there is time: somebody owes one."""
+        """Scan when there is time: one is pending."""
         self._wake.set()
 
     async def serve(self) -> None:
-        """Look at what is owed, now and whenever more is. Never returns."""
+        """Carry out what is pending, now and whenever more is. Never returns."""
         while True:
             try:
-                await self._look_at_all()
+                await self._scan_all()
             except OSError as error:
-                log.warning("looks-not-kept", error=str(error))
+                log.warning("scans-not-kept", error=str(error))
             await self._wake.wait()
 
-    async def _look_at_all(self) -> None:
+    async def _scan_all(self) -> None:
         if not self.reports.folder.is_dir():
             return
         with self._alone() as alone:
-            if not alone:  # the other supervisor goes on until nothing is owed
+            if not alone:  # the other supervisor goes on until nothing is pending
                 return
             self.reports.prune()
-            while owed := [report for report in self.reports.all() if report.findings is None]:
-                roots = owed[0].roots
-                together = [report for report in owed if report.roots == roots]
-                found = await self._look(roots, min(report.since for report in together))
+            while pending := [report for report in self.reports.all() if report.findings is None]:
+                roots = pending[0].roots
+                together = [report for report in pending if report.roots == roots]
+                found = await self._scan(roots, min(report.since for report in together))
                 told = [report for report in self.reports.all() if report.findings]
                 for report in together:
                     before = [other.findings for other in told if other.project == report.project]
                     mine = _news(_of(report, found), [findings for findings in before if findings])
                     self._keep(msgspec.structs.replace(report, findings=mine))
 
-    def _keep(self, report: Report) -> None:
+    def _keep(self, report: SessionReport) -> None:
         if not report.lines:
             self.reports.drop(report)
             return
@@ -97,7 +97,7 @@ class Looker:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Hold the lock of those who look in this home; yields False if somebody else has it."""
+        """Hold the lock of those who scan in this home; yields False if somebody else has it."""
         descriptor = locks.take(self.reports.folder / "lock")
         try:
             yield descriptor is not None
@@ -106,8 +106,8 @@ class Looker:
                 os.close(descriptor)
 
 
-def _of(report: Report, found: Findings) -> Findings:
-    """Return what of a look for several sessions is about this one: what changed since it began.
+def _of(report: SessionReport, found: Findings) -> Findings:
+    """Return what of a scan for several sessions is about this one: what changed since it began.
 
     Where not all files are named, the others may be any session's, so each is told of all.
     """

@@ -1,7 +1,7 @@
 """How a failure is told: one line with its code, and beneath it what belongs to it."""
 
 
-def complaint(error: BaseException, code: str = "") -> tuple[str, tuple[str, ...]]:
+def error_text(error: BaseException, code: str = "") -> tuple[str, tuple[str, ...]]:
     """Return the line that tells an error, and the lines beneath it, none of them escaped.
 
     Those are its `lines` (a list of problems, a tool's last words) and its `hint`, where it has them. `code`

@@ -42,7 +42,7 @@ SCHEMA: Final = (
 """`reach` has paths with NULs between them; `identity` is ``device:inode`` as text: SQLite has 63 bits."""
 
 
-class Places:
+class KnownFolders:
     """What is remembered of folders. For any thread: programs are looked for in workers, too."""
 
     def __init__(self, home: Path) -> None:

@@ -14,7 +14,7 @@ from claude_vm.supervisor.daemon.state.records import JournaledSession
 log = structlog.get_logger()
 
 
-class Books:
+class EffectJournal:
     """Writes a row before each effect, and its end after it."""
 
     def __init__(self, journal: Journal) -> None:

@@ -8,7 +8,7 @@ import pytest
 import trio
 from claude_vm_tests_memory import MemoryClient, in_virtual_time, settled
 
-from claude_vm.supervisor.daemon.dispatch.reach import REFUSALS, SILENT_S
+from claude_vm.supervisor.daemon.dispatch.reconnection import REFUSALS, SILENT_S
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, ConnectError
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.wire.server import Signal

@@ -2,14 +2,14 @@
 
 import pytest
 
-from claude_vm.supervisor.daemon.sessions.farewell import farewell
+from claude_vm.supervisor.daemon.sessions.end_notes import end_notes
 from claude_vm.supervisor.ssh.remaining import Remaining
 
 HINT = b"\x1b[2m\r\nResume this session with:\r\nclaude --resume 129b3ed3-7526\r\n\x1b[22m"
 
 
 def test_mostly_nothing_is_said():
-    assert not list(farewell(Remaining(), b"hello\r\n"))
+    assert not list(end_notes(Remaining(), b"hello\r\n"))
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,9 @@ def test_mostly_nothing_is_said():
     ],
 )
 def test_what_still_worked_is_named(remaining, told):
-    assert list(farewell(remaining, b"")) == [f"claude-vm: {told}"]
+    assert list(end_notes(remaining, b"")) == [f"claude-vm: {told}"]
 
 
 def test_a_conversation_that_cannot_be_resumed_is_told_where_claude_says_it_can():
-    (line,) = farewell(Remaining(), HINT)
+    (line,) = end_notes(Remaining(), HINT)
     assert "--resume" in line

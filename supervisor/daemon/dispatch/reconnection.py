@@ -24,7 +24,7 @@ from claude_vm.supervisor.statuses import INTERRUPTED
 
 log = structlog.get_logger()
 
-Connect = Callable[[], Awaitable[Link]]
+OpenLink = Callable[[], Awaitable[Link]]
 """Makes a connection to the guest. Raises an `SshError`."""
 
 ASK_S = 5.0
@@ -50,10 +50,10 @@ class SessionLostError(DriverError):
     code = "session-lost"
 
 
-class Reach:
+class Reconnection:
     """Keeps one session in reach. `connect` makes a connection to the instance."""
 
-    def __init__(self, instance: Instance, session: Session, driver: Driver, connect: Connect) -> None:
+    def __init__(self, instance: Instance, session: Session, driver: Driver, connect: OpenLink) -> None:
         self._instance = instance
         self._session = session
         self._driver = driver

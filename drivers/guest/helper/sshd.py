@@ -36,7 +36,7 @@ _START = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" -D -f /dev/stdin'
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
-class Ssh:
+class Sshd:
     """The guest's sshd, which listens at a socket of the helper's.
 
     One that a former helper had started is ended; the connections that it served go on.

@@ -21,7 +21,7 @@ from claude_vm.supervisor.core.instance import MOVES as INSTANCE_MOVES
 from claude_vm.supervisor.core.instance import InstanceOrder, InstanceState, fits
 from claude_vm.supervisor.core.invariants import Invariant, Invariants, check
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.lives import Lives, Turn
+from claude_vm.supervisor.core.lives import Lives, Reaction
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.pool.supply import Supply
 from claude_vm.supervisor.core.queue import Queue
@@ -62,33 +62,33 @@ class Core:
             InvalidTransition: The event does not fit; nothing has changed.
             TypeError: It is none of the events of `claude_vm.supervisor.core.events`.
         """
-        turn = Turn(event, [])
+        reaction = Reaction(event, [])
         match event:
             case events.EffectEnded() | events.RunStarted() | events.VmDied():
-                self._advance(event, turn)
+                self._advance(event, reaction)
             case events.SessionRequested():
-                self._request_session(event, turn)
+                self._request_session(event, reaction)
             case events.StopRequested():
-                self._stop_session(event, turn)
+                self._stop_session(event, reaction)
             case events.Tick():
-                self._take_due(turn)
+                self._take_due(reaction)
             case events.WarmRequested():
-                self._make_warm(event, turn)
+                self._make_warm(event, reaction)
             case events.ShutdownRequested():
-                self._shut_down(turn)
+                self._shut_down(reaction)
             case events.InstanceFound() | events.WarmFound() | events.SessionFound():
-                self._find(event, turn)
+                self._find(event, reaction)
             case _:
-                self._change_wishes(event, turn)
-        self._serve_queue(turn)
-        self._relieve(turn)
-        self._fill_pool(turn)
+                self._change_demand(event, reaction)
+        self._serve_queue(reaction)
+        self._relieve(reaction)
+        self._fill_pool(reaction)
         if (deadline := self._agenda.wake()) is not None:
-            turn.out.append(effects.WakeAt(deadline=deadline))
+            reaction.out.append(effects.WakeAt(deadline=deadline))
         if self._stopping and not self._stop_told and self._lives.nothing_left:
             self._stop_told = True
-            turn.out.append(effects.StopServing())
-        return turn.out
+            reaction.out.append(effects.StopServing())
+        return reaction.out
 
     def sessions(self) -> Sequence[SessionView]:
         """Return the sessions that have not ended, in the order of their requests."""
@@ -144,16 +144,6 @@ class Core:
         """The policy that the pool obeys now."""
         return self._supply.policy
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no session and no instance at all."""
-        return not self._lives.sessions and not self._lives.instances
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether `ShutdownRequested` has come."""
-        return self._stopping
-
     def invariants(self) -> Invariants:
         """Yield all that must hold between two events. That costs more the more there is."""
         lives, queue, supply = self._lives, self._queue, self._supply
@@ -174,7 +164,9 @@ class Core:
 
     # What each event does: first the check, then the change.
 
-    def _advance(self, event: events.EffectEnded | events.RunStarted | events.VmDied, turn: Turn) -> None:
+    def _advance(
+        self, event: events.EffectEnded | events.RunStarted | events.VmDied, reaction: Reaction
+    ) -> None:
         instances = self._lives.instances
         instance = instances.find(event.instance_id)
         state = instances.state(event.instance_id)
@@ -186,48 +178,50 @@ class Core:
         if not fits(instance, event):
             raise instances.unfit(event.instance_id, event)
         if moves:
-            self._lives.advance(instance, event, turn)
+            self._lives.advance(instance, event, reaction)
 
-    def _request_session(self, event: events.SessionRequested, turn: Turn) -> None:
+    def _request_session(self, event: events.SessionRequested, reaction: Reaction) -> None:
         self._check_new_session(event)
         self._check_fresh(event.instance_id, event)
         if self._stopping:
-            self._lives.refuse(event, _SHUTTING_DOWN, turn)
+            self._lives.refuse(event, _SHUTTING_DOWN, reaction)
             return
         session = self._lives.request(event)
-        self._notice(session.key, turn)
+        self._notice(session.key, reaction)
         self._supply.want(session.key, event.at)
-        self._serve_queue(turn)
+        self._serve_queue(reaction)
         if session.state is SessionState.QUEUED:
-            turn.out.append(effects.TellSession(session_id=session.session_id, phase="queued"))
+            reaction.out.append(effects.TellSession(session_id=session.session_id, phase="queued"))
 
-    def _stop_session(self, event: events.StopRequested, turn: Turn) -> None:
+    def _stop_session(self, event: events.StopRequested, reaction: Reaction) -> None:
         sessions = self._lives.sessions
         state = sessions.state(event.session_id)
         if type(event) in SESSION_MOVES[state]:
             outcome = Outcome(event.status, "stopped", event.reason, asked=True)
-            self._lives.stop(sessions[event.session_id], outcome, type(event), turn)
+            self._lives.stop(sessions[event.session_id], outcome, type(event), reaction)
         elif (state, type(event)) not in HARMLESS_TO_SESSIONS:
             raise sessions.unfit(event.session_id, event)
 
-    def _take_due(self, turn: Turn) -> None:
-        at = turn.event.at
+    def _take_due(self, reaction: Reaction) -> None:
+        at = reaction.event.at
         self._agenda.rung(at)
         while (due := self._agenda.take(at)) is not None:
             match due:
                 case Retry(instance_id=name):
-                    self._lives.move_instance(self._lives.instances[name], InstanceOrder.RETRY, turn)
+                    self._lives.move_instance(self._lives.instances[name], InstanceOrder.RETRY, reaction)
                 case Aged(instance_id=name):
-                    self._give_up([name], turn, "too old")
+                    self._give_up([name], reaction, "too old")
                 case _:
-                    self._give_up(self._supply.due(due, at), turn, "not used for long")
+                    self._give_up(self._supply.due(due, at), reaction, "not used for long")
 
-    def _make_warm(self, event: events.WarmRequested, turn: Turn) -> None:
+    def _make_warm(self, event: events.WarmRequested, reaction: Reaction) -> None:
         self._check_fresh(event.instance_id, event)
-        if self._supply.answer(event, places=self._places):
-            self._lives.make_ahead(event, turn)
+        if self._supply.answer(event, capacity=self._capacity):
+            self._lives.make_ahead(event, reaction)
 
-    def _find(self, event: events.InstanceFound | events.WarmFound | events.SessionFound, turn: Turn) -> None:
+    def _find(
+        self, event: events.InstanceFound | events.WarmFound | events.SessionFound, reaction: Reaction
+    ) -> None:
         """Take over what a dead supervisor left."""
         if isinstance(event, events.SessionFound):
             self._check_new_session(event)
@@ -235,61 +229,61 @@ class Core:
         self._check_fresh(name, event)
         match event:
             case events.InstanceFound():
-                self._lives.discard(name, event.reason, turn)
+                self._lives.discard(name, event.reason, reaction)
             case events.WarmFound(key=key):
-                self._notice(key, turn)
-                if self._supply.adopt(event, places=0 if self._stopping else self._places):
-                    self._lives.adopt(event, turn)
+                self._notice(key, reaction)
+                if self._supply.adopt(event, capacity=0 if self._stopping else self._capacity):
+                    self._lives.adopt(event, reaction)
                 else:
-                    self._lives.discard(name, "no place for it", turn, key)
+                    self._lives.discard(name, "no place for it", reaction, key)
             case _:
-                session = self._lives.resume(event, turn)
+                session = self._lives.resume(event, reaction)
                 if self._stopping:
-                    self._lives.stop(session, _DAEMON_STOPPED, events.ShutdownRequested, turn)
+                    self._lives.stop(session, _DAEMON_STOPPED, events.ShutdownRequested, reaction)
 
-    def _change_wishes(self, event: events.Event, turn: Turn) -> None:
+    def _change_demand(self, event: events.Event, reaction: Reaction) -> None:
         """Let the pool want other things than before."""
         match event:
             case events.FillRequested(key=key, size=size, at=at):
                 if not self._stopping:
-                    self._notice(key, turn)
+                    self._notice(key, reaction)
                     self._supply.fill(key, size, at)
             case events.DrainRequested(key=None):
-                self._give_up(self._supply.forget_all(), turn, "drained")
+                self._give_up(self._supply.forget_all(), reaction, "drained")
             case events.DrainRequested(key=PoolKey() as key):
-                self._give_up(self._supply.forget(key), turn, "drained")
+                self._give_up(self._supply.forget(key), reaction, "drained")
             case events.TemplateChanged(driver=driver, template=template, generation=new, sizes=sizes, at=at):
                 gone = self._supply.change_template(driver, template, new, at, sizes=sizes)
-                self._give_up(gone, turn, _TEMPLATE_CHANGED)
+                self._give_up(gone, reaction, _TEMPLATE_CHANGED)
             case events.PolicyChanged(policy=policy, at=at):
                 if policy != self._supply.policy:
-                    self._give_up(self._supply.change_policy(policy, at), turn, "other settings")
+                    self._give_up(self._supply.change_policy(policy, at), reaction, "other settings")
             case events.Measured(available_mib=available_mib, taken=taken, at=at):
                 self._supply.measure(taken, available_mib, at)
             case _:
                 raise TypeError(f"no event of the core: {event}")
 
-    def _notice(self, key: PoolKey, turn: Turn) -> None:
+    def _notice(self, key: PoolKey, reaction: Reaction) -> None:
         """Give up what is of an older generation than a key that comes fresh from disk."""
-        self._give_up(self._supply.notice(key, turn.event.at), turn, _TEMPLATE_CHANGED)
+        self._give_up(self._supply.notice(key, reaction.event.at), reaction, _TEMPLATE_CHANGED)
 
-    def _shut_down(self, turn: Turn) -> None:
+    def _shut_down(self, reaction: Reaction) -> None:
         if self._stopping:  # people press Ctrl-C twice
             return
         self._stopping = True
         self._supply.forget_all()  # its instances are given up below, in their turn
         for session in self._lives.sessions.all():
             if session.state is not SessionState.ENDING:
-                self._lives.stop(session, _DAEMON_STOPPED, events.ShutdownRequested, turn)
+                self._lives.stop(session, _DAEMON_STOPPED, events.ShutdownRequested, reaction)
         for instance in self._lives.instances.all():
             for order in (InstanceOrder.GIVE_UP, InstanceOrder.RETRY):
                 if order in INSTANCE_MOVES[instance.state]:
-                    self._lives.move_instance(instance, order, turn, _DAEMON_STOPPED.message)
+                    self._lives.move_instance(instance, order, reaction, _DAEMON_STOPPED.message)
                     break
 
     # What follows from it.
 
-    def _serve_queue(self, turn: Turn) -> None:
+    def _serve_queue(self, reaction: Reaction) -> None:
         """Give those who wait what there is.
 
         The first one gets what is ready of its key, else what is being made without a session, else one of
@@ -298,44 +292,44 @@ class Core:
         lives, supply = self._lives, self._supply
         while (session := self._queue.head) is not None:
             if found := supply.furthest(session.key):
-                lives.claim(session, lives.instances[found], turn)
-            elif self._places > 0:
-                lives.make(session, turn)
+                lives.claim(session, lives.instances[found], reaction)
+            elif self._capacity > 0:
+                lives.make(session, reaction)
             elif (other := supply.least_missed()) is not None and lives.going < self._queue.need(other[1]):
-                self._let_give_way(*other, "a session needed the place", turn)
+                self._let_give_way(*other, "a session needed the place", reaction)
             else:
                 break
 
-    def _relieve(self, turn: Turn) -> None:
+    def _relieve(self, reaction: Reaction) -> None:
         """Let unclaimed instances give way as long as there are too many of them."""
-        while (found := self._supply.burden(staying=self._lives.staying)) is not None:
-            self._let_give_way(*found, turn)
+        while (found := self._supply.excess(staying=self._lives.staying)) is not None:
+            self._let_give_way(*found, reaction)
 
-    def _fill_pool(self, turn: Turn) -> None:
+    def _fill_pool(self, reaction: Reaction) -> None:
         """Ask for what the pool lacks, unless a session waits."""
-        lives, supply, at = self._lives, self._supply, turn.event.at
+        lives, supply, at = self._lives, self._supply, reaction.event.at
         while supply.is_short and (
             step := supply.next_step(
-                places=self._places, leaving=lives.leaving, awaited=bool(self._queue), at=at
+                capacity=self._capacity, leaving=lives.leaving, awaited=bool(self._queue), at=at
             )
         ):
             if isinstance(step, effects.RequestWarm):
-                turn.out.append(step)
+                reaction.out.append(step)
             else:
-                self._let_give_way(*step, "another one needed the room", turn)
+                self._let_give_way(*step, "another one needed the room", reaction)
 
-    def _let_give_way(self, name: str, key: PoolKey, why: str, turn: Turn) -> None:
+    def _let_give_way(self, name: str, key: PoolKey, why: str, reaction: Reaction) -> None:
         """Give up an unclaimed instance whose key is wanted, and let that be seen."""
         self._supply.give_way(key, why)
-        self._give_up([name], turn, why)
+        self._give_up([name], reaction, why)
 
-    def _give_up(self, names: Iterable[str], turn: Turn, note: str) -> None:
+    def _give_up(self, names: Iterable[str], reaction: Reaction, note: str) -> None:
         """Give up unclaimed instances."""
         for name in names:
-            self._lives.move_instance(self._lives.instances[name], InstanceOrder.GIVE_UP, turn, note)
+            self._lives.move_instance(self._lives.instances[name], InstanceOrder.GIVE_UP, reaction, note)
 
     @property
-    def _places(self) -> int:
+    def _capacity(self) -> int:
         """How many more instances there may be."""
         return self._supply.policy.max_instances - self._lives.held
 

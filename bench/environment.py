@@ -15,7 +15,7 @@ from claude_vm.context.errors import ProjectError
 from claude_vm.context.project import find_project, project_folders
 from claude_vm.drivers.programs import guarding, search
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.state.places import Places
+from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.version import VERSION
 
@@ -52,7 +52,7 @@ def leave_out_of_path(cwd: Path) -> None:
     shared: list[Path] = []
     with contextlib.suppress(ProjectError):
         shared += project_folders(find_project(cwd))
-    places = Places(Path(paths.home()))
+    places = KnownFolders(Path(paths.home()))
     try:
         guard = guarding(shared, places.known().guard)
     except CommandError as error:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from claude_vm.drivers.guest.helper import paths, ssh
-from claude_vm.drivers.guest.helper.ssh import Ssh
+from claude_vm.drivers.guest.helper import paths
+from claude_vm.drivers.guest.helper import sshd as helper_sshd
+from claude_vm.drivers.guest.helper.sshd import Sshd
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
@@ -32,8 +33,8 @@ def folder(short, monkeypatch):
         f"PermitRootLogin yes\nLogLevel ERROR\n"
     )
     monkeypatch.setattr(os, "fchown", lambda *_: None)
-    monkeypatch.setattr(ssh, "CONFIGURATION", str(short / "config"))
-    monkeypatch.setattr(ssh, "SSHD", SSHD)
+    monkeypatch.setattr(helper_sshd, "CONFIGURATION", str(short / "config"))
+    monkeypatch.setattr(helper_sshd, "SSHD", SSHD)
     monkeypatch.setattr(paths, "SSHD", str(short / "pid"))
     return short
 
@@ -47,7 +48,7 @@ def port():
 @pytest.fixture
 def sshd(folder, port):
     """The helper's sshd, which was told nothing yet."""
-    made = Ssh(port)
+    made = Sshd(port)
     yield made
     made._open = False
     made._end()
@@ -134,7 +135,7 @@ def test_one_that_can_not_be_told_its_configuration_stays_closed_and_is_told_lat
         assert banner(early, 0.5) is None
         assert sshd.down
         (folder / "away").rename(folder / "config")
-        time.sleep(ssh._LIVED_S)
+        time.sleep(helper_sshd._LIVED_S)
         sshd.reap()
         assert not sshd.down
         assert banner(early, 20) == b"SSH-"
@@ -149,7 +150,7 @@ def test_a_configuration_that_a_pipe_does_not_take_at_once_is_refused(sshd, fold
 
 def test_it_may_be_killed_when_memory_is_short_before_it_protects_itself(sshd, monkeypatch):
     told = []
-    monkeypatch.setattr(ssh, "let_die", lambda pid: told.append((pid, sshd._input >= 0)))
+    monkeypatch.setattr(helper_sshd, "let_die", lambda pid: told.append((pid, sshd._input >= 0)))
     sshd.prepare()
     assert told == [(sshd._pid, True)]
 
@@ -204,7 +205,7 @@ def test_the_next_helper_takes_the_port_and_connections_go_on(sshd, folder, port
     assert client.stdout.readline() == "in\n"
     # A helper that was killed: nobody ends its sshd, and its socket is closed with it.
     sshd._listener.close()
-    following = Ssh(port)
+    following = Sshd(port)
     try:
         sshd._forget()
         following.open()
@@ -218,7 +219,7 @@ def test_the_next_helper_takes_the_port_and_connections_go_on(sshd, folder, port
 def test_a_number_that_another_program_has_by_now_is_left_alone(folder, port):
     with subprocess.Popen(["sleep", "60"]) as other:
         (folder / "pid").write_text(str(other.pid))
-        Ssh(port)._listener.close()
+        Sshd(port)._listener.close()
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(timeout=0.5)
         other.kill()

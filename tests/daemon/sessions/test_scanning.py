@@ -10,8 +10,8 @@ from claude_vm_tests_user import wait_until
 
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.keys import MountKey
-from claude_vm.supervisor.daemon.sessions import looking
-from claude_vm.supervisor.daemon.sessions.looking import Looker
+from claude_vm.supervisor.daemon.sessions import scanning
+from claude_vm.supervisor.daemon.sessions.scanning import Scanner
 from claude_vm.supervisor.daemon.state.reports import KEPT, KEPT_S, NAMED, Reports
 
 MOUNTS = (MountKey("/p", "/p", writable=True, device=1, inode=2), MountKey("/r", "/r", writable=False))
@@ -26,9 +26,9 @@ def found(*files, unseen=()):
     }
 
 
-async def serve_until(looker, condition):
+async def serve_until(scanner, condition):
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(looker.serve)
+        tasks.start_soon(scanner.serve)
         with anyio.fail_after(10):
             while not condition():
                 await anyio.lowlevel.checkpoint()
@@ -37,19 +37,19 @@ async def serve_until(looker, condition):
 
 def test_a_session_that_can_write_nothing_owes_nothing(tmp_path):
     reports = Reports(tmp_path)
-    assert not reports.owe("a1", "/p", 0.0, MOUNTS[1:])
+    assert not reports.request("a1", "/p", 0.0, MOUNTS[1:])
     assert reports.all() == []
 
 
 def test_a_full_disk_holds_no_session_up(tmp_path):
     (tmp_path / "reports").touch()
-    assert not Reports(tmp_path).owe("a1", "/p", 0.0, MOUNTS)
+    assert not Reports(tmp_path).request("a1", "/p", 0.0, MOUNTS)
 
 
 def test_old_reports_go_and_no_more_than_enough_stay(tmp_path):
     reports = Reports(tmp_path)
     for number in range(KEPT + 3):
-        assert reports.owe(f"{number:04}", "/p", 0.0, MOUNTS)
+        assert reports.request(f"{number:04}", "/p", 0.0, MOUNTS)
     old = msgspec.structs.replace(reports.all()[-1], session="old", ended_at=time.time() - KEPT_S - 1)
     reports.write(old)
     reports.prune()
@@ -61,14 +61,14 @@ def test_old_reports_go_and_no_more_than_enough_stay(tmp_path):
 
 def test_a_damaged_report_is_none(tmp_path):
     reports = Reports(tmp_path)
-    assert reports.owe("a1", "/p", 0.0, MOUNTS)
+    assert reports.request("a1", "/p", 0.0, MOUNTS)
     (tmp_path / "reports/b2.json").write_text("{")
     assert [report.session for report in reports.all()] == ["a1"]
 
 
 def test_a_report_names_few_and_counts_all(tmp_path):
     reports = Reports(tmp_path)
-    reports.owe("a1", "/p", 0.0, MOUNTS)
+    reports.request("a1", "/p", 0.0, MOUNTS)
     (report,) = reports.of("/p")
     assert report.lines == ()
     many = {**found(*((f"/p/{n}", 1.0) for n in range(NAMED + 2))), "files_count": 400}
@@ -84,13 +84,13 @@ async def test_sessions_with_the_same_mounts_are_looked_at_together_each_since_i
     reports = Reports(tmp_path)
     looks = []
 
-    async def look(roots, since):
+    async def scan(roots, since):
         looks.append(([root["path"] for root in roots], since))
         return found(("/p/old", 150.0), ("/p/new", 250.0))
 
     for session, since in (("a1", 100.0), ("b2", 200.0), ("c3", 300.0)):
-        reports.owe(session, "/p", since, MOUNTS)
-    await serve_until(Looker(reports, look), lambda: all(r.findings for r in reports.all()))
+        reports.request(session, "/p", since, MOUNTS)
+    await serve_until(Scanner(reports, scan), lambda: all(r.findings for r in reports.all()))
     assert looks == [(["/p"], 100.0)]
     told = {report.session: [f["path"] for f in report.findings["files"]] for report in reports.all()}
     assert told == {"a1": ["/p/old", "/p/new"], "b2": ["/p/new"]}  # of the third nothing is to be told
@@ -101,23 +101,23 @@ async def test_a_folder_that_can_never_be_searched_is_told_once(tmp_path):
     reports = Reports(tmp_path)
     hidden = [("/p/hidden", "no")]
 
-    async def look(roots, since):
+    async def scan(roots, since):
         return found(unseen=[*hidden])
 
     for session in ("a1", "b2"):
-        reports.owe(session, "/p", 100.0, MOUNTS)
-        await serve_until(Looker(reports, look), lambda: all(r.findings for r in reports.all()))
+        reports.request(session, "/p", 100.0, MOUNTS)
+        await serve_until(Scanner(reports, scan), lambda: all(r.findings for r in reports.all()))
     assert [report.session for report in reports.all()] == ["a1"]
     hidden.append(("/p/other", "no"))
-    reports.owe("c3", "/p", 100.0, MOUNTS)
-    await serve_until(Looker(reports, look), lambda: all(r.findings for r in reports.all()))
+    reports.request("c3", "/p", 100.0, MOUNTS)
+    await serve_until(Scanner(reports, scan), lambda: all(r.findings for r in reports.all()))
     assert reports.all()[-1].lines == (
         "after the session c3 a folder could not be searched for those: /p/other (no)",
     )
 
 
 @pytest.mark.anyio
-async def test_a_look_that_is_cut_off_stays_owed_and_the_next_supervisor_does_it(tmp_path):
+async def test_a_scan_that_is_cut_off_stays_pending_and_the_next_supervisor_does_it(tmp_path):
     reports = Reports(tmp_path)
     begun = []
 
@@ -125,13 +125,13 @@ async def test_a_look_that_is_cut_off_stays_owed_and_the_next_supervisor_does_it
         begun.append(since)
         await anyio.sleep_forever()
 
-    async def look(roots, since):
+    async def scan(roots, since):
         return found(("/p/a", since))
 
-    reports.owe("a1", "/p", 100.0, MOUNTS)
-    await serve_until(Looker(reports, endless), lambda: begun)
+    reports.request("a1", "/p", 100.0, MOUNTS)
+    await serve_until(Scanner(reports, endless), lambda: begun)
     assert [report.findings for report in reports.all()] == [None]
-    await serve_until(Looker(reports, look), lambda: reports.all()[0].findings)
+    await serve_until(Scanner(reports, scan), lambda: reports.all()[0].findings)
 
 
 @pytest.mark.anyio
@@ -143,10 +143,10 @@ async def test_one_supervisor_of_a_home_looks_at_a_time(tmp_path):
         begun.append(since)
         await anyio.sleep_forever()
 
-    reports.owe("a1", "/p", 100.0, MOUNTS)
+    reports.request("a1", "/p", 100.0, MOUNTS)
     async with anyio.create_task_group() as tasks:
         for _ in range(2):
-            tasks.start_soon(Looker(reports, endless).serve)
+            tasks.start_soon(Scanner(reports, endless).serve)
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
     assert begun == [100.0]
@@ -157,10 +157,10 @@ async def test_a_look_that_fails_is_told_and_not_repeated(tmp_path, monkeypatch)
     async def fails(*_, **__):
         raise DriverError("killed")
 
-    monkeypatch.setattr(looking, "run_tool", fails)
+    monkeypatch.setattr(scanning, "run_tool", fails)
     reports = Reports(tmp_path)
-    reports.owe("a1", "/p", 100.0, MOUNTS)
-    await serve_until(Looker(reports), lambda: reports.all()[0].findings)
+    reports.request("a1", "/p", 100.0, MOUNTS)
+    await serve_until(Scanner(reports), lambda: reports.all()[0].findings)
     assert "could not be searched" in reports.all()[0].lines[0]
 
 
@@ -170,13 +170,13 @@ async def test_a_change_that_the_next_session_finds_again_is_told_once(tmp_path)
     reports = Reports(tmp_path)
     looks = [found(("/p/f", 100.0)), found(("/p/f", 100.0), ("/p/g", 100.05)), found(("/p/f", 101.0))]
 
-    async def look(_roots, _since):
+    async def scan(_roots, _since):
         return looks.pop(0)
 
     for session, since in (("a1", 99.0), ("b2", 100.05), ("c3", 100.9)):
-        reports.owe(session, "/p", since, MOUNTS)
+        reports.request(session, "/p", since, MOUNTS)
         await serve_until(
-            Looker(reports, look),
+            Scanner(reports, scan),
             lambda name=session: all(r.findings for r in reports.all() if r.session == name),
         )
     told = {r.session: [(f["path"], f["at"]) for f in r.findings["files"]] for r in reports.all()}
