@@ -108,11 +108,18 @@ class Case:
         return found | {f"process {pid}" for pid, _ in marked}
 
     async def settled_traces(self):
-        """Return them when nothing runs any more: of a former case a process may still be ending."""
+        """Return them when nothing runs and changes any more: of a former case something may be ending."""
+        before, now = None, self.traces()
         with anyio.fail_after(20):
-            while any(trace.startswith("process ") for trace in self.traces()):  # noqa: ASYNC110 - nobody tells
+            while now != before or any(trace.startswith("process ") for trace in now):
                 await anyio.sleep(0.05)
-        return self.traces()
+                before, now = now, self.traces()
+        return now
+
+    def expect_more(self, before):
+        """Expect what was there before, and something else."""
+        now = self.traces()
+        assert now > before, f"gone: {sorted(before - now)}"
 
     def expect_traces(self, before):
         """Expect what was there before, and nothing else."""
