@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import secrets
 import shlex
@@ -12,6 +13,7 @@ import anyio
 import asyncssh
 import pytest
 
+from claude_vm.drivers import registry
 from claude_vm.drivers.api import (
     Driver,
     InstanceSpec,
@@ -100,24 +102,32 @@ class Case:
         The folders that all instances share may come and go.
         """
         home = self.owner.home
+        places = {home, *registry.folders(home)}
         shared = {
             home / kind / rest for kind in ("instances", "sim") for rest in ("", self.owner.supervisor_id)
         }
         found = {str(path) for path in self.owner.runtime.rglob("*")}
-        for folder, folders, names in os.walk(home):
+        for folder, folders, names in itertools.chain.from_iterable(map(os.walk, places)):
             if Path(folder) == home:
                 folders[:] = [name for name in folders if name not in ("cache", "templates")]
             found |= {f"{folder}/{name}" for name in (*folders, *names) if Path(folder, name) not in shared}
         # Not every process of a VM bears the mark; the others name something in the data folder.
-        marked = (*find_marked(self.owner.mark), *find_marked(str(home)))
-        return found | {f"process {pid}" for pid, _ in marked}
+        marks = (self.owner.mark, *map(str, places))
+        return found | {f"process {pid}" for mark in marks for pid, _ in find_marked(mark)}
 
     async def settled_traces(self):
-        """Return them when nothing runs any more: of a former case a process may still be ending."""
+        """Return them when nothing runs and changes any more: of a former case something may be ending."""
+        before, now = None, self.traces()
         with anyio.fail_after(20):
-            while any(trace.startswith("process ") for trace in self.traces()):  # noqa: ASYNC110 - nobody tells
+            while now != before or any(trace.startswith("process ") for trace in now):
                 await anyio.sleep(0.05)
-        return self.traces()
+                before, now = now, self.traces()
+        return now
+
+    def expect_more(self, before):
+        """Expect what was there before, and something else."""
+        now = self.traces()
+        assert now > before, f"gone: {sorted(before - now)}"
 
     def expect_traces(self, before):
         """Expect what was there before, and nothing else."""

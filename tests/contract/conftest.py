@@ -12,8 +12,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from claude_vm.drivers import registry
 from claude_vm.drivers.api import Owner, TemplateSpec
-from claude_vm.drivers.registry import open_driver
 
 TEMPLATE = "claude-tpl_contract_0123abcd"
 
@@ -93,11 +93,11 @@ class Site:
         self.template = anyio.run(self._build)
 
     async def _build(self):
-        async with open_driver(self.driver_name, self.owner) as driver:
+        async with registry.open_driver(self.driver_name, self.owner) as driver:
             return await build(driver, TEMPLATE)
 
     def open_driver(self, owner):
-        return open_driver(self.driver_name, owner)
+        return registry.open_driver(self.driver_name, owner)
 
     @contextlib.asynccontextmanager
     async def case(self, project):
@@ -106,6 +106,8 @@ class Site:
             yield suite.Case(driver, self.owner, template, project, self.open_driver, kill, build)
 
     def close(self):
+        for folder in registry.folders(self.home):  # with a long path it is elsewhere
+            shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.root)
         shutil.rmtree(self.runtime)
 

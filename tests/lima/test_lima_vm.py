@@ -71,6 +71,7 @@ class Site:
     def close(self):
         self.expect_nothing_left()
         assert list(self.runtime.iterdir()) == []
+        shutil.rmtree(self.lima_home)  # with a long path it is elsewhere
         shutil.rmtree(self.root)
         shutil.rmtree(self.runtime)
 
