@@ -331,6 +331,8 @@ class Journal:
 def _connect(path: Path) -> sqlite3.Connection:
     connection = connect(path, SCHEMA, settings=_SETTINGS, timeout_s=_BUSY_S)
     try:
+        # Who can't write here must not begin: a supervisor that writes nothing stands in then.
+        connection.execute(f"PRAGMA user_version={len(SCHEMA)}")
         _prune(connection)
     except BaseException:
         connection.close()
