@@ -10,7 +10,7 @@ A guest can write all that lies in its project, so what files there name outside
 * A ``.git`` that is broken ends the search. Git looks further above then; so a guest could have a repository
   around its own mounted, by breaking its own.
 
-What is found is not yet believed: `claude_vm.context.known` holds it against what was found before.
+What is found is not yet believed: `claude_vm.context.folders` holds it against what was found before.
 """
 
 import hashlib

@@ -8,7 +8,7 @@ from claude_vm.bench import environment
 from claude_vm.bench import site as module
 from claude_vm.bench.errors import BenchError
 from claude_vm.bench.site import Site
-from claude_vm.context.known import Folder
+from claude_vm.context.folders import Folder
 from claude_vm.drivers.lima import home
 from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 

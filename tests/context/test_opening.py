@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_vm.context.errors import LinkError
-from claude_vm.context.known import Folder, Known
+from claude_vm.context.folders import Folder, Known
 from claude_vm.context.opening import MAX_LINKS, opened, read_file, real_path
 from claude_vm.drivers.programs import guarding
 

@@ -17,7 +17,7 @@ import msgspec
 from claude_vm.context.config.layers import Settings, global_file_size, load_settings
 from claude_vm.context.config.setting import Obeyed
 from claude_vm.context.errors import ContextError, GrowthError
-from claude_vm.context.known import Growth, Known, growth, remembered
+from claude_vm.context.folders import Growth, Known, growth, remembered
 from claude_vm.context.opening import real_path
 from claude_vm.context.project import Project, check_apart, check_project, find_project, project_folders
 from claude_vm.drivers.api import Progress

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from claude_vm.context.known import Folder, Known
+from claude_vm.context.folders import Folder, Known
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.state.database import NewerSchemaError, connect, number
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 class NoOne:
-    """A voice that nobody hears."""
+    """A console that nobody reads."""
 
     async def say(self, text):
         pass

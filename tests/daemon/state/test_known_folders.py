@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_vm.context.known import Folder
+from claude_vm.context.folders import Folder
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.state.known_folders import NAME, KnownFolders
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from claude_vm.context.errors import BrokenRepositoryError, LinkError
-from claude_vm.context.known import Folder, Known, growth, remembered
+from claude_vm.context.folders import Folder, Known, growth, remembered
 from claude_vm.context.opening import real_path
 from claude_vm.context.project import find_project, project_folders
 
