@@ -102,14 +102,25 @@ def part(item):
     return "timed" if item.get_closest_marker("timed") is not None else "rest"
 
 
+def of_lima(item):
+    """Tell whether a test is one of those that `standins/tested.py` keeps a record of."""
+    of_vms = "lima" in item.nodeid and item.nodeid.startswith(("tests/lima/", "tests/contract/"))
+    return item.nodeid.startswith("tests/lima_contract/") or (
+        of_vms and item.get_closest_marker("vm") is not None
+    )
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests of other parts, and what says nothing of the stand-in for limactl."""
+    """Leave out tests of other parts, and those that say nothing of a stand-in or nothing new."""
     wanted = config.getoption("--part")
+    lima_is_tested = config.getoption("--lima-is-tested")
     stood_in = config.stash[ON_PATH]() == choice.STAND_IN
     left_out = [
         item
         for item in items
-        if (wanted and part(item) != wanted) or (stood_in and item.get_closest_marker("real_limactl"))
+        if (wanted and part(item) != wanted)
+        or (stood_in and item.get_closest_marker("real_limactl"))
+        or (lima_is_tested and of_lima(item))
     ]
     config.hook.pytest_deselected(items=left_out)
     others = set(left_out)
@@ -120,6 +131,7 @@ def pytest_addoption(parser):
     """``--no-skips``: a skipped test is a failure, for machines where all of them can run."""
     parts = ("e2e", "vm", "rest", "timed")
     parser.addoption("--part", choices=parts, help="run the tests of one part only, see tests/lanes.py")
+    parser.addoption("--lima-is-tested", action="store_true", help="leave out the tests of Lima's code")
     kinds = ("all", "stand-in", "real")
     parser.addoption("--driver", default="qemu", choices=("qemu", "lima"), help="what tests/e2e run on")
     parser.addoption("--limactl", default="all", choices=kinds, help="which limactl tests run with")
