@@ -22,7 +22,9 @@ from claude_vm.context.project import find_project, template_name
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Capabilities, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.names import LIMA, QEMU, SIM
+from claude_vm.drivers.lima.hypervisor import Lima
+from claude_vm.drivers.qemu.hypervisor import Qemu
+from claude_vm.drivers.sim.driver import SimDriver
 from claude_vm.drivers.vm.driver import BOOT_ONLY
 from claude_vm.supervisor.wire import paths
 
@@ -159,7 +161,7 @@ class Lab:
             root = self.folder / name
             project = root / "project"
             project.mkdir(mode=0o700, parents=True)
-            env = {"CLAUDE_VM_DRIVER": SIM}
+            env = {"CLAUDE_VM_DRIVER": SimDriver.name}
             site = Site(root, project, settings=f"[pool]\n{pool}{limits}", env=env)
             self._stack.callback(site.close)
             site.do("setup", "--no-agent")
@@ -191,7 +193,7 @@ class Lab:
         """Return a home whose template has systemd as Debian ships it."""
 
         def make() -> Site:
-            if self.facts.record.driver != QEMU:
+            if self.facts.record.driver != Qemu.name:
                 raise UnavailableError("only QEMU's templates have a variant with stock systemd")
             guests = self.guests()
             self.tell("a variant of the template with stock systemd (two boots)")
@@ -229,7 +231,7 @@ class Lab:
         return self.once(f"mode {name}", makers[name])
 
     def _lima(self) -> Mode:
-        if self.facts.record.driver != LIMA:
+        if self.facts.record.driver != Lima.name:
             raise UnavailableError("the driver is not lima", "measure with: claude-vm bench --driver lima")
         guests = self.guests()
         self.tell("an ordinary instance of Lima with cloud-init (an image, two boots)")

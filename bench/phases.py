@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import TextIO
 
 from claude_vm.bench.records import EXITED, SHOWN, Sample
-from claude_vm.drivers.api import Phase
+from claude_vm.drivers.lima.phases import LimaPhase
+from claude_vm.drivers.vm.phases import VmPhase
 
 PHASE_OF: Mapping[str, str] = {
     "spawned": "cli",
@@ -28,7 +29,8 @@ PHASE_OF: Mapping[str, str] = {
 
 ORDER = (
     *("cli", "claim", "queue", "clone"),
-    *(phase.mark for phase in Phase),
+    *(phase.mark for phase in (VmPhase.RESTORE, VmPhase.BOOT, LimaPhase.LIMACTL, LimaPhase.QEMU)),
+    *(phase.mark for phase in (VmPhase.IDENTITY, VmPhase.MOUNTS)),
     *("connect", "prime", "files", "first output", "relay", "session", "destroy", "goodbye"),
 )
 """Phases in the order in which a session passes them."""

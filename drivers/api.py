@@ -13,7 +13,7 @@ Contract, beyond the signatures; `tests/contract` checks it for every driver:
 """
 
 from collections.abc import Callable, Sequence
-from enum import Enum, StrEnum
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -22,57 +22,14 @@ import msgspec
 from claude_vm.drivers.programs import Programs
 
 
-class Phase(Enum):
-    """What a driver does at the moment: in words for people as the value, for programs as its `mark`.
+class Phase(msgspec.Struct, frozen=True):
+    """What a driver does at the moment. Each states its own.
 
-    Those of a start come first, in the order in which one passes them.
+    `mark` is for programs: lower case, and the same whatever people read. `words` are for people.
     """
 
-    RESTORE = "restoring"
-    BOOT = "booting"
-    LIMACTL = "starting limactl"
-    QEMU = "starting QEMU"
-    IDENTITY = "identity"
-    MOUNTS = "mounts"
-
-    SNAPSHOT = "preparing a snapshot"
-    SNAPSHOT_AWAITED = "waiting for another snapshot"
-    NO_SNAPSHOT = "no snapshot can be made"
-    BAD_SNAPSHOT = "the snapshot does not work"
-    BOOT_AGAIN = "booting again"
-    SIMULATE = "simulating a VM"
-
-    CLAUDE = "Claude Code"
-    DOWNLOAD = "downloading Claude Code"
-    UNPACK = "unpacking Claude Code"
-    IMAGE = "building the guest image"
-    IMAGE_AWAITED = "waiting for another build of the image"
-    IMPORT = "importing an image"
-    NO_KVM = "KVM does not work here"
-    CERTIFICATES = "installing certificates"
-    INSTALL_CLAUDE = "installing Claude Code"
-    WARM_UP = "warming up"
-    SAVE = "taking a snapshot"
-    STORE = "storing the template"
-    SIMULATE_TEMPLATE = "building a simulated template"
-
-    @property
-    def mark(self) -> str:
-        """The name that stays the same whatever people read."""
-        return self.name.lower()
-
-    @classmethod
-    def of(cls, mark: str) -> "Phase | None":
-        """Return the phase of this mark; None for what this version does not know."""
-        return cls.__members__.get(mark.upper())
-
-
-class Network(StrEnum):
-    """What a guest may reach."""
-
-    OPEN = "open"
-    ALLOWLIST = "allowlist"
-    OFFLINE = "offline"
+    mark: str
+    words: str
 
 
 Progress = Callable[[Phase, str], None]
@@ -251,8 +208,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """What this driver can do on this host. `accelerator` is ``kvm``, ``tcg``, ``hvf`` or ``none``.
 
     `host_address` is what its guests call the host's loopback. `prestart` tells whether `Driver.prestart` is
-    of use here. `networks` are the ways in which a guest's network can be bounded. `phases` are those by
-    which `Driver.start` tells how far it is, in their order; it may tell of others, such as trouble.
+    of use here. `phases` are those by which `Driver.start` tells how far it is, in their order; it may tell
+    of others, such as trouble.
     """
 
     accelerator: str
@@ -262,7 +219,6 @@ class Capabilities(msgspec.Struct, frozen=True):
     host_address: str
     isolates: bool = True
     prestart: bool = False
-    networks: frozenset[Network] = frozenset({Network.OPEN})
     phases: tuple[Phase, ...] = ()
 
 

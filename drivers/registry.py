@@ -1,83 +1,141 @@
-"""Which driver: by name, or the best that this host has."""
+"""Which drivers there are, each declared once; and which of them a command means."""
 
-import os
-import sys
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
 
 from claude_vm.drivers.api import Driver, Inspection, Owner
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.names import ALL, AUTO, ISOLATING, LIMA, NAMES, QEMU, SIM
 from claude_vm.drivers.programs import Programs, own
 
-__all__ = ["ALL", "ISOLATING", "check", "folders", "inspect", "open_driver", "programs_of", "usable"]
 
-# Imports are left to functions because drivers are heavy, and most commands need only a name.
+class DriverModule(Protocol):
+    """What a driver's own module offers before the driver is open."""
+
+    def needs(self) -> Sequence[str]:
+        """Return the names of the programs without which no VM starts.
+
+        Raises:
+            DriverError: It does nothing for a host such as this one.
+        """
+        ...
+
+    async def check(self, programs: Programs) -> None:
+        """Return if ``auto`` may mean it where these programs are.
+
+        Raises:
+            DriverError: It may not: something is missing.
+        """
+        ...
+
+    async def inspect(self, programs: Programs) -> Inspection:
+        """Return what this host has and lacks for it. Never raises."""
+        ...
+
+    def folders(self, home: Path) -> Sequence[Path]:
+        """Return where it keeps what belongs to a data folder and lies elsewhere. It may be missing."""
+        ...
+
+    def open_driver(self, owner: Owner, programs: Programs) -> AbstractAsyncContextManager[Driver]:
+        """Open it for an owner; leaving the block stops no VM. `programs` are where it looks at first."""
+        ...
+
+
+class Declaration(msgspec.Struct, frozen=True):
+    """A driver, as far as it can be told before its module, which is heavy, is loaded.
+
+    `words` say what it is, for people who choose. One that does not isolate is never what ``auto`` means.
+    """
+
+    words: str
+    load: Callable[[], DriverModule]
+    isolates: bool = True
+
+
+def _lima() -> DriverModule:
+    from claude_vm.drivers.lima import driver  # noqa: PLC0415
+
+    return driver
+
+
+def _qemu() -> DriverModule:
+    from claude_vm.drivers.qemu import driver  # noqa: PLC0415
+
+    return driver
+
+
+def _sim() -> DriverModule:
+    from claude_vm.drivers.sim import driver  # noqa: PLC0415
+
+    return driver
+
+
+DRIVERS: Final = {
+    "lima": Declaration("Lima", _lima),
+    "qemu": Declaration("QEMU", _qemu),
+    "sim": Declaration("simulated VMs, which isolate nothing", _sim, isolates=False),
+}
+"""All drivers by name, in the order in which ``auto`` prefers them. One is there even when this host can't
+use it: it may have left something to sweep."""
+
+AUTO: Final = "auto"
+"""The best one that this host can use."""
+
+ISOLATING: Final = tuple(name for name, driver in DRIVERS.items() if driver.isolates)
+"""Drivers whose guests can't hurt the host."""
+
+
+def find(name: str) -> DriverModule:
+    """Return the module of a driver.
+
+    Raises:
+        DriverError: There is no such driver.
+    """
+    check(name)
+    return DRIVERS[name].load()
+
+
+def check(name: str) -> None:
+    """Refuse a name that no setting can have.
+
+    Raises:
+        DriverError: There is no such driver.
+    """
+    if name != AUTO and name not in DRIVERS:
+        known = ", ".join([AUTO, *DRIVERS])
+        raise DriverError(f"there is no driver '{name}'", hint=f"known are: {known}")
 
 
 async def usable(programs: Programs) -> list[str]:
     """Return the drivers that ``auto`` may mean where these programs are, the preferred one first.
 
-    That is never the simulation, which isolates nothing.
-
     Raises:
-        ToolMissingError: Nothing that it could mean is installed.
+        DriverError: There is none; this is what the last one, which needs the least, lacks.
     """
-    from claude_vm.drivers.prerequisites.lima import works  # noqa: PLC0415
-    from claude_vm.drivers.prerequisites.programs import this_host  # noqa: PLC0415
-    from claude_vm.drivers.vm.accelerator import INSTALL_HINT, architecture  # noqa: PLC0415
-
-    programs.need(f"qemu-system-{architecture()}", INSTALL_HINT)
-    # Lima needs QEMU too, and refuses to be run by root. On macOS nobody has tried it yet.
-    limactl = programs.find("limactl") if sys.platform == "linux" and os.geteuid() != 0 else None
-    has_lima = limactl is not None and await works(this_host(programs), limactl)
-    return [name for name in ISOLATING if name != LIMA or has_lima]
-
-
-async def inspect(name: str, programs: Programs) -> Inspection:
-    """Return what this host has and lacks for a driver, before it is opened. Never raises."""
-    from claude_vm.drivers.prerequisites import lima  # noqa: PLC0415
-    from claude_vm.drivers.prerequisites.programs import hypervisor, template_tools, this_host  # noqa: PLC0415
-
-    host = this_host(programs)
-    if name == LIMA:
-        return await lima.inspect(host)
-    if name == QEMU:
-        installed = host.which(f"qemu-system-{host.machine}") is not None
-        return Inspection(installed, problems=(*hypervisor(host), *template_tools(host)))
-    return Inspection(installed=True)
+    found: list[str] = []
+    lacking: DriverError | None = None
+    for name in ISOLATING:
+        try:
+            await find(name).check(programs)
+        except DriverError as error:
+            lacking = error
+        else:
+            found.append(name)
+    if not found and lacking is not None:
+        raise lacking
+    return found
 
 
-def programs_of(name: str) -> Sequence[str]:
-    """Return the names of the programs that a driver can't do without.
-
-    Raises:
-        DriverError: We have no machine for this architecture.
-    """
-    from claude_vm.drivers.vm.accelerator import programs  # noqa: PLC0415
-
-    return {LIMA: (*programs(), "limactl"), QEMU: programs()}.get(name, ())
+def folders(home: Path) -> list[Path]:
+    """Return where drivers keep what belongs to a data folder and lies elsewhere. It may be missing."""
+    return [folder for name in DRIVERS for folder in find(name).folders(home)]
 
 
-def folders(home: Path) -> Sequence[Path]:
-    """Return where drivers keep what belongs to a data folder, in it or elsewhere. It may be missing."""
-    from claude_vm.drivers.lima.home import lima_home  # noqa: PLC0415
-
-    return (lima_home(home),)
-
-
-def check(name: str) -> None:
-    """Refuse a name of no driver.
-
-    Raises:
-        DriverError: There is no such driver.
-    """
-    if name not in NAMES:
-        raise DriverError(f"there is no driver '{name}'", hint=f"known are: {', '.join(NAMES)}")
-
-
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def open_driver(name: str, owner: Owner, programs: Programs | None = None) -> AsyncIterator[Driver]:
     """Open a driver by its name, for as long as the block lasts.
 
@@ -87,22 +145,7 @@ async def open_driver(name: str, owner: Owner, programs: Programs | None = None)
     Raises:
         DriverError: There is no such driver, or nothing is installed that ``auto`` could mean.
     """
-    check(name)
     programs = own() if programs is None else programs
     chosen = (await usable(programs))[0] if name == AUTO else name
-    async with _opener(chosen)(owner, programs) as driver:
+    async with find(chosen).open_driver(owner, programs) as driver:
         yield driver
-
-
-def _opener(name: str) -> Callable[[Owner, Programs], AbstractAsyncContextManager[Driver]]:
-    if name == LIMA:
-        from claude_vm.drivers.lima.driver import open_driver as open_lima  # noqa: PLC0415
-
-        return open_lima
-    if name == SIM:
-        from claude_vm.drivers.sim.driver import open_driver as open_sim  # noqa: PLC0415
-
-        return lambda owner, _: open_sim(owner)
-    from claude_vm.drivers.qemu.driver import open_driver as open_qemu  # noqa: PLC0415
-
-    return open_qemu

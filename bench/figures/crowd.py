@@ -13,7 +13,7 @@ from claude_vm.bench.records import Figures, Line
 from claude_vm.bench.sims.conversation import Conversation, wait_any
 from claude_vm.bench.site import Site
 from claude_vm.bench.stats import percentile
-from claude_vm.drivers.names import SIM
+from claude_vm.drivers.sim.driver import SimDriver
 from claude_vm.supervisor.core import events
 from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.keys import PoolKey
@@ -29,7 +29,7 @@ LIVES = 2000
 TRIES = 5
 
 WORDS = ("shell", "echo up; cat")
-_KEY = PoolKey(driver=SIM, template="t", generation="g", cpus=1, memory_mib=64, disk_gib=1)
+_KEY = PoolKey(driver=SimDriver.name, template="t", generation="g", cpus=1, memory_mib=64, disk_gib=1)
 _LIMITS = f'max_instances = {CROWD}\nmemory_budget = "100000GB"\n'
 
 

@@ -25,7 +25,7 @@ from claude_vm.context.config.port_kinds import PortList, PortTables
 from claude_vm.context.config.setting import HOST_FILES, Later, Obeyed, Setting
 from claude_vm.context.mounts import MountSpec
 from claude_vm.context.ports import PortSpec
-from claude_vm.drivers import names
+from claude_vm.drivers.registry import AUTO, DRIVERS, ISOLATING
 
 WORDS = ListOf(Text(), "strings")
 SCRIPTS = ListOf(ExistingFile(), "files that exist")
@@ -35,6 +35,7 @@ IMAGE = rf"https://[^#\s]+#{DIGEST}|template:[A-Za-z0-9_][A-Za-z0-9._/-]*"
 KEY_NAME = r"(?:ctrl-[a-z@\[\]\\^_]|[!-+\--~])"
 HOST_NAME = r"(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?(?::[0-9]{1,5})?"
 SHARE = ("CLAUDE.md", "settings.json", "file-suggestion.sh", "statusline.sh", "skills", "commands")
+DRIVER_WORDS = {AUTO: "what this host has", **{name: driver.words for name, driver in DRIVERS.items()}}
 
 TEMPLATE, SESSION, BATCH = Obeyed
 TOOL = Later(TEMPLATE, today=False)
@@ -74,14 +75,14 @@ class DriverSection(Section, frozen=True):
     name: Annotated[
         str,
         Setting(
-            WordChoice(*names.NAMES, **names.WORDS),
-            "The driver; `sim` isolates nothing. `auto`: of those that can be used (Lima, then QEMU), the"
-            " first that has a usable template of the project, else the first that has a stale one, else"
-            " the first",
+            WordChoice(AUTO, *DRIVERS, **DRIVER_WORDS),
+            "The driver; `sim` isolates nothing. `auto`: of those that can be used"
+            f" ({', then '.join(DRIVERS[name].words for name in ISOLATING)}), the first that has a usable"
+            " template of the project, else the first that has a stale one, else the first",
             files=HOST_FILES,
             variable="CLAUDE_VM_DRIVER",
         ),
-    ] = "auto"
+    ] = AUTO
 
 
 class ToolsSection(Section, frozen=True):

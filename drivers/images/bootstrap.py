@@ -26,8 +26,9 @@ from typing import Final
 
 import anyio
 
-from claude_vm.drivers.api import Phase, Progress
+from claude_vm.drivers.api import Progress
 from claude_vm.drivers.errors import DriverError, ToolMissingError
+from claude_vm.drivers.images.phases import ImagePhase
 from claude_vm.drivers.images.rootfs import ImageSpec
 from claude_vm.drivers.process import find_marked, kill_group, run_tool
 from claude_vm.drivers.programs import BuildEnvironment, Programs, is_proxy, own, user_environment
@@ -325,4 +326,4 @@ def _entries(folder: Path) -> list[str]:
 def _tell(line: str, progress: Progress) -> None:
     """Pass on what mmdebstrap is at."""
     if line.startswith("I: "):
-        progress(Phase.IMAGE, line.removeprefix("I: "))
+        progress(ImagePhase.IMAGE, line.removeprefix("I: "))

@@ -34,6 +34,7 @@ from claude_vm.drivers.images.fetch import Fetcher
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.npm_config import find_registry, without_credentials
 from claude_vm.drivers.images.npm_package import Package, extract_program, find_package, parse_version
+from claude_vm.drivers.images.phases import ImagePhase
 from claude_vm.drivers.programs import Programs
 
 MAX_TARBALL_BYTES = 768 * 1024 * 1024
@@ -112,7 +113,7 @@ async def ensure_claude_code(
     folder = cache / "claude-code"
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    async with hold(folder / ".lock", lambda: progress(Phase.CLAUDE, "waiting for another download")):
+    async with hold(folder / ".lock", lambda: progress(ImagePhase.CLAUDE, "waiting for another download")):
         if version is not None and parse_version(version) is not None:
             cached = await _in_thread(partial(_load, folder, version, arch))
             if cached is not None:
@@ -128,7 +129,7 @@ async def ensure_claude_code(
                 fallback = await _in_thread(partial(_newest_cached, folder, arch))
             if fallback is None:
                 raise
-            progress(Phase.CLAUDE, f"{error.message}: taking {fallback.version} from the cache")
+            progress(ImagePhase.CLAUDE, f"{error.message}: taking {fallback.version} from the cache")
             return fallback
         cached = await _in_thread(partial(_load, folder, package.version, arch))
         if cached is not None:
@@ -189,9 +190,9 @@ def _install(folder: Path, package: Package, arch: str, fetcher: Fetcher, progre
     with _disk_errors(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as name:
         work = Path(name)
         tarball = work / "package.tgz"
-        _tell(progress, Phase.DOWNLOAD, package.version)
-        _download(package, tarball, fetcher, partial(_tell, progress, Phase.DOWNLOAD))
-        _tell(progress, Phase.UNPACK, package.version)
+        _tell(progress, ImagePhase.DOWNLOAD, package.version)
+        _download(package, tarball, fetcher, partial(_tell, progress, ImagePhase.DOWNLOAD))
+        _tell(progress, ImagePhase.UNPACK, package.version)
         ready = work / "ready"
         ready.mkdir()
         sha512, size = extract_program(

@@ -16,10 +16,11 @@ from typing import Final, Protocol
 import anyio
 import msgspec
 
-from claude_vm.drivers.api import Phase, Progress
+from claude_vm.drivers.api import Progress
 from claude_vm.drivers.errors import BadImageError
 from claude_vm.drivers.images import bootstrap
 from claude_vm.drivers.images.lock import hold
+from claude_vm.drivers.images.phases import ImagePhase
 from claude_vm.drivers.images.rootfs import Architecture, ImageSpec, guest_tree, image_key, tree_archive
 from claude_vm.drivers.programs import BuildEnvironment, Programs, own
 
@@ -106,7 +107,7 @@ async def ensure_image(
         return found
     around = BuildEnvironment(own(), os.environ) if build_env is None else build_env
     await anyio.Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    async with hold(folder / f".{key}.lock", lambda: progress(Phase.IMAGE_AWAITED, "")):
+    async with hold(folder / f".{key}.lock", lambda: progress(ImagePhase.IMAGE_AWAITED, "")):
         if (found := _load(folder / key)) is not None:
             return found
         work = folder / f".{key}.partial"
@@ -115,7 +116,7 @@ async def ensure_image(
         build = partial(bootstrap.bootstrap, build_env=around) if source is None else source.build
         try:
             await build(spec, tree_archive(tree), work, progress)
-            progress(Phase.IMAGE, "storing it")
+            progress(ImagePhase.IMAGE, "storing it")
             await bootstrap.clean(work, around.programs)
             if source is not None:
                 await source.clean(work)

@@ -17,14 +17,15 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import Diagnostic, GuestFile, Owner, Phase, Progress
+from claude_vm.drivers.api import Diagnostic, GuestFile, Owner, Progress
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.images.debian import RootfsSource
 from claude_vm.drivers.lima import arguments, events, home, importing, instance, processes
 from claude_vm.drivers.lima.handover import Order, hand_over
-from claude_vm.drivers.prerequisites.lima import install_hint, parse_version, too_old
-from claude_vm.drivers.prerequisites.programs import template_tools, this_host
+from claude_vm.drivers.lima.phases import LimaPhase
+from claude_vm.drivers.lima.prerequisites import install_hint, parse_version, too_old
+from claude_vm.drivers.prerequisites import template_tools, this_host
 from claude_vm.drivers.process import ProcessIdentity, run_tool
 from claude_vm.drivers.programs import BuildEnvironment, Programs, own, user_environment
 from claude_vm.drivers.vm import accelerator, confine
@@ -79,7 +80,7 @@ class Lima:
     drive: Final[Mapping[str, str]] = {"device": "boot-disk"}
     consoles = ("char-serial", "char-serial-virtio", "char-serial-pci")  # the last one on Arm only
     host_address = arguments.HOST_ADDRESS
-    phases = (Phase.LIMACTL, Phase.QEMU)
+    phases = (LimaPhase.LIMACTL, LimaPhase.QEMU)
     kernel_arguments = arguments.KERNEL_ARGUMENTS
 
     def __init__(self, owner: Owner) -> None:
@@ -203,10 +204,10 @@ class Lima:
         async with AsyncExitStack() as stack:
             for number in range(1, _PORT_TRIES + 1):
                 try:
-                    progress(Phase.LIMACTL, "")
+                    progress(LimaPhase.LIMACTL, "")
                     process = await self._start(host, guest, files)
                     spawned(process)
-                    progress(Phase.QEMU, "")
+                    progress(LimaPhase.QEMU, "")
                     machine = await stack.enter_async_context(attached(process, files))
                     break
                 except BootError as error:

@@ -22,13 +22,14 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import Phase, Progress
+from claude_vm.drivers.api import Progress
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import BadImageError, DriverError
 from claude_vm.drivers.images.bootstrap import DISK, INITRD, KERNEL, LOCALES, TERMINFO
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import ImageSpec
 from claude_vm.drivers.lima import arguments, processes
+from claude_vm.drivers.lima.phases import LimaPhase
 from claude_vm.drivers.process import run_tool
 from claude_vm.drivers.programs import BuildEnvironment, is_proxy, user_environment
 from claude_vm.drivers.vm.accelerator import DISK_TOOL, INSTALL_HINT
@@ -177,16 +178,16 @@ class Import:
         name = self._name(work)
         told = work / "lima.yaml"
         told.write_bytes(document(self._source, spec, name, boot=self._boot))
-        progress(Phase.IMPORT, self._source)
+        progress(LimaPhase.IMPORT, self._source)
         size = f"{spec.disk_gib}GiB"
         await self._run(spec, "disk", "create", name, "--size", size, timeout_s=_COMMAND_S)
         await self._run(spec, "create", "--name", name, str(told), timeout_s=_START_S)
-        progress(Phase.IMPORT, "booting it")
+        progress(LimaPhase.IMPORT, "booting it")
         await self._run(spec, "start", name, timeout_s=_START_S)
-        progress(Phase.IMPORT, "installing packages and copying")
+        progress(LimaPhase.IMPORT, "installing packages and copying")
         await self._convert(spec, name, archive, work)
         await self._run(spec, "stop", name, timeout_s=_COMMAND_S)
-        progress(Phase.IMPORT, "storing its disk")
+        progress(LimaPhase.IMPORT, "storing its disk")
         # Lima 2.2 makes a qcow2 file, also of ``--format raw``. The format is said, never looked for: a guest
         # could write into a raw disk what looks like the header of another format, with a file of the host.
         disk = self._home / _DISKS / name / "datadisk"

@@ -21,11 +21,11 @@ from claude_vm.drivers.api import (
     Capabilities,
     Diagnostic,
     GuestFile,
+    Inspection,
     InstanceRecord,
     InstanceSpec,
     InstanceStatus,
     Owner,
-    Phase,
     Progress,
     Reachable,
     TemplateRecord,
@@ -38,6 +38,7 @@ from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import Programs
 from claude_vm.drivers.sim.guest import Guest, kill_marked
 from claude_vm.drivers.sim.holding import HolderThread
+from claude_vm.drivers.sim.phases import SimPhase
 from claude_vm.drivers.sim.script import CallStep, Prompter, Script, read_script, scripted_error
 from claude_vm.drivers.sim.store import SimRecord, Store
 
@@ -128,7 +129,7 @@ class SimDriver:
                 if mount.inode:  # it mounts nothing, so whether there is something does not matter
                     os.close(open_directory(mount))
             _log.warning(WARNING)
-            progress(Phase.SIMULATE, WARNING)
+            progress(SimPhase.SIMULATE, WARNING)
             generation, _ = self._store.generation(instance.spec.template, instance.spec.generation)
             tools = generation / "bin"
             guest = Guest(self._store.folder(instance_id), tools if tools.is_dir() else None, self._holders)
@@ -226,7 +227,7 @@ class SimDriver:
             DriverError: As scripted; the folder can't be written.
         """
         with self._store.building(spec.name) as folder:
-            progress(Phase.SIMULATE_TEMPLATE, WARNING)
+            progress(SimPhase.SIMULATE_TEMPLATE, WARNING)
             async with self._scripted("build_template"):
                 if spec.claude_binary is not None:
                     (folder / "bin").mkdir()
@@ -321,8 +322,31 @@ class SimDriver:
         return guest
 
 
+def needs() -> Sequence[str]:
+    """Return nothing: what runs in it is this host's."""
+    return ()
+
+
+async def check(programs: Programs) -> None:
+    """Return: it can be used everywhere."""
+
+
+async def inspect(programs: Programs) -> Inspection:  # noqa: ARG001 - the signature is every driver's
+    """Return that it is there."""
+    return Inspection(installed=True)
+
+
+def folders(home: Path) -> Sequence[Path]:  # noqa: ARG001 - the signature is every driver's
+    """Return nothing: all is in the data folder."""
+    return ()
+
+
 @contextlib.asynccontextmanager
-async def open_driver(owner: Owner, script: Script | None = None) -> AsyncIterator[SimDriver]:
+async def open_driver(
+    owner: Owner,
+    programs: Programs | None = None,  # noqa: ARG001 - it needs none
+    script: Script | None = None,
+) -> AsyncIterator[SimDriver]:
     """Open the simulation; leaving it ends its guests. Without `script`, ``sim.json`` of the home is one.
 
     Raises:

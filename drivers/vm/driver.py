@@ -18,7 +18,6 @@ from claude_vm.drivers.api import (
     InstanceRecord,
     InstanceSpec,
     InstanceStatus,
-    Phase,
     Progress,
     Reachable,
     TemplateRecord,
@@ -37,6 +36,7 @@ from claude_vm.drivers.vm.channel import Channel
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
 from claude_vm.drivers.vm.instance import Instances
 from claude_vm.drivers.vm.machine import HELPER_S, NeverBootedError
+from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.snapshots import end_build
 from claude_vm.drivers.vm.start import VmStart
 from claude_vm.drivers.vm.store import Templates, discard
@@ -86,7 +86,7 @@ class VmDriver:
     async def capabilities(self) -> Capabilities:
         """Return what this driver can do here."""
         choice = accelerator.choose(self._home)
-        first = (Phase.RESTORE, Phase.BOOT) if _ram_clones() else (Phase.BOOT,)
+        first = (VmPhase.RESTORE, VmPhase.BOOT) if _ram_clones() else (VmPhase.BOOT,)
         return Capabilities(
             choice.name,
             choice.reason,
@@ -94,7 +94,7 @@ class VmDriver:
             max_mounts=SLOTS,
             host_address=self._hypervisor.host_address,
             prestart=_ram_clones(),  # it is a snapshot's state that such a QEMU waits for
-            phases=(*first, *self._hypervisor.phases, Phase.IDENTITY, Phase.MOUNTS),
+            phases=(*first, *self._hypervisor.phases, VmPhase.IDENTITY, VmPhase.MOUNTS),
         )
 
     async def clone(self, spec: InstanceSpec) -> None:
@@ -198,7 +198,7 @@ class VmDriver:
             if tools.host.accelerator != "kvm":
                 raise
             accelerator.condemn(self._home, error.message)
-            progress(Phase.NO_KVM, error.message)
+            progress(VmPhase.NO_KVM, error.message)
             host = await self._find_host(tools.programs)
             built = await build(msgspec.structs.replace(tools, host=host), self._templates, spec, progress)
         await self.touch_template(spec.name)

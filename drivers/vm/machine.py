@@ -11,13 +11,14 @@ from typing import Final, TypeVar
 import anyio
 import msgspec
 
-from claude_vm.drivers.api import Mount, Phase, Progress
+from claude_vm.drivers.api import Mount, Progress
 from claude_vm.drivers.errors import BootError, DriverError, GuestError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.tasks import open_tasks
 from claude_vm.drivers.vm.arguments import QemuBuild
 from claude_vm.drivers.vm.channel import Channel, HelperAnswer
 from claude_vm.drivers.vm.identity import Identity
+from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.qmp import Monitor, open_monitor
 from claude_vm.drivers.vm.spawn import tail
 
@@ -274,5 +275,5 @@ async def boot_again(boot: Callable[[], Awaitable[T]], progress: Progress) -> T:
         except BootError as error:
             if "Kernel panic" not in error.detail:
                 raise
-            progress(Phase.BOOT_AGAIN, "the guest's kernel crashed while it came up")
+            progress(VmPhase.BOOT_AGAIN, "the guest's kernel crashed while it came up")
     return await boot()

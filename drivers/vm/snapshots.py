@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 import msgspec
 
-from claude_vm.drivers.api import GuestFile, Phase, Progress
+from claude_vm.drivers.api import GuestFile, Progress
 from claude_vm.drivers.errors import DriverError, GuestError
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.process import ProcessIdentity, find_marked
@@ -22,6 +22,7 @@ from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
 from claude_vm.drivers.vm.identity import Identity, new_identity
 from claude_vm.drivers.vm.machine import HELPER_S, Machine, boot_again, boot_limit_s
+from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.spawn import end
 from claude_vm.drivers.vm.store import Generation, Snapshot, Stored, building_folder
 
@@ -54,11 +55,11 @@ async def ensure_snapshot(
         return found
     snapshots = generation.folder / "snapshots"
     await anyio.Path(snapshots).mkdir(mode=0o700, exist_ok=True)
-    async with hold(snapshots / f".{key}.lock", lambda: progress(Phase.SNAPSHOT_AWAITED, "")):
+    async with hold(snapshots / f".{key}.lock", lambda: progress(VmPhase.SNAPSHOT_AWAITED, "")):
         found = generation.snapshot(key)
         if found is not None:
             return found
-        progress(Phase.SNAPSHOT, f"{size.cpus} CPUs, {size.memory_mib} MiB; once for this size")
+        progress(VmPhase.SNAPSHOT, f"{size.cpus} CPUs, {size.memory_mib} MiB; once for this size")
         with building_folder(snapshots) as building:
             await make_overlay(tools.programs, building / "disk.qcow2", generation.disk, "qcow2")
             await Preparation(tools, generation.stored, size, building, progress).take(building)
@@ -104,14 +105,14 @@ class Preparation:
         self._guest = msgspec.structs.replace(self._guest, ram=Ram(str(folder / "ram"), shared=True))
         try:
             async with AsyncExitStack() as stack:
-                self._progress(Phase.BOOT, "")
+                self._progress(VmPhase.BOOT, "")
                 machine = await boot_again(lambda: self._boot(stack), self._progress)
                 await _settle(machine)
                 if customise is not None:
                     await customise(machine)
-                self._progress(Phase.WARM_UP, "")
+                self._progress(VmPhase.WARM_UP, "")
                 await _warm_up(machine, self._user)
-                self._progress(Phase.SAVE, "")
+                self._progress(VmPhase.SAVE, "")
                 await _save(machine, folder / "state")
         finally:
             with anyio.CancelScope(shield=True):

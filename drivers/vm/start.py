@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 
-from claude_vm.drivers.api import Access, Phase, Progress, Reachable
+from claude_vm.drivers.api import Access, Progress, Reachable
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.vm.arguments import Ram, VmPlan, VmSize
@@ -26,6 +26,7 @@ from claude_vm.drivers.vm.machine import (
     boot_again,
     boot_limit_s,
 )
+from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.slots import slot_of
 from claude_vm.drivers.vm.snapshots import ensure_snapshot
 from claude_vm.drivers.vm.store import Snapshot, Templates
@@ -79,13 +80,13 @@ class VmStart:
             try:
                 return await self._go_on(reachable)
             except _RestoreError as error:
-                self._progress(Phase.BAD_SNAPSHOT, error.message)
+                self._progress(VmPhase.BAD_SNAPSHOT, error.message)
         snapshot = await self._snapshot() if ram_clones else None
         if snapshot is not None:
             try:
                 return await self._restore(snapshot, reachable)
             except _RestoreError as error:
-                self._progress(Phase.BAD_SNAPSHOT, error.message)
+                self._progress(VmPhase.BAD_SNAPSHOT, error.message)
         return await boot_again(lambda: self._boot(reachable), self._progress)
 
     async def _go_on(self, reachable: Reachable) -> Access:
@@ -99,7 +100,7 @@ class VmStart:
         process = self._saved.process
         if process is None or not process.is_alive() or snapshot is None:
             raise _RestoreError("the QEMU that was started ahead is gone")
-        self._progress(Phase.RESTORE, "started ahead")
+        self._progress(VmPhase.RESTORE, "started ahead")
         self._folder.save(VmRecord(self._spec, process=process))  # from here on nobody else may tell it to
         async with AsyncExitStack() as stack:
             try:
@@ -114,7 +115,7 @@ class VmStart:
         try:
             return await ensure_snapshot(self._tools, self._generation, self._size, self._progress)
         except DriverError as error:
-            self._progress(Phase.NO_SNAPSHOT, error.message)
+            self._progress(VmPhase.NO_SNAPSHOT, error.message)
         return None
 
     async def _restore(self, snapshot: Snapshot, reachable: Reachable) -> Access:
@@ -141,7 +142,7 @@ class VmStart:
         def spawned(process: ProcessIdentity) -> None:
             folder.save(VmRecord(spec, process=process, waiting=waiting))
 
-        self._progress(Phase.BOOT if snapshot is None else Phase.RESTORE, self._tools.host.accelerator)
+        self._progress(VmPhase.BOOT if snapshot is None else VmPhase.RESTORE, self._tools.host.accelerator)
         async with self._tools.hypervisor.launch(
             self._tools.host,
             self._guest(snapshot),
@@ -169,7 +170,7 @@ class VmStart:
 
         Its SSH port is open since its helper answers. Who connects waits there until it has its identity.
         """
-        self._progress(Phase.IDENTITY, "")
+        self._progress(VmPhase.IDENTITY, "")
         hypervisor, spec = self._tools.hypervisor, self._spec
         record = self._generation.stored.record
         identity = new_identity(spec.instance_id)
@@ -191,7 +192,7 @@ class VmStart:
         if spec.disk_gib > record.disk_gib:
             await machine.resize_disk(spec.disk_gib << 30, hypervisor.drive)
         if spec.mounts:
-            self._progress(Phase.MOUNTS, str(len(spec.mounts)))
+            self._progress(VmPhase.MOUNTS, str(len(spec.mounts)))
             await machine.mount(spec.mounts)
         await machine.step("clock", lambda: machine.channel.set_clock(timeout_s=HELPER_S), HELPER_S + 1)
         for console in hypervisor.consoles:

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from claude_vm.drivers.api import GuestFile, Mount, Phase, Progress, TemplateRecord, TemplateSpec
+from claude_vm.drivers.api import GuestFile, Mount, Progress, TemplateRecord, TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image, ImageSpec, ensure_image
 from claude_vm.drivers.images.rootfs import guest_programs
@@ -21,6 +21,7 @@ from claude_vm.drivers.vm.arguments import Slot, VmSize
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
 from claude_vm.drivers.vm.machine import HELPER_S, Machine
+from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.snapshots import Preparation
 from claude_vm.drivers.vm.store import (
     Stored,
@@ -65,7 +66,7 @@ async def build(tools: Toolchain, templates: Templates, spec: TemplateSpec, prog
         record = msgspec.structs.replace(stored.record, size_bytes=size_bytes(building))
         stored = msgspec.structs.replace(stored, record=record)
         (building / "template.json").write_bytes(plain(stored))
-        progress(Phase.STORE, "")
+        progress(VmPhase.STORE, "")
         await anyio.to_thread.run_sync(publish, building, record.generation)
     return stored
 
@@ -129,10 +130,10 @@ async def _customise(machine: Machine, spec: TemplateSpec, progress: Progress) -
     if spec.proxies:
         await machine.channel.put_files(proxy_files(spec.proxies), timeout_s=HELPER_S)
     if spec.ca_certificates:
-        progress(Phase.CERTIFICATES, str(len(spec.ca_certificates)))
+        progress(VmPhase.CERTIFICATES, str(len(spec.ca_certificates)))
         await _install_certificates(machine, spec.ca_certificates)
     if spec.claude_binary is not None:
-        progress(Phase.INSTALL_CLAUDE, spec.claude_version or "")
+        progress(VmPhase.INSTALL_CLAUDE, spec.claude_version or "")
         await machine.mount([Mount(str(spec.claude_binary.parent), _SETUP, writable=False)])
         source, target = f"{_SETUP}/{spec.claude_binary.name}", "/usr/local/bin/claude"
         await machine.run(

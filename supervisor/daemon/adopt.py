@@ -69,7 +69,7 @@ async def adopt(
     sessions: list[Session] = []
     deleted: list[str] = []
     spared: list[str] = []
-    for name in registry.ALL:
+    for name in registry.DRIVERS:
         try:
             driver = await drivers.get(name)
             found = await driver.list_instances()
@@ -202,7 +202,7 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, sca
 
 async def _sweep(owner: Owner) -> int:
     swept = 0
-    for name in registry.ALL:
+    for name in registry.DRIVERS:
         async with registry.open_driver(name, owner, system()) as driver:
             for record in await driver.list_instances():
                 log.info("instance-swept", instance=record.instance_id, supervisor=owner.supervisor_id)

@@ -172,7 +172,7 @@ async def _clean_up(drivers: DriverSet, runtime: Path, boot: str, scanner: Scann
     """What other supervisors and dead builders left. Beside the first commands, which need none of it."""
     owner = drivers.owner
     await _sweep_others(owner, runtime, boot, scanner)
-    for name in registry.ALL:
+    for name in registry.DRIVERS:
         try:
             for removed in await (await drivers.get(name)).collect_garbage():
                 log.info("garbage-removed", what=removed)

@@ -67,7 +67,7 @@ def quick(monkeypatch):
 async def guest(tmp_path, quick):
     """A proxy before a running guest, and how that is reached through it."""
     proxy = Proxy()
-    async with open_driver(Owner(tmp_path, "daemon", tmp_path / "run"), Script()) as driver:
+    async with open_driver(Owner(tmp_path, "daemon", tmp_path / "run"), script=Script()) as driver:
         record = await driver.build_template(
             TemplateSpec(
                 name="t", project="/p", cpus=1, memory_mib=512, disk_gib=8, uid=os.getuid(), gid=os.getgid()

@@ -67,11 +67,11 @@ async def build(driver, name):
 
 async def kill(driver, instance_id):
     """End a VM as a crash does."""
-    if driver.name == "sim":
-        driver._guests[instance_id].stop_nowait("killed")
-        return
     record = next(r for r in await driver.list_instances() if r.instance_id == instance_id)
-    os.kill(record.pid, signal.SIGKILL)
+    if record.pid is None:  # it is simulated
+        driver._guests[instance_id].stop_nowait("killed")
+    else:
+        os.kill(record.pid, signal.SIGKILL)
 
 
 class Site:
@@ -87,8 +87,7 @@ class Site:
         cache = Path.home() / ".claude-vm" / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         (self.home / "cache").symlink_to(cache)
-        if driver_name == "sim":
-            (self.home / "sim.json").write_text('{"prestart": true}')
+        (self.home / "sim.json").write_text('{"prestart": true}')  # only the simulation reads it
         self.owner = Owner(self.home, "contract", self.runtime)
         self.template = anyio.run(self._build)
 
@@ -113,24 +112,28 @@ class Site:
 
 
 @pytest.fixture(scope="session")
-def sim_site():
-    site = Site("sim")
-    yield site
-    site.close()
+def sites():
+    """Return the site of a driver, made when it is first asked for."""
+    made = {}
+
+    def get(driver_name):
+        if driver_name not in made:
+            made[driver_name] = Site(driver_name)
+        return made[driver_name]
+
+    yield get
+    for site in made.values():
+        site.close()
 
 
-@pytest.fixture(scope="session")
-def qemu_site():
-    site = Site("qemu")
-    yield site
-    site.close()
+@pytest.fixture
+def site(request, sites):
+    return sites(request.param)
 
 
-@pytest.fixture(scope="session")
-def lima_site():
-    site = Site("lima")
-    yield site
-    site.close()
+@pytest.fixture
+def qemu_site(sites):
+    return sites("qemu")
 
 
 @pytest.fixture

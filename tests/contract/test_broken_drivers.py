@@ -7,10 +7,11 @@ import msgspec
 import pytest
 from claude_vm_tests_suite import CHECKS
 
-from claude_vm.drivers.api import InstanceRecord, InstanceStatus, Phase, tell_nobody
+from claude_vm.drivers.api import InstanceRecord, InstanceStatus, tell_nobody
 from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.sim.driver import SimDriver
 from claude_vm.drivers.sim.script import Script
+from claude_vm.drivers.vm.phases import VmPhase
 
 pytestmark = pytest.mark.anyio
 
@@ -271,11 +272,11 @@ class NamesNoAddress(SimDriver):
 
 class TellsItsPhasesBackwards(SimDriver):
     async def capabilities(self):
-        phases = (Phase.RESTORE, Phase.IDENTITY)
+        phases = (VmPhase.RESTORE, VmPhase.IDENTITY)
         return msgspec.structs.replace(await super().capabilities(), phases=phases)
 
     async def start(self, instance_id, progress):
-        for phase in (Phase.IDENTITY, Phase.RESTORE):
+        for phase in (VmPhase.IDENTITY, VmPhase.RESTORE):
             progress(phase, "")
         return await super().start(instance_id, progress)
 

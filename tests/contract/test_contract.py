@@ -7,42 +7,44 @@ import shutil
 import pytest
 from claude_vm_tests_suite import CHECKS, NEED_ISOLATION
 
+from claude_vm.drivers.registry import DRIVERS
+
 pytestmark = pytest.mark.anyio
+
+VM = (pytest.mark.vm, pytest.mark.timeout(900))  # the first one builds the template
+NO_QEMU = shutil.which(f"qemu-system-{platform.machine()}") is None
+NO_LIMA = shutil.which("limactl") is None or os.geteuid() == 0
+
+MARKS = {
+    "sim": (),
+    "qemu": (*VM, pytest.mark.skipif(NO_QEMU, reason="QEMU is not installed on this host")),
+    "lima": (
+        *VM,
+        pytest.mark.skipif(
+            NO_LIMA, reason="limactl is not installed on this host, or refuses to be run by root"
+        ),
+    ),
+}
 
 # What these look at is the guest and what all drivers share: with the stand-in it is QEMU's own once more.
 OF_THE_GUEST = ("checks_guest", "checks_mounts", "checks_session")
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKS if name not in NEED_ISOLATION])
-async def test_simulated_guests_keep_the_contract(sim_site, project, name):
-    async with sim_site.case(project) as case:
-        await CHECKS[name](case)
+def marks(driver, check):
+    real = driver == "lima" and check.__module__.endswith(OF_THE_GUEST)
+    return [*MARKS[driver], *[pytest.mark.real_limactl] * real]
 
 
-@pytest.mark.vm
-@pytest.mark.timeout(900)  # the first one builds the template
-@pytest.mark.skipif(
-    shutil.which(f"qemu-system-{platform.machine()}") is None, reason="QEMU is not installed on this host"
-)
-@pytest.mark.parametrize("name", CHECKS)
-async def test_qemu_guests_keep_the_contract(qemu_site, project, name):
-    async with qemu_site.case(project) as case:
-        await CHECKS[name](case)
-
-
-@pytest.mark.vm
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(
-    shutil.which("limactl") is None or os.geteuid() == 0,
-    reason="limactl is not installed on this host, or refuses to be run by root",
-)
 @pytest.mark.parametrize(
-    "name",
+    ("site", "name"),
     [
-        pytest.param(name, marks=[pytest.mark.real_limactl] * check.__module__.endswith(OF_THE_GUEST))
+        pytest.param(driver, name, marks=marks(driver, check), id=f"{driver}-{name}")
+        for driver, declared in DRIVERS.items()
         for name, check in CHECKS.items()
+        if declared.isolates or name not in NEED_ISOLATION
     ],
+    indirect=["site"],
 )
-async def test_guests_of_lima_keep_the_contract(lima_site, project, name):
-    async with lima_site.case(project) as case:
+async def test_guests_keep_the_contract(site, project, name):
+    async with site.case(project) as case:
         await CHECKS[name](case)

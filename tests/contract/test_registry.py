@@ -1,3 +1,7 @@
+import os
+import sys
+
+import msgspec
 import pytest
 
 from claude_vm.drivers import registry
@@ -12,8 +16,8 @@ def programs(monkeypatch, tmp_path):
     """A host with everything, where `limactl` says what it is told. They are in one folder."""
     monkeypatch.setattr("claude_vm.drivers.programs.MORE", ())
     (tmp_path / "qemu-system-x86_64").symlink_to("/bin/true")
-    monkeypatch.setattr(registry.os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(registry.sys, "platform", "linux")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr("claude_vm.drivers.vm.accelerator.architecture", lambda: "x86_64")
     says(tmp_path, "echo limactl version 2.2.0")
     return search(str(tmp_path))
@@ -36,7 +40,7 @@ async def test_auto_is_qemu_without_lima(programs, tmp_path):
 
 
 async def test_auto_is_qemu_for_root_whom_lima_refuses(programs, monkeypatch):
-    monkeypatch.setattr(registry.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert await registry.usable(programs) == ["qemu"]
 
 
@@ -67,3 +71,16 @@ def test_an_unknown_driver_is_told_with_those_that_exist():
 async def test_the_simulation_is_there_by_its_name_alone(programs):
     registry.check("sim")
     assert "sim" not in await registry.usable(programs)
+
+
+def test_an_unknown_driver_has_no_module():
+    with pytest.raises(DriverError, match="no driver 'newone'"):
+        registry.find("newone")
+
+
+async def test_auto_may_be_a_driver_that_needs_no_program(programs, monkeypatch, tmp_path):
+    (tmp_path / "qemu-system-x86_64").unlink()
+    isolating = msgspec.structs.replace(registry.DRIVERS["sim"], isolates=True)
+    monkeypatch.setitem(registry.DRIVERS, "light", isolating)
+    monkeypatch.setattr(registry, "ISOLATING", (*registry.ISOLATING, "light"))
+    assert await registry.usable(programs) == ["light"]

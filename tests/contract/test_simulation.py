@@ -26,7 +26,7 @@ async def scripted(new_site):
     site = await anyio.to_thread.run_sync(new_site, "sim")
 
     def open_scripted(**calls):
-        return open_driver(site.owner, Script(calls=calls))
+        return open_driver(site.owner, script=Script(calls=calls))
 
     open_scripted.site = site
     return open_scripted
@@ -64,7 +64,7 @@ async def test_the_last_step_repeats_on_request(scripted):
     script = Script(
         calls={"put_files": (CallStep(), CallStep(fail="guest-failed"))}, repeat=frozenset({"put_files"})
     )
-    async with open_driver(scripted.site.owner, script) as driver:
+    async with open_driver(scripted.site.owner, script=script) as driver:
         instance_id = await make(scripted.site, driver)
         await driver.start(instance_id, silent)
         await driver.put_files(instance_id, [GuestFile("x", b"")])

@@ -12,11 +12,11 @@ from claude_vm.drivers.api import (
     Capabilities,
     InstanceRecord,
     InstanceStatus,
-    Phase,
     TemplateRecord,
     tell_nobody,
 )
 from claude_vm.drivers.errors import DriverError, GuestError, TemplateMissingError
+from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.events import FillRequested
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
@@ -39,7 +39,7 @@ from claude_vm.supervisor.ssh.remaining import Remaining
 NAME = "qemu"
 """The driver's name: one of those that a supervisor looks through at its start."""
 
-PHASES = (Phase.RESTORE, Phase.IDENTITY, Phase.MOUNTS)
+PHASES = (VmPhase.RESTORE, VmPhase.IDENTITY, VmPhase.MOUNTS)
 
 
 def in_virtual_time(main, *args):
@@ -176,10 +176,10 @@ class MemoryDriver:
         vm = self._known(instance_id)
         path = Path("/k\udcff")  # a path need not be text
         access = Access("127.0.0.1", vm.port, "u", "/h", "key", path, restored=True, pid=vm.port)
-        progress(Phase.BOOT_AGAIN, "which is no phase of a start")
+        progress(VmPhase.BOOT_AGAIN, "which is no phase of a start")
         for phase in PHASES:
             progress(phase, "")
-            if phase is Phase.IDENTITY:
+            if phase is VmPhase.IDENTITY:
                 for _ in range(self.cloud.tells):
                     reachable(access)
                     for _ in range(10):  # time enough to connect

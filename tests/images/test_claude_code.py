@@ -9,10 +9,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from claude_vm.drivers.api import Phase
 from claude_vm.drivers.errors import BadImageError, DownloadError, DriverError
 from claude_vm.drivers.images import claude_code, npm_package
 from claude_vm.drivers.images.claude_code import ensure_claude_code, remove_downloads
+from claude_vm.drivers.images.phases import ImagePhase
 
 pytestmark = pytest.mark.anyio
 
@@ -368,7 +368,7 @@ async def test_two_at_once_download_once(registry, get):
         group.start_soon(one)
         await anyio.to_thread.run_sync(registry.started.wait)
         group.start_soon(one)
-        while (Phase.CLAUDE, "waiting for another download") not in get.told:
+        while (ImagePhase.CLAUDE, "waiting for another download") not in get.told:
             await anyio.lowlevel.checkpoint()
         registry.gate.set()
     assert found[0] == found[1]

@@ -9,7 +9,6 @@ import sys
 import anyio
 import pytest
 
-from claude_vm.drivers.api import Phase
 from claude_vm.drivers.errors import BadImageError, DriverError, ToolMissingError
 from claude_vm.drivers.images import bootstrap
 from claude_vm.drivers.images.debian import (
@@ -20,6 +19,7 @@ from claude_vm.drivers.images.debian import (
     remove_leftovers,
 )
 from claude_vm.drivers.images.lock import hold
+from claude_vm.drivers.images.phases import ImagePhase
 from claude_vm.drivers.process import ProcessIdentity, find_marked
 
 pytestmark = pytest.mark.anyio
@@ -87,7 +87,7 @@ async def test_two_builders_at_once_make_one_build(cache, mmdebstrap, scratch):
         tasks.start_soon(build)
     assert mmdebstrap.runs == 1
     assert found[0] == found[1]
-    assert Phase.IMAGE_AWAITED in phases
+    assert ImagePhase.IMAGE_AWAITED in phases
 
 
 async def test_different_specifications_are_different_images(cache, mmdebstrap, scratch):

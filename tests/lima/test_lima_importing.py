@@ -175,7 +175,7 @@ def test_without_a_way_to_build_an_image_one_of_limas_templates_is_taken(short, 
             (short / name).symlink_to("/bin/true")
 
     install("limactl", "newuidmap", "newgidmap")
-    monkeypatch.setattr("claude_vm.drivers.prerequisites.programs.KEYRING", __file__)
+    monkeypatch.setattr("claude_vm.drivers.prerequisites.KEYRING", __file__)
     lima = Lima(Owner(short / "home", "sv", short))
     found = lima.image_source("kvm", "", around)
     assert isinstance(found, Import)

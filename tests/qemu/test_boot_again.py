@@ -4,13 +4,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from claude_vm.drivers.api import Phase, TemplateRecord
+from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.errors import BootError
 from claude_vm.drivers.programs import own
 from claude_vm.drivers.vm import snapshots
 from claude_vm.drivers.vm.arguments import QemuBuild, VmSize
 from claude_vm.drivers.vm.hypervisor import Toolchain
 from claude_vm.drivers.vm.machine import BOOTS, Files, boot_again
+from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.store import Stored
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +46,7 @@ class Boots:
 async def test_a_crash_is_followed_by_another_boot():
     boots = Boots(PANIC, PANIC)
     assert await boot_again(boots, boots.progress) == "machine"
-    assert boots.phases == [Phase.BOOT_AGAIN, Phase.BOOT_AGAIN]
+    assert boots.phases == [VmPhase.BOOT_AGAIN, VmPhase.BOOT_AGAIN]
 
 
 async def test_a_kernel_that_always_crashes_is_given_up():

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from claude_vm.drivers.api import InstanceSpec, Phase, TemplateRecord, tell_nobody
+from claude_vm.drivers.api import InstanceSpec, TemplateRecord, tell_nobody
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import own
@@ -15,6 +15,7 @@ from claude_vm.drivers.vm.arguments import QemuBuild, VmSize
 from claude_vm.drivers.vm.hypervisor import Toolchain
 from claude_vm.drivers.vm.instance import InstanceFolder, VmRecord
 from claude_vm.drivers.vm.machine import Files
+from claude_vm.drivers.vm.phases import VmPhase
 
 pytestmark = pytest.mark.anyio
 
@@ -122,7 +123,7 @@ async def case(owner, monkeypatch):
 async def test_an_instance_is_restored_and_nothing_has_to_be_ended_for_it(case):
     assert await case.run() == "restored"
     assert case.hypervisor.log == ["launch to restore"]
-    assert case.phases == [Phase.RESTORE]
+    assert case.phases == [VmPhase.RESTORE]
     assert case.folder.known().process == GONE
 
 
@@ -130,14 +131,14 @@ async def test_a_snapshot_that_does_not_work_is_told_and_what_it_left_ends_befor
     case.hypervisor.failures["restore"] = [BootError("another QEMU's")]
     assert await case.run() == "booted"
     assert case.hypervisor.log == ["launch to restore", "end", "launch to boot"]
-    assert case.phases == [Phase.RESTORE, Phase.BAD_SNAPSHOT, Phase.BOOT]
+    assert case.phases == [VmPhase.RESTORE, VmPhase.BAD_SNAPSHOT, VmPhase.BOOT]
 
 
 async def test_each_boot_that_crashes_is_ended_before_the_next(case):
     case.hypervisor.failures["boot"] = [PANIC, PANIC]
     assert await case.run(ram_clones=False) == "booted"
     assert case.hypervisor.log == ["launch to boot", *["end", "launch to boot"] * 2]
-    assert case.phases == [Phase.BOOT, Phase.BOOT_AGAIN] * 2 + [Phase.BOOT]
+    assert case.phases == [VmPhase.BOOT, VmPhase.BOOT_AGAIN] * 2 + [VmPhase.BOOT]
 
 
 async def test_without_a_snapshot_it_boots(case, monkeypatch):
@@ -146,7 +147,7 @@ async def test_without_a_snapshot_it_boots(case, monkeypatch):
 
     monkeypatch.setattr(start, "ensure_snapshot", ensure_snapshot)
     assert await case.run() == "booted"
-    assert case.phases == [Phase.NO_SNAPSHOT, Phase.BOOT]
+    assert case.phases == [VmPhase.NO_SNAPSHOT, VmPhase.BOOT]
 
 
 async def test_what_is_started_ahead_waits_for_its_snapshot_and_is_not_started_twice(case):
@@ -168,7 +169,7 @@ async def test_a_qemu_that_waited_and_is_gone_is_replaced_by_another(case):
     case.phases.clear()
     assert await case.run() == "restored"
     assert case.hypervisor.log == ["launch to restore", "end", "launch to restore"]
-    assert case.phases == [Phase.BAD_SNAPSHOT, Phase.RESTORE]
+    assert case.phases == [VmPhase.BAD_SNAPSHOT, VmPhase.RESTORE]
     assert not case.folder.known().waiting
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_vm.drivers.api import Phase, TemplateSpec
+from claude_vm.drivers.api import TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image
 from claude_vm.drivers.programs import own
@@ -16,6 +16,7 @@ from claude_vm.drivers.vm import accelerator, driver, store, template
 from claude_vm.drivers.vm.arguments import QemuBuild
 from claude_vm.drivers.vm.hypervisor import Toolchain
 from claude_vm.drivers.vm.machine import NeverBootedError
+from claude_vm.drivers.vm.phases import VmPhase
 
 pytestmark = pytest.mark.anyio
 
@@ -118,7 +119,7 @@ async def test_a_kvm_that_boots_nothing_is_told_and_the_template_is_built_withou
         record = await opened.build_template(SPEC, lambda *words: told.append(words))
         assert record.name == "t"
         assert builds.tried == ["kvm", "tcg"]
-        assert (Phase.NO_KVM, "no output in 60 s") in told
+        assert (VmPhase.NO_KVM, "no output in 60 s") in told
         await opened.build_template(SPEC, silent)  # and it is not tried again
         assert builds.tried == ["kvm", "tcg", "tcg"]
         (problem,) = await opened.diagnose()

@@ -15,13 +15,14 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from claude_vm.drivers.api import InstanceSpec, Mount, Owner, Phase, TemplateSpec
+from claude_vm.drivers.api import InstanceSpec, Mount, Owner, TemplateSpec
 from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.process import find_marked
 from claude_vm.drivers.qemu.driver import open_driver
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm import store
 from claude_vm.drivers.vm.instance import InstanceFolder
+from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.supervisor.ssh.link import connect
 
 pytestmark = [
@@ -172,13 +173,13 @@ async def test_another_size_gets_a_snapshot_of_its_own_once_and_a_larger_disk_is
     async with open_driver(site.owner) as driver:
         async with site.guest(driver, cpus=1, memory_mib=640, disk_gib=11) as (_, access, link):
             assert access.restored
-            assert Phase.SNAPSHOT in site.phases
+            assert VmPhase.SNAPSHOT in site.phases
             assert await say(link, script) == "1 11"
             memory = int(await say(link, "print(open('/proc/meminfo').read().split()[1])"))
             assert 500 * 1024 < memory < 640 * 1024
         async with site.guest(driver, cpus=1, memory_mib=640) as (_, access, link):
             assert access.restored
-            assert Phase.SNAPSHOT not in site.phases
+            assert VmPhase.SNAPSHOT not in site.phases
             assert await say(link, script) == "1 8"
 
 
@@ -193,7 +194,7 @@ async def test_a_snapshot_that_can_not_be_read_is_no_end_but_a_boot(site):
         try:
             async with site.guest(driver, mounts=site.mounts()) as (_, access, link):
                 assert not access.restored
-                assert Phase.BAD_SNAPSHOT in site.phases
+                assert VmPhase.BAD_SNAPSHOT in site.phases
                 assert await say(link, "print(1)") == "1"
         finally:
             state.write_bytes(good)

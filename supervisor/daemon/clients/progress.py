@@ -27,19 +27,22 @@ class ClientProgress:
         self._verbose = verbose
         self._begun = time.monotonic()
         self._pending: list[tuple[str, Level]] = []
-        self._phase = ""
+        self._phase: Phase | None = None
         self._news = AutoResetEvent()
 
     def __call__(self, phase: Phase, detail: str) -> None:
         """Take a phase and a detail. Never waits, never raises."""
         if self._quiet:
             return
-        if phase.value != self._phase:
-            self._phase = phase.value
-            self._pending.append((f"{phase.value} ({time.monotonic() - self._begun:.0f} s)", "progress"))
+        if phase != self._phase:
+            self._phase = phase
+            self._pending.append((self._so_far(phase), "progress"))
         if detail and self._verbose:
             self._pending.append((f"  {detail}", "verbose"))
         self._news.set()
+
+    def _so_far(self, phase: Phase) -> str:
+        return f"{phase.words} ({time.monotonic() - self._begun:.0f} s)"
 
     async def _tell(self) -> None:
         terminal = self._client.invocation.terminal.stderr_tty
@@ -47,7 +50,7 @@ class ClientProgress:
             with anyio.move_on_after(TICK_S if terminal and self._phase else None):
                 await self._news.wait()
             if terminal and self._phase and not self._pending:
-                self._pending.append((f"{self._phase} ({time.monotonic() - self._begun:.0f} s)", "progress"))
+                self._pending.append((self._so_far(self._phase), "progress"))
             await self._flush()
 
     async def _flush(self) -> None:

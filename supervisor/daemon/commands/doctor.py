@@ -36,7 +36,7 @@ class DriverReport(msgspec.Struct, frozen=True):
 
 async def doctor(command: Command, request: Doctor) -> int:
     """Report on every driver; 0 when `auto` finds one that can run sessions in isolation."""
-    reports = await _chosen(command, [await _report(command, name) for name in registry.ALL])
+    reports = await _chosen(command, [await _report(command, name) for name in registry.DRIVERS])
     await command.workspace.say_remarks()
     pool = await _pool_problems(command)
     reports = [
@@ -88,7 +88,7 @@ async def _pool_problems(command: Command) -> list[tuple[str, str]]:
 
 async def _report(command: Command, name: str) -> DriverReport:
     """Return what is known of a driver, whatever is wrong with it."""
-    found = await registry.inspect(name, command.workspace.programs())
+    found = await registry.find(name).inspect(command.workspace.programs())
     if any(problem.fatal for problem in found.problems):
         return _failed(name, found.problems, found)
     try:
@@ -123,7 +123,7 @@ def _failed(name: str, problems: Sequence[Diagnostic], found: Inspection) -> Dri
         ram_clones=False,
         problems=_pairs(problems),
         installed=found.installed,
-        isolates=name in registry.ISOLATING,
+        isolates=registry.DRIVERS[name].isolates,
         version=found.version,
     )
 

@@ -70,7 +70,7 @@ async def clean_all(command: Command, request: CleanAll) -> int:
     if not request.yes and not await command.confirm(f"Delete all templates ({len(found)}) and caches?"):
         raise _unconfirmed()
     await _delete(command, found, force=request.force)
-    for name in registry.ALL:
+    for name in registry.DRIVERS:
         for removed in await (await command.supervisor.drivers.get(name)).collect_garbage(images=True):
             await command.say_verbose(f"removed {removed}")
     for removed in await remove_downloads(command.supervisor.home / "cache"):
@@ -92,10 +92,10 @@ def _last_used(record: TemplateRecord) -> float:
 
 async def _templates(command: Command) -> list[tuple[Driver, TemplateRecord]]:
     """Return all templates with their drivers; of one driver only, if the command names it."""
-    named = command.flags.driver or "auto"
+    named = command.flags.driver or registry.AUTO
     registry.check(named)
     found: list[tuple[Driver, TemplateRecord]] = []
-    for name in registry.ALL if named == "auto" else (named,):
+    for name in registry.DRIVERS if named == registry.AUTO else (named,):
         try:
             driver = await command.supervisor.drivers.get(name)
         except DriverError as error:

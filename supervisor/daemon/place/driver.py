@@ -25,7 +25,7 @@ async def choose_driver(workspace: Workspace, settings: Settings, project: Proje
     programs = workspace.programs()
     name = settings.driver.name
     try:
-        if name != "auto":
+        if name != registry.AUTO:
             return await workspace.supervisor.drivers.get(name, programs)
         usable = [
             await workspace.supervisor.drivers.get(each, programs) for each in await registry.usable(programs)

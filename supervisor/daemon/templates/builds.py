@@ -25,11 +25,11 @@ _LENGTH = 1024
 
 
 class Build(msgspec.Struct, frozen=True):
-    """A build. `pid` is the process whose command it is, `since` a Unix time in seconds, `phase` a mark."""
+    """A build. `pid` is the process whose command it is, `since` a Unix time in seconds."""
 
     pid: int
     since: float
-    phase: str = ""
+    phase: Phase | None = None
 
 
 @contextmanager
@@ -45,8 +45,8 @@ def announced(home: Path, driver: str, template: str, pid: int, progress: Progre
     def tell(phase: Phase, detail: str) -> None:
         nonlocal build
         progress(phase, detail)
-        if phase.mark != build.phase:
-            build = msgspec.structs.replace(build, phase=phase.mark)
+        if phase != build.phase:
+            build = msgspec.structs.replace(build, phase=phase)
             with suppress(OSError):  # who waits is told less
                 _write(descriptor, build)
 

@@ -122,7 +122,7 @@ def _names(templates: Mapping[str, TemplateRecord]) -> str:
 
 async def _way_to(workspace: Workspace, name: str) -> str:
     """Return the beginning of a hint: how another driver is used, or what keeps this caller from it."""
-    lacking = [each for each in registry.programs_of(name) if workspace.programs().find(each) is None]
+    lacking = [each for each in registry.find(name).needs() if workspace.programs().find(each) is None]
     if lacking:
         return f"for {name}, {workspace.programs().absence(*lacking)}; or "
     return f"use it with: --driver {name}; or "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import anyio
 
-from claude_vm.drivers.api import Phase, Progress
+from claude_vm.drivers.api import Progress
 from claude_vm.supervisor.daemon.clients.table import ago
 from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.errors import CommandError
@@ -37,8 +37,8 @@ async def wait_for_build(workspace: Workspace, driver: str, template: str) -> No
 
 async def _until_over(home: Path, driver: str, template: str, progress: Progress) -> None:
     while (build := under_way(home, driver, template)) is not None:
-        if (phase := Phase.of(build.phase)) is not None:
-            progress(phase, "")
+        if build.phase is not None:
+            progress(build.phase, "")
         await anyio.sleep(LOOK_S)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from claude_vm_tests_user import script
 
-from claude_vm.drivers.prerequisites import lima
-from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools
+from claude_vm.drivers.lima import prerequisites as lima
+from claude_vm.drivers.prerequisites import Host, hypervisor, template_tools
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 

@@ -6,7 +6,8 @@ import signal
 import pytest
 from claude_vm_tests_user import script, wait_until
 
-from claude_vm.drivers.api import Phase
+from claude_vm.drivers.images.phases import ImagePhase
+from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.supervisor.daemon.templates.builds import announced, under_way
 
 SLOW = {"build_template": [{"delay_s": 3}]}
@@ -99,14 +100,14 @@ def test_who_has_a_template_does_not_wait_for_the_next_one(ready):
 def test_a_build_is_seen_with_its_phase_until_it_ends_and_by_its_own_name_only(tmp_path):
     told = []
     with announced(tmp_path, "sim", "t", 7, lambda *each: told.append(each)) as progress:
-        progress(Phase.IMAGE, "detail")
-        progress(Phase.WARM_UP, "")
+        progress(ImagePhase.IMAGE, "detail")
+        progress(VmPhase.WARM_UP, "")
         seen = under_way(tmp_path, "sim", "t")
-        assert (seen.pid, seen.phase) == (7, Phase.WARM_UP.mark)
+        assert (seen.pid, seen.phase) == (7, VmPhase.WARM_UP)
         assert under_way(tmp_path, "sim", "other") is under_way(tmp_path, "qemu", "t") is None
         with announced(tmp_path, "sim", "t", 8, lambda *_: None):
             assert under_way(tmp_path, "sim", "t").pid == 7  # the one that began first
-    assert told == [(Phase.IMAGE, "detail"), (Phase.WARM_UP, "")]
+    assert told == [(ImagePhase.IMAGE, "detail"), (VmPhase.WARM_UP, "")]
     assert under_way(tmp_path, "sim", "t") is None
     assert list(tmp_path.iterdir()) == []
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from claude_vm.drivers.api import Diagnostic, Inspection
 from claude_vm.drivers.errors import DriverError
-from claude_vm.drivers.prerequisites.programs import Host, hypervisor, template_tools
+from claude_vm.drivers.prerequisites import Host, hypervisor, template_tools
 from claude_vm.drivers.process import run_tool
 
 OLDEST: Final = (2, 1, 2)
