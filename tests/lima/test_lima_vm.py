@@ -251,7 +251,7 @@ async def test_a_supervisor_that_dies_at_the_listener_leaves_what_the_next_one_d
 
     monkeypatch.setattr(hypervisor, "hand_over", hand_over)
     async with site.cloned(driver) as name:
-        with pytest.raises(BaseExceptionGroup):
+        with pytest.raises(DiedError):
             await driver.start(name, silent)
         async with open_driver(site.owner) as successor:
             assert name in {record.instance_id for record in await successor.list_instances()}
