@@ -62,9 +62,10 @@ async def _run(link: Link, run: Path, client: Client) -> int:
         plan = SessionPlan(key=NO_VM, project="", label="", launch=None, pty=pty)
         session = Session(session_id, plan)
         attachment = Attachment(session, client, quiet=False, verbose=False)
+        session.attach(attachment)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(attachment.serve, lambda _: None)
-            status = await session.carry(process, lambda _, work: work())
+            status = await session.carry(process)
             tasks.cancel_scope.cancel()
         return status
     finally:

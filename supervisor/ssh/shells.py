@@ -133,6 +133,10 @@ class HeldProcess:
         """Return up to `limit` bytes, empty at the end. With a PTY it ends at once, without any."""
         return await self._stream.read(1, limit)
 
+    def position(self, output: int) -> int:
+        """Return the offset behind what was read last of stdout (0) or stderr (1), lost bytes included."""
+        return self._stream.position(output)
+
     def resize(self, rows: int, columns: int, width: int = 0, height: int = 0) -> None:
         """Tell the terminal's new size, in characters and pixels."""
         self._stream.command(b"W", struct.pack(">HHHH", *_fitting((rows, columns, width, height))))

@@ -95,8 +95,6 @@ class Stream:
         self._outputs = (ReceivedOutput(), ReceivedOutput())
         self._ended = [False, False]
         self._begun = [False, False]
-        self._told = [0, 0]  # offsets behind what came
-        self._read = [0, 0]  # offsets behind what was read
         self._taken = [0, 0]  # offsets behind what whoever reads has done with
         self._acknowledged = 0
         self._acknowledges: asyncio.TimerHandle | None = None
@@ -169,17 +167,14 @@ class Stream:
     def _take_output(self, index: int, payload: bytes) -> None:
         (offset,) = _OFFSET.unpack_from(payload)
         data = payload[_OFFSET.size :]
+        output = self._outputs[index]
         if not self._begun[index]:
             self._begun[index] = True
-            gap = max(offset - self._told[index], 0)  # what is kept begins here
-            self.gap += gap
-            self._told[index] += gap
-            self._read[index] += gap
-        if offset != self._told[index] or offset >= _NO_OFFSET or not data or self._ended[index]:
+            self.gap += output.skip(offset)  # what is kept begins here
+        if offset != output.told or offset >= _NO_OFFSET or not data or self._ended[index]:
             raise ValueError(offset)
-        self._told[index] += len(data)
-        self._outputs[index].add(data)
-        if sum(self._told) - sum(self._read) > MOST_WAITING:
+        output.add(data)
+        if self._outputs[0].waiting + self._outputs[1].waiting > MOST_WAITING:
             self._fail("the guest's holder sends more than it may")
 
     def _take_counts(self, consumed: int, counted: int) -> None:
@@ -251,7 +246,7 @@ class Stream:
         self.error = None
         self._greeted.clear()
         self.lost.clear()
-        request = {"session": session, "out": self._told[0], "err": self._told[1]}
+        request = {"session": session, "out": self._outputs[0].told, "err": self._outputs[1].told}
         answered = False
         try:
             with anyio.fail_after(ANSWER_S):
@@ -304,19 +299,21 @@ class Stream:
         """
         output = self._outputs[index]
         self._count_taken(index)
-        while not output.chunks:
+        while not output.waiting:
             if self._ended[index]:
                 return b""
             output.news.clear()
             await output.news.wait()
-        data = output.take(limit)
-        self._read[index] += len(data)
-        return data
+        return output.take(limit)
+
+    def position(self, index: int) -> int:
+        """Return the offset behind what was read last of an output."""
+        return self._outputs[index].read
 
     def _count_taken(self, index: int) -> None:
-        if self._taken[index] == self._read[index]:
+        if self._taken[index] == self._outputs[index].read:
             return
-        self._taken[index] = self._read[index]
+        self._taken[index] = self._outputs[index].read
         if sum(self._taken) - self._acknowledged >= ACKNOWLEDGE:
             self._acknowledge()
         elif self._acknowledges is None and not self.closed:

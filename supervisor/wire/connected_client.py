@@ -124,8 +124,8 @@ class Client:
                 await self._answered.wait()
             return self._answers.popleft()
 
-    async def started(self, *, pty: bool) -> None:
-        """Say that the main command runs: stdin flows from now on; with `pty` the terminal goes raw."""
+    def started_nowait(self, *, pty: bool) -> None:
+        """Say that the main command runs: stdin flows from now on; with `pty` its terminal is raw."""
         self.has_started = True
         self._outbox.put(encode_json(FrameType.STARTED, {"pty": pty}))
 

@@ -27,7 +27,7 @@ async def status(client, number):
 
 
 async def echo(client):
-    await client.started(pty=False)
+    client.started_nowait(pty=False)
     while data := await client.receive_stdin():
         await client.send_stdout(data)
     await client.send_stderr(b"end of input\n")
@@ -35,20 +35,20 @@ async def echo(client):
 
 
 async def outputs(client):
-    await client.started(pty=False)
+    client.started_nowait(pty=False)
     await client.send_stdout(b"to stdout\n")
     await client.send_stderr(b"to stderr\n")
     return 0
 
 
 async def yes(client):
-    await client.started(pty=False)
+    client.started_nowait(pty=False)
     while True:
         await client.send_stdout(b"y\n" * 1000)
 
 
 async def produce(client, count):
-    await client.started(pty=False)
+    client.started_nowait(pty=False)
     rest = int(count)
     while rest:
         piece = PATTERN[: min(rest, len(PATTERN))]
@@ -58,7 +58,7 @@ async def produce(client, count):
 
 
 async def consume(client):
-    await client.started(pty=False)
+    client.started_nowait(pty=False)
     digest, count = hashlib.sha256(), 0
     while data := await client.receive_stdin():
         digest.update(data)
@@ -77,7 +77,7 @@ async def flood(client):
             await client.send_stdout(PATTERN)
             sent += len(PATTERN)
 
-    await client.started(pty=False)
+    client.started_nowait(pty=False)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(send)
         while True:
@@ -86,7 +86,7 @@ async def flood(client):
 
 
 async def ignore_input(client):
-    await client.started(pty=False)
+    client.started_nowait(pty=False)
     await client.send_stdout(b"ready\n")
     while (await client.next_control()) != Signal("INT"):
         pass
@@ -94,7 +94,7 @@ async def ignore_input(client):
 
 
 async def controls(client, pty):
-    await client.started(pty=pty == "pty")
+    client.started_nowait(pty=pty == "pty")
     await client.send_stdout(b"ready\r\n")
     while True:
         control = await client.next_control()
@@ -105,7 +105,7 @@ async def controls(client, pty):
 
 async def keys(client):
     """Echo what is typed as hexadecimal numbers until q, in raw mode."""
-    await client.started(pty=True)
+    client.started_nowait(pty=True)
     await client.send_stdout(b"ready\r\n")
     while data := await client.receive_stdin():
         await client.send_stdout(data.hex().encode() + b"\r\n")
@@ -115,7 +115,7 @@ async def keys(client):
 
 
 async def full_screen(client, end):
-    await client.started(pty=True)
+    client.started_nowait(pty=True)
     await client.send_stdout(b"\x1b[?1049h\x1b[?1003;1006h\x1b[?2004h\x1b[>1u\x1b[?25lfull screen")
     while data := await client.receive_stdin():
         if data == b"x":
@@ -126,7 +126,7 @@ async def full_screen(client, end):
 
 
 async def die(client):
-    await client.started(pty=False)
+    client.started_nowait(pty=False)
     await client.send_stdout(b"before\n")
     await client.receive_stdin()
     os._exit(1)
@@ -149,13 +149,13 @@ async def progress(client):
     for number in range(3):
         await client.note(f"phase {number}", "progress")
     await client.note("done")
-    await client.started(pty=False)
+    client.started_nowait(pty=False)
     return 0
 
 
 async def crash(client):
     """A full-screen program, over which the VM dies."""
-    await client.started(pty=True)
+    client.started_nowait(pty=True)
     await client.send_stdout(b"\x1b[?1049hfull screen")
     await client.note("rewritten line", "progress")
     await client.note("the VM died", "error", ["because"])

@@ -328,6 +328,7 @@ class MemoryProcess:
         self.lines = [b"hello\n"]
         self.attached = anyio.Event()
         self.ends_input = False
+        self.read = 0
 
     @property
     def is_lost(self):
@@ -356,9 +357,14 @@ class MemoryProcess:
     async def read_stdout(self, limit):
         await anyio.lowlevel.checkpoint()
         if self.lines:
-            return self.lines.pop()
+            line = self.lines.pop()
+            self.read += len(line)
+            return line
         await self.wait()
         return b""
+
+    def position(self, output):
+        return self.read if output == 0 else 0
 
     async def read_stderr(self, limit):
         await self.wait()
@@ -418,7 +424,7 @@ class MemoryClient:
     def note_nowait(self, text, level="info", beneath=()):
         self.notes.append((level, text))
 
-    async def started(self, *, pty):
+    def started_nowait(self, *, pty):
         self.started_with.append(pty)
 
     async def receive_stdin(self):
@@ -531,6 +537,7 @@ class Supervisor:
         session = Session(name, plan)
         session.client = client
         attachment = Attachment(session, client, quiet=True, verbose=False)
+        session.attach(attachment)
         await self.dispatcher.begin(session)
         self.tasks.start_soon(attachment.serve, lambda signal: self.dispatcher.stop(name, signal, 130))
         return session

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import trio
-from claude_vm_tests_memory import MemoryDrivers, in_virtual_time, key, settled
+from claude_vm_tests_memory import MemoryDrivers, MemoryProcess, in_virtual_time, key, settled
 
 from claude_vm.context.ports import PortSpec, Publish
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
@@ -149,7 +149,7 @@ def test_a_running_session_goes_on_and_is_found(world):
         async with world.supervisor() as second:
             await settled()
             (session,) = second.sessions.running.values()
-            assert (session.session_id, session.attached, session.source) == ("a1", None, "resumed")
+            assert (session.session_id, session.clients, session.source) == ("a1", [], "resumed")
             assert (session.plan.project, session.plan.label) == ("/p", "sleep")
             assert [str(s.state) for s in second.dispatcher.core.sessions()] == ["running"]
             assert vm.running
@@ -159,6 +159,29 @@ def test_a_running_session_goes_on_and_is_found(world):
             assert second.sessions.running == {}
             assert [s.session_id for s in second.sessions.ended] == ["a1"]
             assert world.cloud.vms == {}
+
+    in_virtual_time(main)
+
+
+def test_the_end_of_a_session_without_a_client_waits_for_nothing_that_it_left_behind(world, monkeypatch):
+    async def hold(self, limit):
+        await trio.sleep_forever()
+
+    async def remaining(self):
+        await trio.sleep(1)
+
+    monkeypatch.setattr(MemoryProcess, "read_stdout", hold)
+    monkeypatch.setattr(MemoryProcess, "remaining", remaining)
+
+    async def main():
+        vm = await world.left_session("a1")
+        async with world.supervisor() as second:
+            await settled()
+            (session,) = second.sessions.running.values()
+            begun = trio.current_time()
+            vm.end_session("a1", 7)
+            await session.over.wait()
+            assert (session.outcome.status, trio.current_time() - begun) == (7, 0)
 
     in_virtual_time(main)
 

@@ -44,7 +44,7 @@ def told(stream):
 
 async def read(stream, count):
     """Let that many bytes come in small pieces, each read before the next one comes."""
-    begin = stream._told[0]
+    begin = stream.position(0)
     for offset in range(begin, begin + count, PIECE):
         payload = struct.pack(">Q", offset) + b"x" * PIECE
         stream.data_received(struct.pack(">cI", b"O", len(payload)) + payload, None)

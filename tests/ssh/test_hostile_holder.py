@@ -110,7 +110,7 @@ async def test_endless_output_that_nobody_reads_is_bounded(stream, size):
 async def test_single_bytes_are_not_kept_one_by_one(stream):
     for offset in range(20_000):
         stream.data_received(out(offset, b"x"), None)
-    assert len(stream._outputs[0].chunks) < 100
+    assert len(stream._outputs[0]._chunks) < 100
     assert await HeldProcess(stream).read_stdout(1 << 20) == b"x" * 20_000
 
 

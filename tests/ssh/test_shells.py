@@ -177,7 +177,7 @@ async def test_what_reads_its_input_on_pipes_ends_when_its_session_is_followed_w
     with anyio.fail_after(20):
         again = await attach(link, name)
         again.write_eof()
-        assert await Outputs(again, ()).carry() == 3
+        assert await Outputs().carry(again) == 3
 
 
 async def settled(link, name):

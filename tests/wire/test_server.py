@@ -94,7 +94,7 @@ async def test_stdin_is_acknowledged_when_the_next_piece_is_asked_for(serving):
     pieces = []
 
     async def handler(client):
-        await client.started(pty=False)
+        client.started_nowait(pty=False)
         pieces.append(await client.receive_stdin())
         await client.send_stderr(b"taken")
         await go_on.wait()
@@ -146,7 +146,7 @@ async def test_signals_and_sizes_pass_a_full_stdin(serving):
     controls = []
 
     async def handler(client):
-        await client.started(pty=True)
+        client.started_nowait(pty=True)
         controls.extend([await client.next_control() for _ in range(3)])
         return 0
 
@@ -169,7 +169,7 @@ async def test_a_client_that_leaves_sets_gone_and_closes_its_outputs(serving):
     ended = []
 
     async def handler(client):
-        await client.started(pty=False)
+        client.started_nowait(pty=False)
         await client.gone.wait()
         with pytest.raises(ClientGoneError):
             await client.send_stdout(b"x")
@@ -242,7 +242,7 @@ async def test_an_unknown_failure_tells_its_kind_and_points_to_the_log(serving):
 async def test_a_closing_server_tells_its_clients_and_where_a_session_may_be_found(serving, started):
     async def handler(client):
         if started:
-            await client.started(pty=False)
+            client.started_nowait(pty=False)
         else:
             await client.note("soon")
         await anyio.sleep_forever()
@@ -346,7 +346,7 @@ async def test_what_the_protocol_forbids_cuts_the_client_off_with_a_reason(servi
     errors = []
 
     async def handler(client):
-        await client.started(pty=False)
+        client.started_nowait(pty=False)
         await client.gone.wait()
         return 0
 

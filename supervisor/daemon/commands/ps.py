@@ -90,13 +90,14 @@ def _row(
     view: SessionView | None,
     reports: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> SessionRow:
-    """Return a session's row. The core forgets a session that has ended: then there is no view of it."""
+    """Return a session's row. The core has no view of one that has ended, or is not requested yet."""
     plan = session.plan
     outcome = session.outcome
+    is_new = isinstance(session, Session) and outcome is None
     settled = outcome.status if outcome is not None else view.status if view is not None else None
     return SessionRow(
         session=session.session_id,
-        state=str(view.state) if view is not None else "ended",
+        state=str(view.state) if view is not None else "queued" if is_new else "ended",
         phase=session.phase,
         project=plan.project,
         command=plan.label,
@@ -107,7 +108,7 @@ def _row(
         pty=plan.pty is not None,
         source=session.source,
         status=settled,
-        attached=isinstance(session, Session) and session.attached is not None,
+        attached=isinstance(session, Session) and bool(session.clients),
         marks=[Mark(name, at) for name, at in session.marks],
         ports=session.ports.listed if isinstance(session, Session) else [],
         reports=list(reports.get(session.session_id, ())),

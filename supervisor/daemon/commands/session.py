@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 
 import anyio
-from msgspec.structs import replace
 
 from claude_vm.context.claude_command import claude_argv
 from claude_vm.supervisor.core.views import PoolView
@@ -56,14 +55,11 @@ async def _session(
     await tell_reports(command, place.project)
     # The plan has keys and tokens: nobody but the session keeps it, which gives them up when it has started.
     session = Session(
-        fresh_session_id(),
-        replace(
-            await plan_session(command.workspace, place, mode=mode, argv=argv, label=label),
-            forward_agent=await _has_agent(command),
-        ),
+        fresh_session_id(), await plan_session(command.workspace, place, mode=mode, argv=argv, label=label)
     )
+    forwards_agent = await _has_agent(command)
     await tell_sharing(command, place.settings, session.plan)
-    status = await _attend(command, session)
+    status = await _attend(command, session, forwards_agent=forwards_agent)
     for line in end_notes(session.remaining, session.last_words):
         await command.say(line)
     return status
@@ -83,7 +79,7 @@ async def _has_agent(command: Command) -> bool:
     return True
 
 
-async def _attend(command: Command, session: Session) -> int:
+async def _attend(command: Command, session: Session, *, forwards_agent: bool) -> int:
     """Begin a session and stay with it until it is over; return its exit status. Its client's end is its end.
 
     Raises:
@@ -91,7 +87,10 @@ async def _attend(command: Command, session: Session) -> int:
     """
     dispatcher = command.supervisor.dispatcher
     client, flags = command.client, command.flags
-    attachment = Attachment(session, client, quiet=flags.quiet, verbose=flags.verbose)
+    attachment = Attachment(
+        session, client, quiet=flags.quiet, verbose=flags.verbose, forwards_agent=forwards_agent
+    )
+    session.attach(attachment)
     before = dispatcher.core.pools() if flags.verbose else ()
     await dispatcher.begin(session)
 
@@ -108,6 +107,7 @@ async def _attend(command: Command, session: Session) -> int:
         tasks.start_soon(_tell_phases, command, session, before)
         await session.over.wait()
         tasks.cancel_scope.cancel()
+    session.detach(attachment)
     outcome = session.outcome
     if outcome is None:  # pragma: no cover - `over` is set after it
         return SESSION_FAILED

@@ -156,7 +156,10 @@ class Dispatcher:
         return sum(instance.is_warm for instance in self._instances.values())
 
     def stop(self, session_id: str, reason: str, status: int) -> None:
-        """A session shall end."""
+        """A session that runs shall end: now, or as soon as the core knows it."""
+        if not self.core.knows(session_id):
+            self._sessions.running[session_id].stop = reason, status
+            return
         self.post(
             ev.StopRequested(at=anyio.current_time(), session_id=session_id, reason=reason, status=status)
         )
@@ -218,8 +221,13 @@ class Dispatcher:
                 self._tasks.start_soon(self._set_clock, instance_id, instance.driver)
 
     async def _begin(self, session: Session, request: Callable[[], None]) -> None:
+        def ask() -> None:
+            request()
+            if session.stop is not None:
+                self.stop(session.session_id, *session.stop)
+
         session.ports.keep_out(lambda: self._vms_beside(session.session_id))
-        await self._sessions.begin(session, request)
+        await self._sessions.begin(session, ask)
 
     def _vms_beside(self, session_id: str) -> tuple[int, ...]:
         """Return the processes of all VMs in which others than this session may have run something."""

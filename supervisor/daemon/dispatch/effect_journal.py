@@ -9,7 +9,6 @@ from claude_vm.supervisor.core import events as ev
 from claude_vm.supervisor.daemon.dispatch.instance import Instance
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.state.journal import Journal
-from claude_vm.supervisor.daemon.state.records import JournaledSession
 
 log = structlog.get_logger()
 
@@ -33,7 +32,10 @@ class EffectJournal:
                 driver=instance.driver,
                 kind=kind,
                 key=effect.key if isinstance(effect, fx.Clone) else None,
-                session=_row(session) if isinstance(effect, fx.Run) else None,
+                # The row of one that was found is there.
+                session=session.journaled
+                if session is not None and isinstance(effect, fx.Run) and not session.found
+                else None,
             )
         except sqlite3.Error as error:
             log.error(  # noqa: TRY400 - no bug of ours
@@ -65,17 +67,3 @@ class EffectJournal:
             self._journal.note_started(session_id)
         except sqlite3.Error as error:
             log.error("journal-not-written", session=session_id, error=str(error))  # noqa: TRY400
-
-
-def _row(session: Session | None) -> JournaledSession | None:
-    if session is None or session.found:  # that one's row is there
-        return None
-    plan = session.plan
-    return JournaledSession(
-        session_id=session.session_id,
-        project=plan.project,
-        label=plan.label,
-        pty=plan.pty is not None,
-        created_at=session.created_at,
-        publish=tuple(plan.publish.words),
-    )

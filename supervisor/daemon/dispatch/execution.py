@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from functools import partial
 
 import anyio
 import anyio.abc
@@ -159,7 +160,8 @@ class Execution:
         try:
             if process is None:
                 process = await self._start_command(instance, driver, session)
-            return await session.carry(process, self._reach(instance, driver, session).during)
+            reach = self._reach(instance, driver, session)
+            return await reach.during(process, partial(session.carry, process))
         finally:
             session.unlinked()
             if process is not None:

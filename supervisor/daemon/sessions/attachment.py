@@ -1,4 +1,4 @@
-"""A client that is attached to a session: its input, size, signals and agent, and what it is told."""
+"""A client at a session: its input, size, signals and agent, and what it is told."""
 
 from collections.abc import Callable
 
@@ -12,17 +12,21 @@ from claude_vm.supervisor.wire.server import Client, Level, TerminalSize
 
 
 class Attachment:
-    """One client at one session. What becomes of the session without it, its command decides."""
+    """One client at one session, as `Session.attach` takes it. It forwards its SSH agent only if it wants to.
 
-    def __init__(self, session: Session, client: Client, *, quiet: bool, verbose: bool) -> None:
+    What becomes of the session without it, its command decides.
+    """
+
+    def __init__(
+        self, session: Session, client: Client, *, quiet: bool, verbose: bool, forwards_agent: bool = False
+    ) -> None:
         self._session = session
         self._client = client
         self._verbose = verbose
         self.hints = not quiet
-        self.open_agent = agent_of(client)
-        session.attach(self)
+        self.open_agent = agent_of(client) if forwards_agent else None
 
-    async def take(self, output: int, data: bytes) -> None:
+    async def take(self, output: int, offset: int, data: bytes) -> None:  # noqa: ARG002 - a reader's signature
         """Write a piece of output to the client; wait as long as its reader has not taken enough before.
 
         Raises:
@@ -36,10 +40,10 @@ class Attachment:
         if self._verbose or wanted.get(level, True):
             self._client.note_nowait(text, level)
 
-    async def started(self, *, pty: bool) -> None:
-        """Tell the client that the main command runs, which has its environment by now. Does not wait."""
+    def started(self, *, pty: bool) -> None:
+        """Tell the client that the main command runs, which has its environment by now. Never waits."""
         self._client.forget_environment()
-        await self._client.started(pty=pty)
+        self._client.started_nowait(pty=pty)
 
     async def serve(self, stop: Callable[[str], None]) -> None:
         """Carry input, sizes and signals until cancelled. `stop` is told signals that no command takes."""

@@ -4,8 +4,10 @@ from collections import deque
 from collections.abc import Iterator
 
 from claude_vm.supervisor.daemon.sessions.session import EndedSession
-from claude_vm.supervisor.daemon.sessions.timings import KEPT_SESSIONS
 from claude_vm.supervisor.daemon.state.records import from_text, to_text
+
+KEPT_SESSIONS = 1000
+"""Ended sessions that are kept."""
 
 
 class EndedSessions:

@@ -5,16 +5,19 @@ waits stops the guest's writer: its window fills, this loop waits, the guest's h
 done for a piece, however many readers there are. Without a reader, what comes is dropped.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import anyio
+import structlog
 
 from claude_vm.drivers.tasks import open_tasks
 from claude_vm.supervisor.conditions import AutoResetEvent
 from claude_vm.supervisor.ssh.shells import HeldProcess
 from claude_vm.supervisor.statuses import OUTPUT_CLOSED
 from claude_vm.supervisor.wire.errors import OutputClosedError
+
+log = structlog.get_logger()
 
 CHUNK = 64 * 1024
 """Bytes a step. One frame of the protocol."""
@@ -37,28 +40,47 @@ STDOUT, STDERR = 0, 1
 class Reader(Protocol):
     """Takes what a main command writes. Who must have all of it waits; all others return at once."""
 
-    async def take(self, output: int, data: bytes) -> None:
+    async def take(self, output: int, offset: int, data: bytes) -> None:
         """Take the next piece of an output, `STDOUT` or `STDERR`.
 
+        `offset` is where it begins in all that the command has written there. Where that is behind the end of
+        the former piece, the guest could not keep what is missing.
+
         Raises:
-            OutputClosedError: Nobody is left who reads this output, so its writer shall end.
+            OutputClosedError: Nobody reads this any more.
+            Exception: It can't take it. Whatever is raised, the reader gets nothing more of either output.
         """
         ...
 
 
 class Outputs:
-    """Both outputs of a main command. `readers` may change while they are carried."""
+    """Both outputs of a main command, and their readers, which come and go at any time.
 
-    def __init__(self, process: HeldProcess, readers: Sequence[Reader]) -> None:
-        self._process = process
-        self._readers = readers
+    A reader that fails is dropped. When it was the last one that *counts*, as a client does and no recorder,
+    the command ends as it would by SIGPIPE. `offsets` are behind what was passed on: a reader that comes now
+    begins there. `noted` is told each piece of output first, and never waits.
+    """
+
+    def __init__(self, noted: Callable[[bytes], None] = lambda _: None) -> None:
+        self.offsets = [0, 0]
+        self._noted = noted
+        self._readers: dict[Reader, bool] = {}  # whether it counts
         self._reading = 0  # loops that wait for the guest, not for a reader
         self._left = 2
         self._scope = anyio.CancelScope()
         self._ended_at: float | None = None
         self._moved = AutoResetEvent()
 
-    async def carry(self) -> int:
+    def add(self, reader: Reader, *, counts: bool) -> None:
+        """Let a reader have all pieces from now on. Never waits."""
+        self._readers[reader] = counts
+
+    def remove(self, reader: Reader) -> None:
+        """Let a reader go; the command goes on. Never waits, but the outputs do for its last `take`."""
+        self._readers.pop(reader, None)
+        self._moved.set()
+
+    async def carry(self, process: HeldProcess) -> int:
         """Carry both until the command has ended; return its exit status, or that its readers are gone.
 
         To be called once.
@@ -69,10 +91,10 @@ class Outputs:
         status = OUTPUT_CLOSED
         async with open_tasks() as tasks:
             self._scope = tasks.cancel_scope
-            tasks.start_soon(self._pump, STDOUT, self._process.read_stdout)
-            tasks.start_soon(self._pump, STDERR, self._process.read_stderr)
-            status = await self._process.wait()
-            await self._drained()
+            tasks.start_soon(self._pump, process, STDOUT, process.read_stdout)
+            tasks.start_soon(self._pump, process, STDERR, process.read_stderr)
+            status = await process.wait()
+            await self._drained(process)
             tasks.cancel_scope.cancel()
         return status
 
@@ -81,7 +103,7 @@ class Outputs:
         if self._ended_at is not None:
             self._scope.cancel()
 
-    async def _pump(self, output: int, read: Callable[[int], Awaitable[bytes]]) -> None:
+    async def _pump(self, process: HeldProcess, output: int, read: Callable[[int], Awaitable[bytes]]) -> None:
         late_bytes = 0
         late_s = 0.0
         try:
@@ -98,25 +120,38 @@ class Outputs:
                     late_bytes += len(data)
                     late_s += anyio.current_time() - max(begun, self._ended_at)
                 self._moved.set()
+                self._noted(data)
+                end = self.offsets[output] = process.position(output)
                 for reader in tuple(self._readers):
-                    await reader.take(output, data)
+                    try:
+                        if reader in self._readers:  # the other output may have dropped it meanwhile
+                            await reader.take(output, end - len(data), data)
+                    except OutputClosedError:
+                        self._drop(reader)
+                    except Exception:  # the others go on
+                        log.exception("reader-failed", output=output)
+                        self._drop(reader)
                 self._moved.set()
-        except OutputClosedError:
-            self._scope.cancel()
         finally:
             self._left -= 1
             self._moved.set()
 
-    async def _drained(self) -> None:
+    def _drop(self, reader: Reader) -> None:
+        counted = self._readers.get(reader, False)
+        self.remove(reader)
+        if counted and not any(self._readers.values()):
+            self._scope.cancel()
+
+    async def _drained(self, process: HeldProcess) -> None:
         """Wait until both outputs ended, nothing comes any more, or more than the command can have written.
 
-        For use right after the command's end.
+        For use right after the command's end. Where nobody reads there is nothing to wait for.
         """
         self._ended_at = anyio.current_time()
-        while self._left:
+        while self._left and self._readers:
             with anyio.move_on_after(DRAIN_S) as silence:
                 await self._moved.wait()
-            if self._process.is_lost:
+            if process.is_lost:
                 self._ended_at = anyio.current_time()  # what it wrote comes when it is found again
             elif (
                 silence.cancelled_caught and not self._moved.is_set and self._reading == self._left

@@ -50,7 +50,6 @@ class SessionPlan(msgspec.Struct, frozen=True):
     launch: Launch | None
     files: tuple[GuestFile, ...] = ()
     pty: Pty | None = None
-    forward_agent: bool = False
     publish: Publish = Publish()
     writes: tuple[str, ...] = ()
     repository: str = ""

@@ -1,7 +1,6 @@
 """One session at run time: what is decided of it, what it has come to, and its main command in the guest."""
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import anyio
@@ -13,7 +12,7 @@ from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.daemon.ports.published import Ports
 from claude_vm.supervisor.daemon.sessions.outputs import Outputs, Reader
 from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
-from claude_vm.supervisor.daemon.sessions.timings import Marks
+from claude_vm.supervisor.daemon.state.records import JournaledSession
 from claude_vm.supervisor.ssh.agent import AgentListener, OpenAgent
 from claude_vm.supervisor.ssh.errors import SshError
 from claude_vm.supervisor.ssh.launch import AGENTS
@@ -26,36 +25,33 @@ from claude_vm.supervisor.wire.server import Level, TerminalSize
 LAST_WORDS = 1024
 """Bytes that a terminal got last, and that are kept."""
 
-
 CTRL_C = (b"\3", b"\x1b[99;5u")
 """What a terminal sends for it, in the second form with the keyboard protocol of kitty."""
 
-During = Callable[[HeldProcess, Callable[[], Awaitable[int]]], Awaitable[int]]
-"""Keeps a process in reach while something goes on with it; see `daemon.dispatch.reconnection`."""
 
-
-class Attached(Reader, Protocol):
+class AttachedClient(Reader, Protocol):
     """A client that is attached to a session, as the session sees it.
 
-    `open_agent` opens connections to its SSH agent. `hints`: it is told also what might help.
+    `open_agent` opens connections to its SSH agent, if it forwards that. `hints`: it is told also what might
+    help.
     """
 
-    open_agent: OpenAgent
+    open_agent: OpenAgent | None
     hints: bool
 
     def tell(self, text: str, level: Level) -> None:
         """Tell it a line. Never waits."""
         ...
 
-    async def started(self, *, pty: bool) -> None:
-        """Tell it that the main command runs. Does not wait."""
+    def started(self, *, pty: bool) -> None:
+        """Tell it that the main command runs. Never waits."""
         ...
 
 
 class EndedSession(msgspec.Struct, frozen=True):
     """What is kept of an ended session: its names are those of `Session`. `plan` has no files and no command.
 
-    `marks` are names and instants in seconds of `time.monotonic`, see `timings`.
+    `marks` are those of `Session.marks`.
     """
 
     session_id: str
@@ -71,11 +67,12 @@ class Session:
     """A session between its request and its end, whoever watches it. Its life is a task of `Sessions`.
 
     `found` says that a dead supervisor began it. `created_at` is a Unix time in seconds. `source` says how
-    its VM came, see the core's `SessionView`; "" as long as it has none. `attached` is its client, if it has
-    one; `readers` get what its main command writes, itself first, and may come and go at any time.
+    its VM came, see the core's `SessionView`; "" as long as it has none. `clients` are attached to it. Who
+    else reads what its main command writes, such as a recorder, its surroundings add to its `outputs`.
     `ended` is set when nothing of it is left in the core, `over` when what follows it was done, too.
     `remaining` and `last_words` are known at its end: what works yet in its guest, and the last bytes on its
-    terminal. `abandoned` is set when its user does not wait for a silent guest any longer.
+    terminal. `abandoned` is set when its user does not wait for a silent guest any longer. `stop` is why, and
+    with what status, it shall end, if that was said before the core knew it.
     """
 
     def __init__(
@@ -88,39 +85,45 @@ class Session:
         self.phase = "queued"
         self.source = ""
         self.ports = Ports(plan.publish, session_id)
-        self.attached: Attached | None = None
-        self.readers: list[Reader] = [self]
+        self.clients: list[AttachedClient] = []
+        self.outputs = Outputs(self._note_output)
         self.ended = anyio.Event()
         self.over = anyio.Event()
         self.abandoned = anyio.Event()
+        self.stop: tuple[str, int] | None = None
         self.outcome: EndSession | None = None
         self.remaining = Remaining()
         self.last_words = b""
-        self._marks = Marks()
+        self._marks: dict[str, float] = {}
         self._phase_changed = AutoResetEvent()
         self._listener: AgentListener | None = None
         self._interrupts: int | None = None  # while its guest does not answer
         self._process: HeldProcess | None = None
-        self._outputs: Outputs | None = None
         self._running = anyio.Event()
         self._size: TerminalSize | None = None
-        self._marks.add("requested")
+        self.mark("requested")
 
     # What it has come to.
 
     @property
     def marks(self) -> list[tuple[str, float]]:
-        """Names and instants in seconds of `time.monotonic`, see `timings`."""
-        return self._marks.listed()
+        """When it came to what: names, and instants in seconds of `time.monotonic`, in this order.
+
+        That clock is the host's: a client may lay instants of its own beside these. Names, as far as they
+        occur: requested, queued, claimed, clone, the driver's own (`Capabilities.phases`), connect, prime,
+        files, start, first-output, ended, deleted. Each says that this begins, or has happened.
+        """
+        return list(self._marks.items())
 
     def mark(self, name: str) -> None:
         """Note that it has come to something; a second time changes nothing."""
-        self._marks.add(name)
+        if name not in self._marks:
+            self._marks[name] = time.monotonic()
 
     @property
     def has_begun(self) -> bool:
         """Whether its main command may have done something."""
-        return self.found or any(name == "start" for name, _ in self.marks)
+        return self.found or "start" in self._marks
 
     def tell(self, phase: str, source: str = "") -> None:
         """Note the phase, and how its VM came if that is known, for the client and listings. Never waits."""
@@ -149,6 +152,18 @@ class Session:
         await self._phase_changed.wait()
         return self.phase
 
+    @property
+    def journaled(self) -> JournaledSession:
+        """What the journal has of it."""
+        return JournaledSession(
+            session_id=self.session_id,
+            project=self.plan.project,
+            label=self.plan.label,
+            pty=self.plan.pty is not None,
+            created_at=self.created_at,
+            publish=tuple(self.plan.publish.words),
+        )
+
     def kept(self) -> EndedSession:
         """Return what is kept of it after its end."""
         return EndedSession(
@@ -161,17 +176,27 @@ class Session:
             outcome=self.outcome,
         )
 
-    # Its client.
+    # Its clients.
 
-    def attach(self, client: Attached) -> None:
-        """Let a client read its outputs, and hear what there is to say. Before its life begins."""
-        self.attached = client
-        self.readers.append(client)
+    def attach(self, client: AttachedClient) -> None:
+        """Let a client read its outputs from now on, and hear what there is to say. Never waits.
+
+        It counts: the command ends when the last attached client has closed an output.
+        """
+        self.clients.append(client)
+        self.outputs.add(client, counts=True)
+        if self._running.is_set():
+            client.started(pty=self.plan.pty is not None)
+
+    def detach(self, client: AttachedClient) -> None:
+        """Let a client go; the session goes on. Never waits."""
+        self.clients.remove(client)
+        self.outputs.remove(client)
 
     def say(self, text: str, level: Level) -> None:
-        """Tell its client a line, if there is one. Never waits."""
-        if self.attached is not None:
-            self.attached.tell(text, level)
+        """Tell its clients a line, if there are any. Never waits."""
+        for client in self.clients:
+            client.tell(text, level)
 
     # Its main command.
 
@@ -186,8 +211,7 @@ class Session:
         if launch is None:  # pragma: no cover - it is started once
             raise RuntimeError("the session has nothing to start")
         self.mark("files")
-        await self._listen_for_agent(link)
-        file = launch.file(self.session_id, self._agent)
+        file = launch.file(self.session_id, await self._listen_for_agent(link))
         await driver.put_files(instance_id, (*self.plan.files, file))
         self.mark("start")
         self.ports.connect(link)
@@ -196,30 +220,24 @@ class Session:
         self.plan = self.plan.without_secrets()
         return process
 
-    async def carry(self, process: HeldProcess, during: During) -> int:
+    async def carry(self, process: HeldProcess) -> int:
         """Carry the streams of the main command, which runs, to its end; return its exit status.
 
-        `during` keeps it in reach meanwhile. Cancelled: the command is left to its VM's end.
+        Cancelled: the command is left to its VM's end.
 
         Raises:
             SshError: The connection is lost for good.
         """
-        outputs = Outputs(process, self.readers)
-        self._process, self._outputs = process, outputs
-        if self.attached is not None:
-            await self.attached.started(pty=self.plan.pty is not None)
-        elif self.plan.pty is None:
+        self._process = process
+        for client in self.clients:
+            client.started(pty=self.plan.pty is not None)
+        if not self.clients and self.plan.pty is None:
             process.write_eof()  # nobody could write or end its input, so what reads it would wait for ever
         self._running.set()
-        status = await during(process, outputs.carry)
-        self.remaining = await process.remaining()
+        status = await self.outputs.carry(process)
+        if self.clients:  # nobody else is told
+            self.remaining = await process.remaining()
         return status
-
-    async def take(self, output: int, data: bytes) -> None:  # noqa: ARG002 - a reader's signature
-        """Note when output first came, and a terminal's last words. Does not wait."""
-        self.mark("first-output")
-        if self.plan.pty is not None:
-            self.last_words = (self.last_words + data[-LAST_WORDS:])[-LAST_WORDS:]
 
     async def process(self) -> HeldProcess:
         """Return the process of the main command, as soon as it runs."""
@@ -242,12 +260,12 @@ class Session:
 
     def signal(self, name: str) -> bool:
         """Pass a signal on to the main command; False if there is none yet. Never waits."""
-        if self._process is None or self._outputs is None:
+        if self._process is None:
             return False
         if name == "INT":
             self._interrupted()
         self._process.send_signal(name)
-        self._outputs.hurry()
+        self.outputs.hurry()
         return True
 
     # The way to its guest.
@@ -289,14 +307,20 @@ class Session:
             if self._interrupts > 1:
                 self.abandoned.set()
 
-    @property
-    def _agent(self) -> str:
-        """Where the guest finds its SSH agent, or ""."""
-        return f"{AGENTS}/{self.session_id}" if self.plan.forward_agent else ""
+    def _note_output(self, data: bytes) -> None:
+        """Note when output first came, and a terminal's last words."""
+        self.mark("first-output")
+        if self.plan.pty is not None:
+            self.last_words = (self.last_words + data[-LAST_WORDS:])[-LAST_WORDS:]
 
-    async def _listen_for_agent(self, link: Link) -> None:
-        if self._agent and self.attached is not None:
-            self._listener = await link.listen_for_agent(self._agent, self.attached.open_agent)
+    async def _listen_for_agent(self, link: Link) -> str:
+        """Return where the guest finds the SSH agent of the first client that forwards its own, or ""."""
+        path = f"{AGENTS}/{self.session_id}"
+        for client in self.clients:
+            if client.open_agent is not None:
+                self._listener = await link.listen_for_agent(path, client.open_agent)
+                return path
+        return ""
 
     def _current_pty(self) -> Pty | None:
         """The terminal, with the size that it has by now."""

@@ -3,15 +3,17 @@
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-import anyio
 import anyio.abc
+import structlog
 
 from claude_vm.supervisor.daemon.sessions.ended import EndedSessions
 from claude_vm.supervisor.daemon.sessions.session import Session
 
+log = structlog.get_logger()
+
 Around = Callable[[Session, Mapping[str, Session]], AbstractAsyncContextManager[None]]
 """What is done before a session asks for a VM, as long as it lasts, and after its end; see `surroundings`.
-It is told all sessions that run."""
+It is told all sessions that run, this one among them."""
 
 
 @asynccontextmanager
@@ -36,19 +38,35 @@ class Sessions:
     async def begin(self, session: Session, request: Callable[[], None]) -> None:
         """Let a session live; return when the core was asked for its VM, by `request`.
 
+        It is among those that run from the call on: another one that begins meanwhile sees it.
+
         Raises:
             CommandError: What must be done before can't be, and nothing of the session is left.
         """
-        await self._tasks.start(self._live, session, request)
+        self.running[session.session_id] = session
+        try:
+            await self._tasks.start(self._live, session, request)
+        except BaseException:
+            self._forget(session)
+            raise
 
     async def _live(
         self, session: Session, request: Callable[[], None], *, task_status: anyio.abc.TaskStatus[None]
     ) -> None:
-        async with self._around(session, self.running):
-            self.running[session.session_id] = session
-            request()
-            task_status.started()
-            await session.ended.wait()
+        begun = False
+        try:
+            async with self._around(session, self.running):
+                request()
+                task_status.started()
+                begun = True
+                await session.ended.wait()
+            self.ended.add(session.kept())
+        except Exception:  # a bug around one session must not end the others
+            if not begun:
+                raise
+            log.exception("session-failed", session=session.session_id)
+        self._forget(session)
+
+    def _forget(self, session: Session) -> None:
         del self.running[session.session_id]
-        self.ended.add(session.kept())
         session.over.set()

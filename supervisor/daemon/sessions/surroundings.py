@@ -15,11 +15,13 @@ import structlog
 
 from claude_vm.context.ports import HIGHEST, Publish
 from claude_vm.context.worktree_locks import lock_siblings, release_stale
+from claude_vm.drivers.tasks import open_tasks
+from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions.scanning import Scanner
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.state.journal import Journal
-from claude_vm.supervisor.daemon.state.records import LeftInstance
+from claude_vm.supervisor.daemon.state.records import JournaledSession, LeftInstance
 
 log = structlog.get_logger()
 
@@ -37,38 +39,39 @@ class Surroundings:
 
     @asynccontextmanager
     async def around(self, session: Session, running: Mapping[str, Session]) -> AsyncIterator[None]:
-        """Surround a session; `running` are the others. What follows it is done when it has `ended`.
+        """Surround a session; `running` are all. What follows it is done when it has `ended`.
 
         Raises:
             CommandError: A port can't be had, or the journal can't be written: there must be no session.
         """
-        begun = False
+        goes_on = False
         try:
             await self._before(session, running)
-            hint = session.attached is not None and session.attached.hints
-            async with anyio.create_task_group() as tasks:
+            hint = any(client.hints for client in session.clients)
+            async with open_tasks() as tasks:
                 tasks.start_soon(partial(session.ports.serve, session.say, hint=hint))
-                begun = True
-                yield
+                try:
+                    yield
+                except anyio.get_cancelled_exc_class():  # the supervisor is ending
+                    goes_on = not session.ended.is_set()
+                    raise
                 tasks.cancel_scope.cancel()
         finally:
             session.ports.close()
-            # Else the supervisor is ending, and the session goes on.
-            if session.ended.is_set() or not begun:
+            if not goes_on:
+                row = session.journaled if session.has_begun else None
                 with anyio.move_on_after(AFTER_S, shield=True):
-                    await self._after(session)
+                    await self._after(session.session_id, row, session.plan.key)
 
     async def settle(self, left: Iterable[LeftInstance], going_on: Collection[str] = ()) -> None:
         """Do what follows the sessions of a dead supervisor, but for those that go on.
 
         `left` are the instances of those that had begun.
         """
-        for one in left:
-            if one.session is not None and one.key is not None:
-                row = one.session
-                self._scanner.request(row.session_id, row.project, row.created_at, one.key.mounts)
-        for session_id in {name for _, name in self._journal.locked_repositories()}.difference(going_on):
-            await self._unlock_worktrees(session_id)
+        begun = {one.session.session_id: (one.session, one.key) for one in left if one.session is not None}
+        locked = {name for _, name in self._journal.locked_repositories()}
+        for session_id in (locked | begun.keys()).difference(going_on):
+            await self._after(session_id, *begun.get(session_id, (None, None)))
 
     async def _before(self, session: Session, running: Mapping[str, Session]) -> None:
         problems = session.ports.reserve()
@@ -79,17 +82,18 @@ class Surroundings:
                 )
             return
         if problems:
-            raise _ports_taken(session.plan.publish, problems, running)
+            others = [other for other in running.values() if other is not session]
+            raise _ports_taken(session.plan.publish, problems, others)
         await self._lock_worktrees(session)
 
-    async def _after(self, session: Session) -> None:
+    async def _after(self, session_id: str, begun: JournaledSession | None, key: PoolKey | None) -> None:
+        """Do what follows a session; `begun` and `key` are what is known of it if its command had started."""
         try:
-            if session.has_begun:
-                plan = session.plan
-                self._scanner.request(session.session_id, plan.project, session.created_at, plan.key.mounts)
-            await self._unlock_worktrees(session.session_id)
+            if begun is not None and key is not None:
+                self._scanner.request(session_id, begun.project, begun.created_at, key.mounts)
+            await self._unlock_worktrees(session_id)
         except Exception:  # a bug around one session must not end the others
-            log.exception("clean-up-failed", session=session.session_id)
+            log.exception("clean-up-failed", session=session_id)
 
     async def _lock_worktrees(self, session: Session) -> None:
         repository = session.plan.repository
@@ -115,12 +119,12 @@ class Surroundings:
 
 
 def _ports_taken(
-    publish: Publish, problems: list[tuple[int, str]], running: Mapping[str, Session]
+    publish: Publish, problems: list[tuple[int, str]], others: Iterable[Session]
 ) -> CommandError:
     """Return what says which ports of this host can't be had, and who has them."""
     lines: list[str] = []
     for port, problem in problems:
-        owner = next((name for name, session in running.items() if session.ports.has(port)), "")
+        owner = next((other.session_id for other in others if other.ports.has(port)), "")
         why = f"the session {owner} has it" if owner else problem
         lines.append(f"port {port} of this host can't be had: {why}")
     asked = next(p for p in publish.ports if p.host == problems[0][0])

@@ -26,7 +26,7 @@ def ended(name, **changes):
     )
 
 
-@pytest.mark.parametrize("session", [ended("a"), ended("b", pty=Pty("xterm", 24, 80), forward_agent=True)])
+@pytest.mark.parametrize("session", [ended("a"), ended("b", pty=Pty("xterm", 24, 80))])
 def test_a_session_comes_back_as_it_was(session):
     kept = EndedSessions()
     kept.add(session)

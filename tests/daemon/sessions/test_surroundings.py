@@ -98,6 +98,52 @@ async def test_what_cannot_be_done_before_is_told_to_who_asked_and_nothing_is_le
     assert (sessions.running, list(sessions.ended), scene.calls) == ({}, [], [])
 
 
+async def test_a_session_that_the_core_refuses_ends_no_other_one_and_nobody_waits_for_it(scene):
+    async with anyio.create_task_group() as tasks:
+        sessions = Sessions(tasks, scene.surroundings.around)
+        other, refused = started("a1"), Session("a2", PLAN)
+        await sessions.begin(other, list)
+        with pytest.raises(ZeroDivisionError):
+            await sessions.begin(refused, lambda: 1 / 0)
+        assert (list(sessions.running), refused.over.is_set()) == (["a1"], True)
+        assert scene.journal.locked_repositories() == [("/one", "a1")]
+        other.finish(EndSession(session_id="a1", status=0))
+        await other.over.wait()
+
+
+async def test_a_bug_after_a_session_ends_no_other_one_and_nobody_waits_for_it(scene, monkeypatch):
+    async with anyio.create_task_group() as tasks:
+        sessions = Sessions(tasks, scene.surroundings.around)
+        broken, other = started("a1"), started("a2")
+        monkeypatch.setattr(broken, "kept", lambda: 1 / 0)
+        for session in (broken, other):
+            await sessions.begin(session, list)
+        broken.finish(EndSession(session_id="a1", status=0))
+        await broken.over.wait()
+        assert list(sessions.running) == ["a2"]
+        other.finish(EndSession(session_id="a2", status=0))
+        await other.over.wait()
+        assert [ended.session_id for ended in sessions.ended] == ["a2"]
+
+
+async def test_a_session_is_seen_by_others_from_the_moment_it_begins(scene, monkeypatch):
+    seen = []
+
+    async def wait_for_locks(self, session):
+        seen.append(list(sessions.running))
+
+    monkeypatch.setattr(Surroundings, "_lock_worktrees", wait_for_locks)
+    async with anyio.create_task_group() as tasks:
+        sessions = Sessions(tasks, scene.surroundings.around)
+        ones = [started("a1"), started("a2")]
+        async with anyio.create_task_group() as beginning:
+            for one in ones:
+                beginning.start_soon(sessions.begin, one, list)
+        assert [sorted(names) for names in seen] == [["a1", "a2"]] * 2
+        for one in ones:
+            one.finish(EndSession(session_id=one.session_id, status=0))
+
+
 async def test_what_follows_a_session_follows_also_one_that_was_found_while_its_supervisor_ends(scene):
     session = Session(
         "a1", msgspec.structs.replace(PLAN, repository=""), created_at=time.time() - 100, found=True
@@ -137,6 +183,15 @@ async def test_a_session_whose_vm_died_with_its_supervisor_is_looked_at_too(scen
     with_key = msgspec.structs.replace(left, key=PLAN.key)
     await scene.surroundings.settle((left, with_key, msgspec.structs.replace(with_key, session=None)))
     assert scene.pending() == ["a1"]
+
+
+async def test_a_bug_after_one_session_of_a_dead_supervisor_holds_no_other_one_up(scene, monkeypatch):
+    row = JournaledSession(session_id="a1", project="/p", label="x", pty=True, created_at=100.0)
+    left = LeftInstance("i-1", "qemu", "run", same_boot=False, key=PLAN.key, session=row)
+    scene.journal.lock_worktrees("/one", "a2")
+    monkeypatch.setattr(scene.scanner, "request", lambda *_: 1 / 0)
+    await scene.surroundings.settle((left,))
+    assert scene.journal.locked_repositories() == []
 
 
 async def test_a_journal_that_cannot_be_read_ends_no_session(scene, monkeypatch):

@@ -44,7 +44,8 @@ class Reading:
     def __init__(self):
         self.pieces = {0: b"", 1: b""}
 
-    async def take(self, output, data):
+    async def take(self, output, offset, data):
+        assert offset == len(self.pieces[output])
         self.pieces[output] += data
 
 
@@ -80,7 +81,8 @@ async def test_it_runs_in_its_callers_place_and_has_as_many_readers_as_are_wante
             "a1b2c3d4", await plan_session(workspace, place, mode=LaunchMode.EXEC, argv=argv, label="hello")
         )
         readers = Reading(), Reading()
-        session.readers.extend(readers)
+        for reader in readers:
+            session.outputs.add(reader, counts=False)
         await workspace.supervisor.dispatcher.begin(session)
         with anyio.fail_after(60):
             await session.over.wait()
