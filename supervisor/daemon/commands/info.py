@@ -8,14 +8,15 @@ import msgspec
 from claude_vm.context.config.setting import Obeyed
 from claude_vm.context.errors import BrokenRepositoryError, LinkError
 from claude_vm.context.ports import plan_ports
-from claude_vm.context.project import Project, template_name
+from claude_vm.context.project import Project
 from claude_vm.drivers.api import Mount, TemplateRecord
+from claude_vm.supervisor.core.keys import MountKey
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago, size_text
 from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.commands.notices import tell_reports
-from claude_vm.supervisor.daemon.place.driver import choose_driver
-from claude_vm.supervisor.daemon.place.key import session_key, session_mounts
+from claude_vm.supervisor.daemon.place.key import planned_mounts, session_key
+from claude_vm.supervisor.daemon.place.resolve import resolve_target
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 from claude_vm.supervisor.daemon.pool.room import pool_of
 from claude_vm.supervisor.daemon.templates.current import current_template, templates_elsewhere
@@ -61,22 +62,21 @@ async def info(command: Command, request: Info) -> int:
     """Describe the project; a missing template is a fact, not a failure."""
     workspace = command.workspace
     project, problem = _project(workspace)
-    settings = await workspace.settings(*Obeyed)
-    driver = await choose_driver(workspace, settings, project)
+    target = await resolve_target(workspace, *Obeyed, project=project)
+    settings, driver, name = target.settings, target.driver, target.template_name
     template = await current_template(driver, project)
     facts = await driver.capabilities()
-    name = template_name(project.template_root)
     sessions = [
         s.session_id for s in command.supervisor.sessions.running.values() if s.plan.key.template == name
     ]
-    mounts: tuple[Mount, ...] = ()
+    mounts: Sequence[Mount | MountKey] = ()
     key = ready = None
-    if not problem:
-        home = template.home if template else "/home/claude"
-        mounts = await session_mounts(workspace, driver, settings, project, home)
     if template is not None and not problem:
-        key = session_key(driver, settings, template, mounts)
+        key = await session_key(target, template)
+        mounts = key.mounts
         ready = pool_of(key, command.supervisor.dispatcher.core.pools())
+    elif not problem:
+        mounts = await planned_mounts(target, "/home/claude")
     reports = command.supervisor.scanner.reports.of(str(project.root))
     shown = ProjectInfo(
         project=str(project.root),
@@ -106,7 +106,7 @@ async def info(command: Command, request: Info) -> int:
     if request.json:
         await command.out_json(shown)
     else:
-        others = {} if template else await templates_elsewhere(workspace, driver, project)
+        others = {} if template else await templates_elsewhere(target)
         await command.out(*_text(shown, tuple(others)))
     return 0
 

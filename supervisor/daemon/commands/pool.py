@@ -11,7 +11,7 @@ from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.place.resolve import note_use, resolve
+from claude_vm.supervisor.daemon.place.resolve import resolve
 from claude_vm.supervisor.daemon.pool.room import Room, is_unclaimed, pool_of, room
 from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool
 from claude_vm.supervisor.wire.server import Level
@@ -35,12 +35,14 @@ async def fill(command: Command, request: FillPool) -> int:
             "pool-off", "[pool] size is 0", hint="say how many VMs shall be ready: claude-vm pool fill N"
         )
     _check_bounds(supervisor.dispatcher.core, key, count)
-    await note_use(command.workspace, place)
+    await place.note_use()
     supervisor.dispatcher.post(FillRequested(at=anyio.current_time(), key=key, size=request.count))
     if not command.flags.no_wait:
         begun = time.monotonic()
         await command.unless_interrupted(lambda: _until_ready(command, key, count))
-        await command.say(f"{count} VM(s) ready for {place.project.root} ({time.monotonic() - begun:.1f} s)")
+        await command.say(
+            f"{count} VM(s) ready for {place.target.project.root} ({time.monotonic() - begun:.1f} s)"
+        )
     return 0
 
 

@@ -1,19 +1,16 @@
 """`claude-vm [agent]` and `claude-vm shell`: one session, from its request to its clean end."""
 
-import shlex
 import time
 from collections.abc import Sequence
 
 import anyio
 
-from claude_vm.context.claude_command import claude_argv
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.clients.command import Command
-from claude_vm.supervisor.daemon.commands.background import refuse_background
 from claude_vm.supervisor.daemon.commands.notices import tell_reports, tell_sharing
 from claude_vm.supervisor.daemon.dispatch.dispatcher import fresh_session_id
-from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.place.plan import LABEL_LIMIT, plan_session
+from claude_vm.supervisor.daemon.place.main_command import MainCommand, resolve_claude, shell_command
+from claude_vm.supervisor.daemon.place.plan import plan_session
 from claude_vm.supervisor.daemon.place.resolve import Place, resolve
 from claude_vm.supervisor.daemon.sessions import client_agent
 from claude_vm.supervisor.daemon.sessions.attachment import Attachment
@@ -23,42 +20,26 @@ from claude_vm.supervisor.daemon.sessions.queued import waits_for
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.sessions.source import how_it_came
 from claude_vm.supervisor.grammar.commands.sessions import Agent, Shell
-from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.statuses import HUNG_UP, OF_SIGNAL, SESSION_FAILED
 from claude_vm.supervisor.wire.server import Level
 
 
 async def agent(command: Command, request: Agent) -> int:
     """Run Claude."""
-    place = await resolve(
-        command.workspace, lambda found: refuse_background(request.args, found.defaults.claude_args or ())
-    )
-    if place.template.claude_version is None:
-        raise CommandError(
-            "no-agent", "this project's template was built without Claude Code", hint="run: claude-vm setup"
-        )
-    argv = ("claude", *claude_argv(list(request.args), place.settings.defaults.claude_args))
-    return await _session(command, place, LaunchMode.EXEC, argv, " ".join(_first(("claude", *request.args))))
+    return await _session(command, *await resolve_claude(command.workspace, request.args))
 
 
 async def shell(command: Command, request: Shell) -> int:
     """Run a command, or a login shell."""
-    words = request.words
-    mode = (LaunchMode.EVAL if len(words) == 1 else LaunchMode.EXEC) if words else LaunchMode.SHELL
-    place = await resolve(command.workspace)
-    return await _session(command, place, mode, words, shlex.join(_first(words)) or "shell")
+    return await _session(command, await resolve(command.workspace), shell_command(request.words))
 
 
-async def _session(
-    command: Command, place: Place, mode: LaunchMode, argv: tuple[str, ...], label: str
-) -> int:
-    await tell_reports(command, place.project)
+async def _session(command: Command, place: Place, main: MainCommand) -> int:
+    await tell_reports(command, place.target.project)
     # The plan has keys and tokens: nobody but the session keeps it, which gives them up when it has started.
-    session = Session(
-        fresh_session_id(), await plan_session(command.workspace, place, mode=mode, argv=argv, label=label)
-    )
+    session = Session(fresh_session_id(), await plan_session(place, main))
     forwards_agent = await _has_agent(command)
-    await tell_sharing(command, place.settings, session.plan)
+    await tell_sharing(command, place.target.settings, session.plan)
     status = await _attend(command, session, forwards_agent=forwards_agent)
     for line in end_notes(session.remaining, session.last_words):
         await command.say(line)
@@ -138,8 +119,3 @@ async def _tell_phases(command: Command, session: Session, before: Sequence[Pool
             await command.say_verbose(f"claude-vm: {came}")
         if show:
             await client.note(f"claude-vm: {phase} (at {time.monotonic() - begun:.1f} s)", level)
-
-
-def _first(words: Sequence[str]) -> list[str]:
-    """Return as much of the words as a label can show."""
-    return [word[: LABEL_LIMIT + 1] for word in words[: LABEL_LIMIT + 1]]

@@ -2,16 +2,13 @@
 
 from claude_vm.context.config.setting import Obeyed
 from claude_vm.supervisor.daemon.clients.command import Command
-from claude_vm.supervisor.daemon.place.driver import choose_driver
+from claude_vm.supervisor.daemon.place.resolve import resolve_target
 from claude_vm.supervisor.daemon.templates.current import build_template
 from claude_vm.supervisor.grammar.commands.templates import Setup
 
 
 async def setup(command: Command, request: Setup) -> int:
     """Build the template; 0 when it is the current one."""
-    workspace = command.workspace
-    project = await workspace.mountable_project()
-    settings = await workspace.settings(Obeyed.TEMPLATE)
-    driver = await choose_driver(workspace, settings, project)
-    await build_template(workspace, driver, settings, project, agent=not request.no_agent)
+    target = await resolve_target(command.workspace, Obeyed.TEMPLATE)
+    await build_template(target, agent=not request.no_agent)
     return 0

@@ -3,22 +3,39 @@
 One function, because a VM that is kept ready is worth something only if a session asks for exactly that one.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from claude_vm.context.config.layers import Settings
+import msgspec
+
 from claude_vm.context.mounts import plan_mounts
-from claude_vm.context.project import Project, check_apart
-from claude_vm.drivers.api import Driver, Mount, TemplateRecord
+from claude_vm.context.project import check_apart
+from claude_vm.drivers.api import Mount, TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.daemon.clients.workspace import Workspace, check_text
+from claude_vm.supervisor.daemon.clients.workspace import check_text
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
+from claude_vm.supervisor.daemon.templates.current import Target
 
 
-async def session_mounts(
-    workspace: Workspace, driver: Driver, settings: Settings, project: Project, guest_home: str
-) -> tuple[Mount, ...]:
-    """Return what a session here would have mounted, in a guest whose user's home is `guest_home`.
+async def planned_mounts(target: Target, guest_home: str) -> tuple[Mount, ...]:
+    """Return what is to be mounted, in a guest whose user's home is `guest_home`.
+
+    Raises:
+        MountError: A mount is not possible.
+        LinkError: It leads out of where guests can write.
+    """
+    caller = target.workspace.caller
+    return plan_mounts(
+        target.project,
+        (*target.settings.mount_specs, *caller.flags.mounts),
+        guest_home=guest_home,
+        home=caller.home,
+        max_mounts=(await target.driver.capabilities()).max_mounts,
+        guard=target.workspace.guard(),
+    )
+
+
+async def session_key(target: Target, template: TemplateRecord) -> PoolKey:
+    """Return the key of the VM: driver, generation, sizes and mounts.
 
     Raises:
         MountError: A mount is not possible.
@@ -26,46 +43,22 @@ async def session_mounts(
         ProjectError: A writable mount would give away claude-vm's own data.
         CommandError: The path of a mount is no text.
     """
-    capabilities = await driver.capabilities()
-    mounts = plan_mounts(
-        project,
-        (*settings.mount_specs, *workspace.caller.flags.mounts),
-        guest_home=guest_home,
-        home=workspace.caller.home,
-        max_mounts=capabilities.max_mounts,
-        guard=workspace.guard(),
-    )
+    mounts = await planned_mounts(target, template.home)
     for mount in mounts:
         check_text(mount.host, "mount")
-    check_apart([Path(mount.host) for mount in mounts if mount.writable], workspace.supervisor.folders)
-    return mounts
+    check_apart([Path(mount.host) for mount in mounts if mount.writable], target.workspace.supervisor.folders)
+    sizes = target.settings.vm
 
+    def size(name: str, value: int, own: int) -> int:
+        """A size that some layer sets counts; else the session's VM is as large as its template."""
+        return own if target.settings.origin(f"vm.{name}") == "default" else value
 
-def session_key(
-    driver: Driver, settings: Settings, template: TemplateRecord, mounts: Iterable[Mount]
-) -> PoolKey:
-    """Return the key of the VM: driver, generation, sizes and mounts."""
     return PoolKey(
-        driver=driver.name,
+        driver=target.driver.name,
         template=template.name,
         generation=template.generation,
-        cpus=_size(settings, "vm.cpus", settings.vm.cpus, template.cpus),
-        memory_mib=_size(settings, "vm.memory", settings.vm.memory * MIB_PER_GB, template.memory_mib),
-        disk_gib=_size(settings, "vm.disk", settings.vm.disk, template.disk_gib),
-        mounts=tuple(_mount_key(mount) for mount in mounts),
+        cpus=size("cpus", sizes.cpus, template.cpus),
+        memory_mib=size("memory", sizes.memory * MIB_PER_GB, template.memory_mib),
+        disk_gib=size("disk", sizes.disk, template.disk_gib),
+        mounts=tuple(MountKey(**msgspec.structs.asdict(mount)) for mount in mounts),
     )
-
-
-def _mount_key(mount: Mount) -> MountKey:
-    return MountKey(
-        host=mount.host,
-        guest=mount.guest,
-        writable=mount.writable,
-        device=mount.device,
-        inode=mount.inode,
-    )
-
-
-def _size(settings: Settings, key: str, value: int, template: int) -> int:
-    """A size that some layer sets counts; else the session's VM is as large as its template."""
-    return template if settings.origin(key) == "default" else value

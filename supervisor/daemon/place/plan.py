@@ -9,23 +9,15 @@ from claude_vm.context.environment import resolve_environment
 from claude_vm.context.ports import plan_ports
 from claude_vm.context.terminal import guest_terminal
 from claude_vm.supervisor.daemon.clients.workspace import Workspace
-from claude_vm.supervisor.daemon.place.resolve import Place, note_use
+from claude_vm.supervisor.daemon.place.main_command import MainCommand
+from claude_vm.supervisor.daemon.place.resolve import Place
 from claude_vm.supervisor.daemon.sessions.plan import Launch, SessionPlan
 from claude_vm.supervisor.daemon.sessions.sharing import writes
-from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.wire.escape import escape_cell
-
-LABEL_LIMIT = 60
-"""Characters of a session's label."""
 
 
-async def plan_session(
-    workspace: Workspace, place: Place, *, mode: LaunchMode, argv: tuple[str, ...], label: str
-) -> SessionPlan:
-    """Return the plan of a session that runs `argv` here. It has keys and tokens: whoever gets it keeps them.
-
-    Its label is `label`, on one line. An SSH agent is for who has a client to say that there is one.
+async def plan_session(place: Place, command: MainCommand) -> SessionPlan:
+    """Return the plan of a session that runs a command here. Who gets it has its keys and tokens.
 
     Raises:
         ContextError: A variable, an environment file or a port is wrong.
@@ -33,8 +25,10 @@ async def plan_session(
         CommandError: What its guest could write can't be written down.
         DriverError: The template is gone.
     """
-    caller, project, template = workspace.caller, place.project, place.template
-    capabilities = await place.driver.capabilities()
+    target, template = place.target, place.template
+    workspace, project = target.workspace, target.project
+    caller = workspace.caller
+    capabilities = await target.driver.capabilities()
     if not capabilities.isolates:
         await workspace.console.warn(f"claude-vm: {capabilities.accelerator_reason}")
     terminal = caller.terminal
@@ -64,17 +58,17 @@ async def plan_session(
     else:
         environment.pop("TERM", None)
     environment |= await _given_environment(workspace)
-    launch = Launch(mode=mode, argv=argv, env=environment, cwd=str(project.cwd))
+    launch = Launch(mode=command.mode, argv=command.argv, env=environment, cwd=str(project.cwd))
     launch.check()
-    await note_use(workspace, place)
+    await place.note_use()
     return SessionPlan(
         key=place.key,
         project=str(project.root),
-        label=_shortened(escape_cell(label)),
+        label=command.label,
         launch=launch,
         files=files,
         pty=pty,
-        publish=plan_ports(place.settings.published),
+        publish=plan_ports(target.settings.published),
         writes=writes(place.key, project),
         repository=str(project.git_common_dir or ""),
     )
@@ -93,7 +87,3 @@ async def _given_environment(workspace: Workspace) -> dict[str, str]:
     )
     # Files may be large, or on a disk that is slow.
     return await anyio.to_thread.run_sync(resolve) if flags.env_files else resolve()
-
-
-def _shortened(label: str) -> str:
-    return label if len(label) <= LABEL_LIMIT else label[: LABEL_LIMIT - 1] + "…"

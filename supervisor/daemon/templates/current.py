@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import msgspec
 
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.loopback import guest_proxies
@@ -25,28 +26,39 @@ from claude_vm.supervisor.daemon.templates.builds import announced
 from claude_vm.supervisor.daemon.templates.waiting import wait_for_build
 
 
+class Target(msgspec.Struct, frozen=True):
+    """What a template is for, and made with: a caller's project, as its settings say, by a driver."""
+
+    workspace: Workspace
+    project: Project
+    settings: Settings
+    driver: Driver
+
+    @property
+    def template_name(self) -> str:
+        """The name that its template has, or would have."""
+        return template_name(self.project.template_root)
+
+
 async def current_template(driver: Driver, project: Project) -> TemplateRecord | None:
     """Return the current generation of the project's template, or None when there is none."""
     name = template_name(project.template_root)
     return next((t for t in await driver.templates() if t.name == name), None)
 
 
-async def templates_elsewhere(
-    workspace: Workspace, driver: Driver, project: Project
-) -> Mapping[str, TemplateRecord]:
+async def templates_elsewhere(target: Target) -> Mapping[str, TemplateRecord]:
     """Return the project's templates of other drivers that isolate, by driver."""
     found: dict[str, TemplateRecord] = {}
     for name in registry.ISOLATING:
-        if name != driver.name:
-            template = await current_template(await workspace.supervisor.drivers.get(name), project)
+        if name != target.driver.name:
+            driver = await target.workspace.supervisor.drivers.get(name)
+            template = await current_template(driver, target.project)
             if template is not None:
                 found[name] = template
     return found
 
 
-async def build_template(
-    workspace: Workspace, driver: Driver, settings: Settings, project: Project, *, agent: bool
-) -> TemplateRecord:
+async def build_template(target: Target, *, agent: bool) -> TemplateRecord:
     """Build a new generation of the project's template, telling how far it is.
 
     Raises:
@@ -54,13 +66,13 @@ async def build_template(
         CommandError: The caller interrupted it; likewise.
     """
     begun = time.monotonic()
-    name, pid = template_name(project.template_root), workspace.caller.pid
+    workspace, driver, name = target.workspace, target.driver.name, target.template_name
     async with workspace.console.progress() as told:
-        with announced(workspace.supervisor.home, driver.name, name, pid, told) as progress:
+        with announced(workspace.supervisor.home, driver, name, workspace.caller.pid, told) as progress:
             record = await workspace.console.unless_interrupted(
-                lambda: _build(workspace, driver, settings, project, agent=agent, progress=progress)
+                lambda: _build(target, agent=agent, progress=progress)
             )
-    workspace.supervisor.dispatcher.template_changed(driver.name, record.name, record)
+    workspace.supervisor.dispatcher.template_changed(driver, record.name, record)
     claude_text = f", Claude Code {record.claude_version}" if record.claude_version else ""
     await workspace.console.say(
         f"template {record.name} is ready: {record.disk_gib} GB disk, {record.memory_mib // MIB_PER_GB} GB"
@@ -69,9 +81,7 @@ async def build_template(
     return record
 
 
-async def usable_template(
-    workspace: Workspace, driver: Driver, settings: Settings, project: Project
-) -> TemplateRecord:
+async def usable_template(target: Target) -> TemplateRecord:
     """Return the current template; without one that can be used, build it if the caller agrees.
 
     If somebody builds it at this moment, wait for that; only if nothing comes of it, ask.
@@ -80,13 +90,14 @@ async def usable_template(
         CommandError: There is none, and it shall not be built or waited for; or the caller interrupted that.
         DriverError: The build fails.
     """
-    template = await _waited_for(workspace, driver, project)
+    template = await _waited_for(target)
     if template is not None and not template.stale:
         return template
     other = ""
+    workspace, driver = target.workspace, target.driver
     if template is None:
         code, lacking, agent = "template-missing", "has no template yet", True
-        if elsewhere := await templates_elsewhere(workspace, driver, project):
+        if elsewhere := await templates_elsewhere(target):
             lacking = f"has no template for the driver {driver.name}; there is one for {_names(elsewhere)}"
             other = await _way_to(workspace, next(iter(elsewhere)))
     else:
@@ -98,22 +109,22 @@ async def usable_template(
     ):
         raise CommandError(
             code,
-            f"{project.template_root} {lacking}",
+            f"{target.project.template_root} {lacking}",
             hint=f"{other}build it with: claude-vm{_as_asked(workspace)} setup   (or pass --auto-setup)",
         )
-    template = await _waited_for(workspace, driver, project)  # somebody may have begun in the meantime
+    template = await _waited_for(target)  # somebody may have begun in the meantime
     if template is not None and not template.stale:
         return template
-    return await build_template(workspace, driver, settings, project, agent=agent)
+    return await build_template(target, agent=agent)
 
 
-async def _waited_for(workspace: Workspace, driver: Driver, project: Project) -> TemplateRecord | None:
+async def _waited_for(target: Target) -> TemplateRecord | None:
     """Return the current template; without a usable one, after the build that is under way, if one is."""
-    template = await current_template(driver, project)
+    template = await current_template(target.driver, target.project)
     if template is not None and not template.stale:
         return template
-    await wait_for_build(workspace, driver.name, template_name(project.template_root))
-    return await current_template(driver, project)
+    await wait_for_build(target.workspace, target.driver.name, target.template_name)
+    return await current_template(target.driver, target.project)
 
 
 def _names(templates: Mapping[str, TemplateRecord]) -> str:
@@ -140,15 +151,8 @@ def _as_asked(workspace: Workspace) -> str:
     return f" --driver {workspace.caller.flags.driver}" if workspace.caller.flags.driver else ""
 
 
-async def _build(
-    workspace: Workspace,
-    driver: Driver,
-    settings: Settings,
-    project: Project,
-    *,
-    agent: bool,
-    progress: Progress,
-) -> TemplateRecord:
+async def _build(target: Target, *, agent: bool, progress: Progress) -> TemplateRecord:
+    workspace, project, settings, driver = target.workspace, target.project, target.settings, target.driver
     await _check(driver)
     claude = None
     if agent:
@@ -162,7 +166,7 @@ async def _build(
     host_address = (await driver.capabilities()).host_address
     return await driver.build_template(
         TemplateSpec(
-            name=template_name(project.template_root),
+            name=target.template_name,
             project=str(project.template_root),
             cpus=settings.vm.cpus,
             memory_mib=settings.vm.memory * MIB_PER_GB,

@@ -517,6 +517,16 @@ def test_a_terminal_has_the_size_that_its_client_had_at_first(ready):
     assert b"".join(payload for kind, payload in said if kind == FrameType.STDOUT) == b"33 111\r\n"
 
 
+def test_info_lists_mounts_that_no_session_could_have_as_long_as_there_is_no_template(user):
+    mount = f"{user.home / '.claude-vm'}:/data"
+    user.run("ps")  # then that folder is there
+    shown = user.run("--mount", mount, "info", "--json")
+    assert shown.returncode == 0, shown.stderr.decode()
+    assert f"{mount}:rw" in json.loads(shown.stdout)["mounts"]
+    assert user.run("setup", "--no-agent").returncode == 0
+    assert user.run("--mount", mount, "info").returncode == 1
+
+
 def test_info_tells_the_sizes_that_a_session_would_have(ready):
     template = json.loads(ready.run("info", "--json").stdout)
     other = template["memory_gb"] + 1

@@ -21,7 +21,7 @@ POOL = PoolPolicy(size=1)
 
 @pytest.fixture
 def memory_only(monkeypatch):
-    monkeypatch.setattr(registry, "ALL", (NAME,))
+    monkeypatch.setattr(registry, "DRIVERS", {NAME: registry.DRIVERS[NAME]})
 
 
 class Deletion:

@@ -76,7 +76,7 @@ def words(line):
 def session(name, *, client=True, created_at=NOW - 60, source="warm"):
     made = Session(name, PLAN)
     if client:
-        made.attach(SimpleNamespace())
+        made.attach(object())
     made.created_at = created_at
     made.source = source
     made.phase = "run"

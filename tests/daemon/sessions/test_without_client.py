@@ -1,5 +1,6 @@
 """A session that never had a client: its caller, its place, its plan and its life, on a simulated guest."""
 
+import shlex
 from contextlib import asynccontextmanager
 
 import anyio
@@ -8,15 +9,14 @@ import pytest
 from claude_vm.supervisor.daemon.clients.caller import Caller
 from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.place.driver import choose_driver
+from claude_vm.supervisor.daemon.place.main_command import LABEL_LIMIT, resolve_claude, shell_command
 from claude_vm.supervisor.daemon.place.plan import plan_session
-from claude_vm.supervisor.daemon.place.resolve import resolve
+from claude_vm.supervisor.daemon.place.resolve import resolve, resolve_target
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.supervisor import open_supervisor
 from claude_vm.supervisor.daemon.templates.current import build_template
 from claude_vm.supervisor.grammar.flags import Flags
-from claude_vm.supervisor.ssh.launch import LaunchMode
 
 pytestmark = pytest.mark.anyio
 
@@ -66,20 +66,16 @@ async def opened(tmp_path, monkeypatch):
 
 
 async def built(workspace):
-    project, settings = await workspace.mountable_project(), await workspace.settings()
-    driver = await choose_driver(workspace, settings, project)
-    return await build_template(workspace, driver, settings, project, agent=False)
+    return await build_template(await resolve_target(workspace), agent=False)
 
 
 async def test_it_runs_in_its_callers_place_and_has_as_many_readers_as_are_wanted(tmp_path, monkeypatch):
     async with opened(tmp_path, monkeypatch) as workspace:
         template = await built(workspace)
         place = await resolve(workspace)
-        assert (place.key.template, place.project.root) == (template.name, workspace.caller.cwd)
-        argv = ("sh", "-c", 'read x; echo "hello$x"; pwd >&2; exit 3')
-        session = Session(
-            "a1b2c3d4", await plan_session(workspace, place, mode=LaunchMode.EXEC, argv=argv, label="hello")
-        )
+        assert (place.key.template, place.target.project.root) == (template.name, workspace.caller.cwd)
+        words = ("sh", "-c", 'read x; echo "hello$x"; pwd >&2; exit 3')
+        session = Session("a1b2c3d4", await plan_session(place, shell_command(words)))
         readers = Reading(), Reading()
         for reader in readers:
             session.outputs.add(reader, counts=False)
@@ -89,7 +85,7 @@ async def test_it_runs_in_its_callers_place_and_has_as_many_readers_as_are_wante
         assert (session.outcome.status, session.outcome.code) == (3, "")
         for reader in readers:
             assert reader.pieces == {0: b"hello\n", 1: f"{workspace.caller.cwd}\n".encode()}
-        assert [ended.plan.label for ended in workspace.supervisor.sessions.ended] == ["hello"]
+        assert [ended.plan.label for ended in workspace.supervisor.sessions.ended] == [shlex.join(words)]
 
 
 async def test_where_nobody_answers_no_template_is_built(tmp_path, monkeypatch):
@@ -97,3 +93,26 @@ async def test_where_nobody_answers_no_template_is_built(tmp_path, monkeypatch):
         with pytest.raises(CommandError) as caught:
             await resolve(workspace)
         assert caught.value.code == "template-missing"
+
+
+async def test_claude_is_refused_what_it_could_do_only_where_its_vm_stays(tmp_path, monkeypatch):
+    async with opened(tmp_path, monkeypatch) as workspace:
+        await built(workspace)
+        for args, code in ((["--bg", "work"], "no-background"), (["work"], "no-agent")):
+            with pytest.raises(CommandError) as caught:
+                await resolve_claude(workspace, args)
+            assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("words", "mode", "label"),
+    [
+        ((), "shell", "shell"),
+        (("ls | wc",), "eval", "'ls | wc'"),
+        (("ls", "a b\n"), "exec", "ls 'a b\\x0a'"),
+        (("echo", "x" * 1000), "exec", "echo " + "x" * (LABEL_LIMIT - 6) + "…"),
+    ],
+)
+def test_a_command_of_the_users_has_a_label_of_one_line(words, mode, label):
+    command = shell_command(words)
+    assert (command.mode.value, command.argv, command.label) == (mode, words, label)
