@@ -16,6 +16,11 @@ class MountKey(msgspec.Struct, frozen=True, order=True):
     device: int = 0
     inode: int = 0
 
+    @property
+    def shown(self) -> str:
+        """The mount as people write it."""
+        return f"{self.host}:{self.guest}:{'rw' if self.writable else 'ro'}"
+
 
 class PoolKey(msgspec.Struct, frozen=True, cache_hash=True):
     """All that a warm instance must have in common with a claim: equal keys, equal machines.

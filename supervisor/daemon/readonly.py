@@ -9,7 +9,7 @@ what can't be written is refused before it begins.
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import anyio
@@ -24,7 +24,7 @@ from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions.scanning import Scanner
-from claude_vm.supervisor.daemon.sessions.sessions import Sessions, nothing_around
+from claude_vm.supervisor.daemon.sessions.sessions import Sessions
 from claude_vm.supervisor.daemon.state import identity
 from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
@@ -59,7 +59,7 @@ async def open_readonly_supervisor(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         runtime = Path(paths.runtime_directory(str(home)))
         drivers = DriverSet(Owner(home=home, supervisor_id=supervisor_id, runtime=runtime), tasks, system())
-        sessions = Sessions(tasks, nothing_around)
+        sessions = Sessions(tasks, lambda *_: nullcontext())
         dispatcher = Dispatcher(Core(NO_POOL), journal, drivers, tasks, sessions)
 
         async def prepare(request: Request) -> str:

@@ -67,6 +67,13 @@ class Command:
         if self.flags.verbose:
             await self.client.note(text, "verbose")
 
+    async def say_progress(self, text: str) -> None:
+        """Show how far it is on the client's terminal, or under ``-v`` as a line."""
+        if self.flags.verbose:
+            await self.client.note(f"claude-vm: {text}", "verbose")
+        elif self.client.invocation.terminal.stderr_tty and not self.flags.quiet:
+            await self.client.note(f"claude-vm: {text}", "progress")
+
     async def warn(self, text: str) -> None:
         """Write a line to the client's stderr, whatever it wants."""
         await self.client.note(text, "error")
@@ -90,18 +97,21 @@ class Command:
         """
         client = self.client
         results: list[Result] = []
-        interrupted: list[str] = []
+        name = "INT"
+
+        def interrupt(signal: str) -> None:
+            nonlocal name
+            name = signal
+            tasks.cancel_scope.cancel()
 
         async def stop_when_gone() -> None:
             await client.gone.wait()
-            interrupted.append("HUP")
-            tasks.cancel_scope.cancel()
+            interrupt("HUP")
 
         async def stop_on_signal() -> None:
             while not isinstance(control := await client.next_control(), Signal):
                 pass
-            interrupted.append(control.name)
-            tasks.cancel_scope.cancel()
+            interrupt(control.name)
 
         async with open_tasks() as tasks:
             tasks.start_soon(stop_when_gone)
@@ -110,7 +120,6 @@ class Command:
             tasks.cancel_scope.cancel()
         if results:
             return results[0]
-        name = interrupted[0] if interrupted else "INT"
         status = OF_SIGNAL.get(name, SESSION_FAILED)
         raise CommandError("interrupted", f"interrupted by SIG{name}", status=status)
 

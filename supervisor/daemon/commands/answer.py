@@ -25,7 +25,6 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.supervisor import Supervisor
 from claude_vm.supervisor.grammar.commands.installation import (
     Doctor,
-    RunDaemon,
     ShowDaemon,
     StopDaemon,
     Version,
@@ -43,7 +42,7 @@ from claude_vm.supervisor.wire.server import Client, OutputClosedError
 
 log = structlog.get_logger()
 
-# Each function takes the request of its key's type; a table can't say that.
+# Each function takes the request of its key's type; a table can't say that. What is missing, the client does.
 COMMANDS: dict[type[Request], Callable[..., Awaitable[int]]] = {
     Agent: session.agent,
     Shell: session.shell,
@@ -59,7 +58,6 @@ COMMANDS: dict[type[Request], Callable[..., Awaitable[int]]] = {
     CleanAll: templates.clean_all,
     Doctor: doctor.doctor,
     Version: version.version,
-    RunDaemon: daemon.run,
     ShowDaemon: daemon.status,
     StopDaemon: daemon.stop,
 }

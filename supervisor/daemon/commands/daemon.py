@@ -10,7 +10,7 @@ from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.grammar.commands.installation import RunDaemon, ShowDaemon, StopDaemon
+from claude_vm.supervisor.grammar.commands.installation import ShowDaemon, StopDaemon
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
@@ -64,8 +64,3 @@ async def stop(command: Command, request: StopDaemon) -> int:
     supervisor.dispatcher.post(ShutdownRequested(at=anyio.current_time()))
     await supervisor.dispatcher.stopped.wait()
     return 0
-
-
-async def run(_command: Command, _request: RunDaemon) -> int:
-    """Refuse to run another one."""
-    raise CommandError("already-running", f"a daemon runs already, with pid {os.getpid()}")

@@ -6,7 +6,7 @@ import msgspec
 
 from claude_vm.context.config.problems import ConfigError
 from claude_vm.drivers import registry
-from claude_vm.drivers.api import Diagnostic, Inspection
+from claude_vm.drivers.api import Diagnostic
 from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB, budget_problem, host_memory_mib, pool_policy
@@ -22,11 +22,11 @@ class DriverReport(msgspec.Struct, frozen=True):
     """
 
     driver: str
-    usable: bool
-    accelerator: str
-    accelerator_reason: str
-    ram_clones: bool
-    problems: list[tuple[str, str]]
+    usable: bool = False
+    accelerator: str = "none"
+    accelerator_reason: str = "not usable"
+    ram_clones: bool = False
+    problems: list[tuple[str, str]] = []
     installed: bool = False
     isolates: bool = True
     version: str = ""
@@ -89,42 +89,33 @@ async def _pool_problems(command: Command) -> list[tuple[str, str]]:
 async def _report(command: Command, name: str) -> DriverReport:
     """Return what is known of a driver, whatever is wrong with it."""
     found = await registry.find(name).inspect(command.workspace.programs())
+    report = DriverReport(
+        name,
+        problems=_pairs(found.problems),
+        installed=found.installed,
+        isolates=registry.DRIVERS[name].isolates,
+        version=found.version,
+    )
     if any(problem.fatal for problem in found.problems):
-        return _failed(name, found.problems, found)
+        return report
     try:
         driver = await command.supervisor.drivers.get(name, command.workspace.programs())
         said = await driver.diagnose()
         told = {problem.what for problem in said}
         problems = [*said, *(problem for problem in found.problems if problem.what not in told)]
         if any(problem.fatal for problem in problems):
-            return _failed(name, problems, found)
+            return msgspec.structs.replace(report, problems=_pairs(problems))
         facts = await driver.capabilities()
     except DriverError as error:
-        return _failed(name, [Diagnostic(str(error), error.hint), *found.problems], found)
-    return DriverReport(
-        driver=name,
+        return msgspec.structs.replace(report, problems=[(str(error), error.hint), *report.problems])
+    return msgspec.structs.replace(
+        report,
         usable=True,
         accelerator=facts.accelerator,
         accelerator_reason=facts.accelerator_reason,
         ram_clones=facts.ram_clones,
         problems=_pairs(problems),
-        installed=found.installed,
         isolates=facts.isolates,
-        version=found.version,
-    )
-
-
-def _failed(name: str, problems: Sequence[Diagnostic], found: Inspection) -> DriverReport:
-    return DriverReport(
-        name,
-        usable=False,
-        accelerator="none",
-        accelerator_reason="not usable",
-        ram_clones=False,
-        problems=_pairs(problems),
-        installed=found.installed,
-        isolates=registry.DRIVERS[name].isolates,
-        version=found.version,
     )
 
 

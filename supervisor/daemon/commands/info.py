@@ -9,7 +9,7 @@ from claude_vm.context.config.setting import Obeyed
 from claude_vm.context.errors import BrokenRepositoryError, LinkError
 from claude_vm.context.ports import plan_ports
 from claude_vm.context.project import Project
-from claude_vm.drivers.api import Mount, TemplateRecord
+from claude_vm.drivers.api import TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago, size_text
@@ -69,7 +69,7 @@ async def info(command: Command, request: Info) -> int:
     sessions = [
         s.session_id for s in command.supervisor.sessions.running.values() if s.plan.key.template == name
     ]
-    mounts: Sequence[Mount | MountKey] = ()
+    mounts: Sequence[MountKey] = ()
     key = ready = None
     if template is not None and not problem:
         key = await session_key(target, template)
@@ -89,7 +89,7 @@ async def info(command: Command, request: Info) -> int:
         disk_gb=key.disk_gib if key else settings.vm.disk,
         memory_gb=key.memory_mib // MIB_PER_GB if key else settings.vm.memory,
         cpus=key.cpus if key else settings.vm.cpus,
-        mounts=[f"{m.host}:{m.guest}:{'rw' if m.writable else 'ro'}" for m in mounts],
+        mounts=[mount.shown for mount in mounts],
         scripts=[],
         capabilities=[],
         claude_version=template.claude_version if template else None,

@@ -14,7 +14,6 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.place.resolve import resolve
 from claude_vm.supervisor.daemon.pool.room import Room, is_unclaimed, pool_of, room
 from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool
-from claude_vm.supervisor.wire.server import Level
 
 FAILURES_TO_GIVE_UP = 3
 """So many failures in a row end a waiting `fill`. The pool itself goes on trying."""
@@ -73,9 +72,6 @@ async def _until_ready(command: Command, key: PoolKey, count: int) -> None:
         CommandError: That does not come: given up meanwhile, several failures, or no room.
     """
     dispatcher = command.supervisor.dispatcher
-    client = command.client
-    show = command.flags.verbose or (client.invocation.terminal.stderr_tty and not command.flags.quiet)
-    level: Level = "verbose" if command.flags.verbose else "progress"
     told = (-1, 0)
     while True:
         pools = dispatcher.core.pools()
@@ -90,10 +86,10 @@ async def _until_ready(command: Command, key: PoolKey, count: int) -> None:
             return
         core = dispatcher.core
         _check_progress(view, count, room(core.policy, core.memory, core.instances()))
-        if show and told != (view.warm, view.failures):
+        if told != (view.warm, view.failures):
             told = (view.warm, view.failures)
             trouble = f"; trying again after {view.last_error}" if view.failures else ""
-            await client.note(f"claude-vm: {view.warm} of {count} VM(s) ready{trouble}", level)
+            await command.say_progress(f"{view.warm} of {count} VM(s) ready{trouble}")
             continue  # the note may have waited, so look again
         await dispatcher.change()
 

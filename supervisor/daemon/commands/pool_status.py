@@ -120,7 +120,7 @@ def _row(pool: PoolView, projects: Mapping[tuple[str, str], str], taken: Room, o
         cpus=key.cpus,
         memory_mib=key.memory_mib,
         disk_gb=key.disk_gib,
-        mounts=[f"{m.host}:{m.guest}:{'rw' if m.writable else 'ro'}" for m in key.mounts],
+        mounts=[mount.shown for mount in key.mounts],
         wanted=pool.wanted,
         warm=pool.warm,
         making=pool.making,

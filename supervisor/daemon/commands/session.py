@@ -14,14 +14,11 @@ from claude_vm.supervisor.daemon.place.plan import plan_session
 from claude_vm.supervisor.daemon.place.resolve import Place, resolve
 from claude_vm.supervisor.daemon.sessions import client_agent
 from claude_vm.supervisor.daemon.sessions.attachment import Attachment
-from claude_vm.supervisor.daemon.sessions.end_notes import end_notes
-from claude_vm.supervisor.daemon.sessions.next_steps import next_step
-from claude_vm.supervisor.daemon.sessions.queued import waits_for
+from claude_vm.supervisor.daemon.sessions.end_notes import end_notes, failure_notes
 from claude_vm.supervisor.daemon.sessions.session import Session
-from claude_vm.supervisor.daemon.sessions.source import how_it_came
+from claude_vm.supervisor.daemon.sessions.start_notes import how_it_came, waits_for
 from claude_vm.supervisor.grammar.commands.sessions import Agent, Shell
 from claude_vm.supervisor.statuses import HUNG_UP, OF_SIGNAL, SESSION_FAILED
-from claude_vm.supervisor.wire.server import Level
 
 
 async def agent(command: Command, request: Agent) -> int:
@@ -92,30 +89,23 @@ async def _attend(command: Command, session: Session, *, forwards_agent: bool) -
     outcome = session.outcome
     if outcome is None:  # pragma: no cover - `over` is set after it
         return SESSION_FAILED
-    if outcome.code:
-        step = next_step(outcome.code, command.supervisor.home)
-        beneath = (*outcome.detail, *((step,) if step else ()))
-        await client.note(f"claude-vm: {outcome.message} [{outcome.code}]", "error", beneath)
+    if notes := failure_notes(outcome, command.supervisor.home):
+        await client.note(notes[0], "error", notes[1:])
     return outcome.status
 
 
 async def _tell_phases(command: Command, session: Session, before: Sequence[PoolView]) -> None:
     """Tell each phase; under ``-v`` also how the session got its VM. `before`: what was ready for whom."""
-    client = command.client
-    verbose = command.flags.verbose
     begun = time.monotonic()
-    show = verbose or (client.invocation.terminal.stderr_tty and not command.flags.quiet)
-    level: Level = "verbose" if verbose else "progress"
-    source_told = False
+    source_told = not command.flags.verbose
     while True:
         phase = await session.next_phase()
         if phase == "queued":
             core = command.supervisor.dispatcher.core
             most = core.policy.max_instances
             phase = waits_for(session.session_id, core.instances(), core.sessions(), most)
-        if verbose and session.source and not source_told:
+        if session.source and not source_told:
             source_told = True
             came = how_it_came(session.source, session.plan.key, before)
             await command.say_verbose(f"claude-vm: {came}")
-        if show:
-            await client.note(f"claude-vm: {phase} (at {time.monotonic() - begun:.1f} s)", level)
+        await command.say_progress(f"{phase} (at {time.monotonic() - begun:.1f} s)")

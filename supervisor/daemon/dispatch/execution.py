@@ -6,6 +6,7 @@ from functools import partial
 
 import anyio
 import anyio.abc
+import msgspec
 import structlog
 
 from claude_vm.drivers.api import Access, Driver, InstanceSpec, Mount, Phase, Progress, tell_no_progress
@@ -264,8 +265,5 @@ def _spec(instance_id: str, key: PoolKey) -> InstanceSpec:
         cpus=key.cpus,
         memory_mib=key.memory_mib,
         disk_gib=key.disk_gib,
-        mounts=tuple(
-            Mount(host=m.host, guest=m.guest, writable=m.writable, device=m.device, inode=m.inode)
-            for m in key.mounts
-        ),
+        mounts=tuple(Mount(**msgspec.structs.asdict(mount)) for mount in key.mounts),
     )

@@ -66,20 +66,19 @@ class Reconnection:
             SessionLostError: The guest knows nothing of the process any more.
             SshError: What `work` raises.
         """
-        statuses: list[int] = []
         process.keep(self._session.session_id)
+        status = INTERRUPTED  # unless the work ends before its user has had enough
         async with open_tasks() as tasks:
 
             async def leave() -> None:
                 await self._session.abandoned.wait()
-                statuses.append(INTERRUPTED)
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(self._keep, process)
             tasks.start_soon(leave)
-            statuses.append(await work())
+            status = await work()
             tasks.cancel_scope.cancel()
-        return statuses[0]
+        return status
 
     async def _keep(self, process: HeldProcess) -> None:
         if self._instance.link is not None:

@@ -8,7 +8,7 @@ lost it for that.
 from claude_vm.context.config.layers import Settings
 from claude_vm.context.project import Project
 from claude_vm.drivers import registry
-from claude_vm.drivers.api import Driver, TemplateRecord
+from claude_vm.drivers.api import Driver
 from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.templates.current import current_template
 
@@ -32,11 +32,11 @@ async def choose_driver(workspace: Workspace, settings: Settings, project: Proje
         ]
     finally:
         await workspace.say_remarks()
-    found: dict[str, TemplateRecord] = {}
+    with_stale: Driver | None = None
     for driver in usable:
         template = await current_template(driver, project)
         if template is not None and not template.stale:
             return driver
         if template is not None:
-            found[driver.name] = template
-    return next((driver for driver in usable if driver.name in found), usable[0])
+            with_stale = with_stale or driver
+    return with_stale or usable[0]

@@ -9,14 +9,14 @@ import msgspec
 
 from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.project import check_apart
-from claude_vm.drivers.api import Mount, TemplateRecord
+from claude_vm.drivers.api import TemplateRecord
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.daemon.clients.workspace import check_text
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 from claude_vm.supervisor.daemon.templates.current import Target
 
 
-async def planned_mounts(target: Target, guest_home: str) -> tuple[Mount, ...]:
+async def planned_mounts(target: Target, guest_home: str) -> tuple[MountKey, ...]:
     """Return what is to be mounted, in a guest whose user's home is `guest_home`.
 
     Raises:
@@ -24,7 +24,7 @@ async def planned_mounts(target: Target, guest_home: str) -> tuple[Mount, ...]:
         LinkError: It leads out of where guests can write.
     """
     caller = target.workspace.caller
-    return plan_mounts(
+    mounts = plan_mounts(
         target.project,
         (*target.settings.mount_specs, *caller.flags.mounts),
         guest_home=guest_home,
@@ -32,6 +32,7 @@ async def planned_mounts(target: Target, guest_home: str) -> tuple[Mount, ...]:
         max_mounts=(await target.driver.capabilities()).max_mounts,
         guard=target.workspace.guard(),
     )
+    return tuple(MountKey(**msgspec.structs.asdict(mount)) for mount in mounts)
 
 
 async def session_key(target: Target, template: TemplateRecord) -> PoolKey:
@@ -60,5 +61,5 @@ async def session_key(target: Target, template: TemplateRecord) -> PoolKey:
         cpus=size("cpus", sizes.cpus, template.cpus),
         memory_mib=size("memory", sizes.memory * MIB_PER_GB, template.memory_mib),
         disk_gib=size("disk", sizes.disk, template.disk_gib),
-        mounts=tuple(MountKey(**msgspec.structs.asdict(mount)) for mount in mounts),
+        mounts=mounts,
     )

@@ -327,6 +327,4 @@ class Session:
         pty, size = self.plan.pty, self._size
         if pty is None or size is None:
             return pty
-        return msgspec.structs.replace(
-            pty, rows=size.rows, columns=size.columns, width=size.width, height=size.height
-        )
+        return msgspec.structs.replace(pty, **msgspec.structs.asdict(size))

@@ -1,26 +1,42 @@
 """The sessions of a supervisor. Each has one life, whoever began it and whoever watches it."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 
 import anyio.abc
 import structlog
 
-from claude_vm.supervisor.daemon.sessions.ended import EndedSessions
-from claude_vm.supervisor.daemon.sessions.session import Session
+from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session
+from claude_vm.supervisor.daemon.state.records import from_text, to_text
 
 log = structlog.get_logger()
+
+KEPT_SESSIONS = 1000
+"""Ended sessions that are kept."""
 
 Around = Callable[[Session, Mapping[str, Session]], AbstractAsyncContextManager[None]]
 """What is done before a session asks for a VM, as long as it lasts, and after its end; see `surroundings`.
 It is told all sessions that run, this one among them."""
 
 
-@asynccontextmanager
-async def nothing_around(session: Session, running: Mapping[str, Session]) -> AsyncIterator[None]:
-    """Do nothing, for a supervisor that leaves that to the next one."""
-    del session, running
-    yield
+class EndedSessions:
+    """The last ended sessions, for listings, the oldest first; `limit` at most.
+
+    They are packed, about a KiB each, because a daemon that works a lot has very many of them.
+    """
+
+    def __init__(self, limit: int = KEPT_SESSIONS) -> None:
+        self._packed: deque[str | None] = deque(maxlen=limit)
+
+    def add(self, session: EndedSession) -> None:
+        """Keep a session; the oldest one goes when there are too many."""
+        self._packed.append(to_text(session))
+
+    def __iter__(self) -> Iterator[EndedSession]:
+        for text in tuple(self._packed):  # others may add while somebody iterates
+            if (session := from_text(text, EndedSession)) is not None:
+                yield session
 
 
 class Sessions:

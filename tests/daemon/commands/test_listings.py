@@ -24,9 +24,9 @@ from claude_vm.supervisor.daemon.commands.pool_status import pool_status
 from claude_vm.supervisor.daemon.commands.ps import ps
 from claude_vm.supervisor.daemon.commands.stop import _find
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.sessions.ended import EndedSessions
 from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
 from claude_vm.supervisor.daemon.sessions.session import EndedSession, Session
+from claude_vm.supervisor.daemon.sessions.sessions import EndedSessions
 from claude_vm.supervisor.grammar.commands.pool import ShowPool
 from claude_vm.supervisor.grammar.commands.sessions import Ps
 from claude_vm.supervisor.grammar.flags import Flags

@@ -8,7 +8,7 @@ from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.views import InstanceView, MemoryView, PoolView
 from claude_vm.supervisor.daemon.pool.room import is_unclaimed, pool_of, room
-from claude_vm.supervisor.daemon.sessions.source import how_it_came
+from claude_vm.supervisor.daemon.sessions.start_notes import how_it_came
 
 KEY = PoolKey("sim", "t", "g1", cpus=2, memory_mib=1024, disk_gib=20, mounts=(MountKey("/p", "/p", True),))
 FREE = MemoryView(0, None)

@@ -1,8 +1,11 @@
 """What is said when a session has ended and something goes with its VM."""
 
+from pathlib import Path
+
 import pytest
 
-from claude_vm.supervisor.daemon.sessions.end_notes import end_notes
+from claude_vm.supervisor.core.effects import EndSession
+from claude_vm.supervisor.daemon.sessions.end_notes import end_notes, failure_notes
 from claude_vm.supervisor.ssh.remaining import Remaining
 
 HINT = b"\x1b[2m\r\nResume this session with:\r\nclaude --resume 129b3ed3-7526\r\n\x1b[22m"
@@ -29,3 +32,14 @@ def test_what_still_worked_is_named(remaining, told):
 def test_a_conversation_that_cannot_be_resumed_is_told_where_claude_says_it_can():
     (line,) = end_notes(Remaining(), HINT)
     assert "--resume" in line
+
+
+@pytest.mark.parametrize(
+    ("code", "step"), [("vm-died", "see /h/logs/daemon.log"), ("journal-failed", "room in /h"), ("other", "")]
+)
+def test_a_session_that_failed_is_told_with_what_to_do(code, step):
+    outcome = EndSession(session_id="a1", status=125, code=code, message="it went wrong", detail=("why",))
+    first, *beneath = failure_notes(outcome, Path("/h"))
+    assert (first, beneath[0]) == (f"claude-vm: it went wrong [{code}]", "why")
+    assert step in beneath[-1] if step else len(beneath) == 1
+    assert failure_notes(EndSession(session_id="a1", status=3), Path("/h")) == ()

@@ -4,9 +4,9 @@ import pytest
 
 from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.daemon.sessions.ended import EndedSessions
 from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
 from claude_vm.supervisor.daemon.sessions.session import EndedSession
+from claude_vm.supervisor.daemon.sessions.sessions import EndedSessions
 from claude_vm.supervisor.ssh.process import Pty
 
 MOUNTS = (MountKey("/p \udcff", "/q", True),)

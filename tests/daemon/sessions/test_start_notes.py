@@ -7,7 +7,7 @@ from claude_vm.supervisor.core.instance import InstanceState
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.session import SessionState
 from claude_vm.supervisor.core.views import InstanceView, SessionView
-from claude_vm.supervisor.daemon.sessions.queued import waits_for
+from claude_vm.supervisor.daemon.sessions.start_notes import waits_for
 
 KEY = PoolKey("sim", "t", "g1", cpus=2, memory_mib=1024, disk_gib=20)
 
