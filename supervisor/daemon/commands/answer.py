@@ -16,19 +16,12 @@ from claude_vm.supervisor.daemon.commands import (
     pool_status,
     ps,
     session,
-    setup,
     stop,
     templates,
-    version,
 )
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.supervisor import Supervisor
-from claude_vm.supervisor.grammar.commands.installation import (
-    Doctor,
-    ShowDaemon,
-    StopDaemon,
-    Version,
-)
+from claude_vm.supervisor.grammar.commands.installation import Doctor, ShowDaemon, StopDaemon, Version
 from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool, ShowPool
 from claude_vm.supervisor.grammar.commands.sessions import Agent, Ps, Shell, Stop
 from claude_vm.supervisor.grammar.commands.templates import Clean, CleanAll, Info, ListTemplates, Setup
@@ -51,13 +44,13 @@ COMMANDS: dict[type[Request], Callable[..., Awaitable[int]]] = {
     ShowPool: pool_status.pool_status,
     FillPool: pool.fill,
     DrainPool: pool.drain,
-    Setup: setup.setup,
+    Setup: templates.setup,
     ListTemplates: templates.list_templates,
     Info: info.info,
     Clean: templates.clean,
     CleanAll: templates.clean_all,
     Doctor: doctor.doctor,
-    Version: version.version,
+    Version: daemon.version,
     ShowDaemon: daemon.status,
     StopDaemon: daemon.stop,
 }

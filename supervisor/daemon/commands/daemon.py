@@ -1,4 +1,4 @@
-"""`claude-vm daemon status|stop`, answered by the daemon itself."""
+"""`claude-vm daemon status|stop` and `version`, answered by the daemon itself."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from claude_vm.supervisor.core.events import ShutdownRequested
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.grammar.commands.installation import ShowDaemon, StopDaemon
+from claude_vm.supervisor.grammar.commands.installation import ShowDaemon, StopDaemon, Version
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
@@ -63,4 +63,13 @@ async def stop(command: Command, request: StopDaemon) -> int:
         )
     supervisor.dispatcher.post(ShutdownRequested(at=anyio.current_time()))
     await supervisor.dispatcher.stopped.wait()
+    return 0
+
+
+async def version(command: Command, request: Version) -> int:
+    """Print our version."""
+    if request.json:
+        await command.out_json({"version": command.supervisor.version})
+    else:
+        await command.out(f"claude-vm {command.supervisor.version}")
     return 0

@@ -1,4 +1,4 @@
-"""`claude-vm list`, `clean` and `clean-all`: the templates of this home."""
+"""`claude-vm setup`, `list`, `clean` and `clean-all`: the templates of this home."""
 
 import time
 from contextlib import suppress
@@ -6,6 +6,7 @@ from contextlib import suppress
 import anyio
 import msgspec
 
+from claude_vm.context.config.setting import Obeyed
 from claude_vm.context.project import template_name
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Driver, TemplateRecord
@@ -15,7 +16,9 @@ from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago, size_text, table
 from claude_vm.supervisor.daemon.commands.stop import stop_sessions
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.grammar.commands.templates import Clean, CleanAll, ListTemplates
+from claude_vm.supervisor.daemon.place.resolve import resolve_target
+from claude_vm.supervisor.daemon.templates.current import build_template
+from claude_vm.supervisor.grammar.commands.templates import Clean, CleanAll, ListTemplates, Setup
 
 UNUSED_S = 30 * 86400.0
 """A template that was not used for so long counts as unused."""
@@ -23,6 +26,13 @@ UNUSED_S = 30 * 86400.0
 
 GIVE_UP_S = 30.0
 """How long the ready VMs of a template that is deleted may take to go, in seconds."""
+
+
+async def setup(command: Command, request: Setup) -> int:
+    """Build the project's template beside the old one, and swap at the end; 0 when it is the current one."""
+    target = await resolve_target(command.workspace, Obeyed.TEMPLATE)
+    await build_template(target, agent=not request.no_agent)
+    return 0
 
 
 async def list_templates(command: Command, request: ListTemplates) -> int:
