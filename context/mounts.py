@@ -37,6 +37,9 @@ SYSTEM_FOLDERS = (
 OPEN_FOLDERS = ("/dev/shm", "/run/media", "/usr/local", "/usr/local/src", "/usr/src")  # noqa: S108 - the guest's
 """Directories in system trees where projects may lie; beneath them, not themselves."""
 
+FLAG = "--mount"
+"""What asks for a mount on the command line, and is the source of one that was asked for there."""
+
 LONGEST_SPEC = 16 * 1024
 """Characters of a specification: two of the longest paths, each character escaped."""
 
@@ -53,10 +56,10 @@ class MountSpec(msgspec.Struct, frozen=True):
     host: str
     guest: str = ""
     writable: bool = True
-    source: str = "--mount"
+    source: str = FLAG
 
 
-def parse_spec(text: str, *, source: str = "--mount") -> MountSpec:
+def parse_spec(text: str, *, source: str = FLAG) -> MountSpec:
     """Return a specification in its parts.
 
     Raises:

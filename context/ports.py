@@ -13,6 +13,9 @@ from claude_vm.context.errors import ContextError
 
 FORM = "[HOST:]GUEST, such as 3000 or 8080:80"
 
+FLAG = "--publish"
+"""What asks for a port on the command line, and is the source of one that was asked for there."""
+
 AUTO = "auto"
 """Instead of a port: those that a guest listens at, as they come and go."""
 
@@ -39,7 +42,7 @@ class PortSpec(msgspec.Struct, frozen=True):
 
     guest: int
     host: int
-    source: str = "--publish"
+    source: str = FLAG
 
     def __str__(self) -> str:
         """The specification, as short as it can be written."""
@@ -69,7 +72,7 @@ def refusal(guest: int, host: int) -> str:
     return ""
 
 
-def parse_port(text: str, *, source: str = "--publish") -> PortSpec:
+def parse_port(text: str, *, source: str = FLAG) -> PortSpec:
     """Return a specification's ports.
 
     Raises:

@@ -132,7 +132,8 @@ def _maker(command: type[Request]) -> Callable[[typer.Context, dict[str, Any]], 
     def make(context: typer.Context, given: dict[str, Any]) -> Request:
         invocation = _invocation(context)
         if command.runs_others:  # typer never sees these words
-            given = {field.name: invocation.operands for field in fields(command)}
+            words = (each.name for each in fields(command) if isinstance(each.declared, Argument))
+            given |= dict.fromkeys(words, invocation.operands)
         request = command(flags=invocation.flags, **given)
         if request.flaw:
             raise UsageError(request.flaw, ctx=context)

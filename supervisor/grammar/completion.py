@@ -82,11 +82,11 @@ def candidates(given: Sequence[str]) -> Candidates:
         return ()
     if CURSOR in parts.flags:
         return _values(parts.flags[-2])
-    if parts.asks or parts.ended:
+    if parts.asks or parts.ended or CURSOR in parts.own:
         return ()
     before = parts.operands[:-1]
     if parts.command in OWN_WORDS:
-        first = () if parts.explicit else _names(COMMANDS.values())
+        first = _own_flags(COMMANDS[parts.command]) if parts.explicit else _names(COMMANDS.values())
         return () if before else (*first, *_OURS)
     command = COMMANDS[parts.command]
     if isinstance(command, Group):
@@ -104,6 +104,10 @@ def _values(flag: str) -> Candidates:
 def _names(commands: Iterable[Declaration]) -> Candidates:
     texts = ((c.command, c.help if isinstance(c, Group) else c.__doc__ or "") for c in commands)
     return [(name, text.partition("\n")[0]) for name, text in texts]
+
+
+def _own_flags(command: Declaration) -> Candidates:
+    return () if isinstance(command, Group) else _flags(command)
 
 
 def _flags(record: type[Request] | type[Flags]) -> Candidates:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import msgspec
 
+from claude_vm.context import mounts as mount_specs
+from claude_vm.context import ports
 from claude_vm.context.config.schema import settings_table
 from claude_vm.context.config.setting import Value
 from claude_vm.supervisor.grammar.declaring import Flag, flags_of
@@ -42,7 +44,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     mounts: Annotated[
         tuple[str, ...],
         Flag(
-            "--mount",
+            mount_specs.FLAG,
             "Mount another host directory: HOST[:GUEST][:ro|:rw].",
             metavar="SPEC",
             panel=FILES,
@@ -52,7 +54,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     publish: Annotated[
         tuple[str, ...],
         Flag(
-            "--publish",
+            ports.FLAG,
             "Give the host's loopback a port of the guest: [HOST:]GUEST; or `auto`.",
             metavar="SPEC",
             panel=WAYS,

@@ -48,6 +48,7 @@ def _run(parts: Split, columns: int, program: str) -> Request | Printout:
         arguments = [parts.command, "--help"] if parts.command else ["--help"]
     elif parts.command in OWN_WORDS:
         given.operands = parts.operands
+        arguments.extend(parts.own)
     else:
         arguments.extend(parts.operands)
     width = min(max(columns, MIN_COLUMNS), MAX_COLUMNS)

@@ -21,18 +21,23 @@ from typing import NamedTuple
 
 from claude_vm.supervisor.grammar.commands import COMMANDS, REQUESTS
 from claude_vm.supervisor.grammar.declaring import cut, flags_of
-from claude_vm.supervisor.grammar.flags import Flags
+from claude_vm.supervisor.grammar.flags import VERSION, Flags
 from claude_vm.supervisor.grammar.near_misses import DASHES, near_commands, near_flags
-from claude_vm.supervisor.grammar.requests import Group
+from claude_vm.supervisor.grammar.requests import Group, Request
 
-RUNTIME_FLAGS: Mapping[str, bool] = {flag.name: not field.is_switch for flag, field in flags_of(Flags)}
+
+def _long_flags(record: type[Flags | Request]) -> Mapping[str, bool]:
+    return {flag.name: not field.is_switch for flag, field in flags_of(record)}
+
+
+RUNTIME_FLAGS = _long_flags(Flags)
 """Our long flags, and whether each takes a value."""
 
 SHORT_FLAGS = frozenset(flag.short.removeprefix("-") for flag, _ in flags_of(Flags) if flag.short)
 """Our one-letter flags. None takes a value, so that any of them may stand in one word (``-Av``)."""
 
-OWN_WORDS = frozenset(c.command for c in REQUESTS if c.runs_others)
-"""Sub-commands whose words belong to another program."""
+OWN_WORDS = {c.command: _long_flags(c) for c in REQUESTS if c.runs_others}
+"""Sub-commands whose words belong to another program, with the flags of each that stand before these."""
 
 LATER_FLAGS = frozenset({"--worktree", "--runtime-script", "--detach", "--no-conversations"})
 
@@ -62,7 +67,8 @@ class WordsError(Exception):
 class Split(NamedTuple):
     """A command line in its parts.
 
-    `flags` are our flags with their values, as they were given. `explicit` tells a sub-command that was
+    `flags` are our flags with their values, as they were given, and `own` those of a sub-command whose other
+    words belong to another program. `explicit` tells a sub-command that was
     named from Claude as the default. `ended` says that a ``--`` ended our flags. `asks` is ``help``,
     ``version`` or "": a question that is answered instead of the command.
     """
@@ -73,9 +79,10 @@ class Split(NamedTuple):
     explicit: bool
     ended: bool = False
     asks: str = ""
+    own: tuple[str, ...] = ()
 
 
-QUESTIONS = {"--help": "help", "--version": "version"}
+QUESTIONS = {"--help": "help", VERSION.name: "version"}
 
 
 def split(argv: Sequence[str]) -> Split:
@@ -107,16 +114,24 @@ def split(argv: Sequence[str]) -> Split:
 
 
 def _split_own_words(words: tuple[str, ...], at: int, flags: tuple[str, ...], command: str) -> Split:
-    end = _flags_end(words, at, command)
-    flags += words[at:end]
-    rest = words[end:]
+    own: tuple[str, ...] = ()
+    length = 1
+    while length:
+        end = _flags_end(words, at, command)
+        flags += words[at:end]
+        length = _flag_length(words, end, command, OWN_WORDS[command], frozenset()) if words[end:] else 0
+        at = end + length
+        own += words[end:at]
+        if len(flags) + len(own) > MOST_FLAGS:
+            raise _too_many(f"for flags, more than {MOST_FLAGS}", command)
+    rest = words[at:]
     if rest and rest[0] == "--":
-        return Split(flags, command, rest[1:], explicit=True, ended=True)
+        return Split(flags, command, rest[1:], explicit=True, ended=True, own=own)
     if rest and command == "shell" and rest[0] in QUESTIONS:
         return Split(flags, command, (), explicit=True, asks=QUESTIONS[rest[0]])
     if rest and rest[0].startswith(tuple(DASHES)):
         _refuse_flag(rest[0], command)
-    return Split(flags, command, rest, explicit=True)
+    return Split(flags, command, rest, explicit=True, own=own)
 
 
 def _split_anywhere(words: tuple[str, ...], at: int, flags: tuple[str, ...], command: str) -> Split:
@@ -132,7 +147,7 @@ def _split_anywhere(words: tuple[str, ...], at: int, flags: tuple[str, ...], com
         if end == len(words):
             return Split(tuple(taken), command, tuple(operands), explicit=True)
         first = words[end]
-        if first == "--version":
+        if first == VERSION.name:
             return Split(tuple(taken), command, (), explicit=True, asks="version")
         if first != "--" and first.partition("=")[0] in later:
             raise WordsError(f"{first.partition('=')[0]} is not available yet", command=command)
@@ -184,7 +199,7 @@ def _refuse_flag(word: str, command: str) -> None:
         WordsError: It is.
     """
     name = word.partition("=")[0]
-    near = near_flags(word, sorted((*RUNTIME_FLAGS, *LATER_FLAGS, *QUESTIONS)))
+    near = near_flags(word, sorted((*RUNTIME_FLAGS, *OWN_WORDS.get(command, ()), *LATER_FLAGS, *QUESTIONS)))
     if command == "shell":
         word, meant = cut(name), f"; {_meant(near)}" if near else ""
         msg = f"'{word}' is no flag of ours{meant} (if it is the command: claude-vm shell -- {word} ...)"
@@ -203,15 +218,21 @@ def _meant(near: Sequence[str]) -> str:
 _LATER = LATER_COMMANDS | LATER_FLAGS
 
 
-def _flag_length(words: tuple[str, ...], index: int, command: str) -> int:
-    """Return how many words the flag of ours at `index` takes; 0 when there is none."""
+def _flag_length(
+    words: tuple[str, ...],
+    index: int,
+    command: str,
+    long: Mapping[str, bool] = RUNTIME_FLAGS,
+    short: frozenset[str] = SHORT_FLAGS,
+) -> int:
+    """Return how many words the flag of these at `index` takes; 0 when there is none."""
     word = words[index]
     if not word.startswith("--"):
-        return int(len(word) > 1 and word[0] == "-" and all(letter in SHORT_FLAGS for letter in word[1:]))
+        return int(len(word) > 1 and word[0] == "-" and short.issuperset(word[1:]))
     name, equals, _ = word.partition("=")
     if name in LATER_FLAGS:
         raise WordsError(f"{name} is not available yet", command=command)
-    takes_value = RUNTIME_FLAGS.get(name)
+    takes_value = long.get(name)
     if takes_value is None:
         return 0
     if not takes_value:
@@ -222,6 +243,6 @@ def _flag_length(words: tuple[str, ...], index: int, command: str) -> int:
         return 1
     following = words[index + 1] if index + 1 < len(words) else "--"
     # A flag where the value should be is a forgotten value; `--env=--x` still says otherwise.
-    if following == "--" or following.partition("=")[0] in RUNTIME_FLAGS:
+    if following == "--" or following.partition("=")[0] in {*RUNTIME_FLAGS, *OWN_WORDS.get(command, ())}:
         raise WordsError(f"{name} needs a value", command=command)
     return 2

@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from claude_vm.context.ports import HIGHEST, Publish
+from claude_vm.context.ports import FLAG, HIGHEST, Publish
 from claude_vm.context.worktree_locks import lock_siblings, release_stale
 from claude_vm.drivers.tasks import open_tasks
 from claude_vm.supervisor.core.keys import PoolKey
@@ -129,9 +129,9 @@ def _ports_taken(
         lines.append(f"port {port} of this host can't be had: {why}")
     asked = next(p for p in publish.ports if p.host == problems[0][0])
     other = asked.host + 1 if asked.host < HIGHEST else asked.host - 1
-    hint = f"choose another one: --publish {other}:{asked.guest}"
-    if asked.source != "--publish":
-        hint = f"{asked.source} asks for it; --publish none leaves all of them out"
+    hint = f"choose another one: {FLAG} {other}:{asked.guest}"
+    if asked.source != FLAG:
+        hint = f"{asked.source} asks for it; {FLAG} none leaves all of them out"
     if len(lines) == 1:
         return CommandError("port-taken", lines[0], hint=hint)
     return CommandError("port-taken", f"{len(lines)} ports can't be had", lines=lines, hint=hint)
