@@ -24,7 +24,7 @@ from claude_vm.drivers.images.phases import ImagePhase
 from claude_vm.drivers.images.rootfs import Architecture, ImageSpec, guest_tree, image_key, tree_archive
 from claude_vm.drivers.programs import BuildEnvironment, Programs, own
 
-__all__ = ["Image", "ImageSpec", "RootfsSource", "ensure_image", "images", "remove_image", "remove_leftovers"]
+__all__ = ["Image", "ImageSpec", "RootfsSource", "ensure_image", "images", "remove_image"]
 
 _RECORD: Final = "image.json"
 _CLEAN_S: Final = 90.0
@@ -155,23 +155,6 @@ async def remove_image(cache: Path, key: str, programs: Programs | None = None) 
         with suppress(FileNotFoundError):
             await anyio.Path(folder, key).rename(doomed)
         await _remove_partial(doomed, programs)
-
-
-async def remove_leftovers(cache: Path) -> Sequence[str]:
-    """Remove what killed builds have left, and nothing of one that goes on; return the keys.
-
-    Raises:
-        DriverError: Something can't be removed.
-    """
-    removed = []
-    for work in sorted((cache / "images").glob(".*.partial")):
-        key = work.name[1:].removesuffix(".partial")
-        with anyio.move_on_after(0.1):
-            async with hold(work.with_name(f".{key}.lock"), remove=True):
-                with anyio.CancelScope(shield=True):
-                    await _remove_partial(work, own())
-                removed.append(key)
-    return removed
 
 
 async def _remove_partial(work: Path, programs: Programs, source: RootfsSource | None = None) -> None:

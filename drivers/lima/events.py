@@ -25,13 +25,11 @@ _QEMU: Final = re.compile(r"qemu\[std(?:err|out)\]: ")
 
 
 class State(msgspec.Struct, frozen=True, rename="camel"):
-    """What a host agent says of its VM. `degraded` comes with `running`; then `errors` say why."""
+    """What a host agent says of its VM. `errors` say why it is worse than it should be."""
 
     running: bool = False
-    degraded: bool = False
     exiting: bool = False
     errors: tuple[str, ...] = ()
-    ssh_local_port: int = 0
 
 
 class StateEvent(msgspec.Struct, frozen=True):

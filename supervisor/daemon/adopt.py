@@ -182,12 +182,14 @@ async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, sca
     for other in identity.dead_supervisors(home, own_id):
         try:
             with identity.locked(home, other) as folder:
-                swept += await _sweep(Owner(home=home, supervisor_id=other, runtime=runtime))
-                try:
+                owner = Owner(home=home, supervisor_id=other, runtime=runtime)
+                try:  # what a newer version wrote down is refused before anything is deleted
                     with Journal.open(folder / "journal.db", boot_id) as (journal, _):
+                        swept += await _sweep(owner)
                         await Surroundings(journal, other, scanner).settle(journal.left_instances())
                 except sqlite3.Error as error:
                     log.warning("journal-not-read", supervisor=other, error=str(error))
+                    swept += await _sweep(owner)
                 identity.remove(home, other)
         except identity.AlreadyRunningError:
             continue

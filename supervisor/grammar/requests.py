@@ -16,14 +16,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all requests. A subclass is a command, see `claude_vm.supervisor.grammar.declaring`.
 
     `command` is its name, for one of a group without the group's. `runs_others`: its words are those of
-    another program, and are all in its only argument. `in_client`: no daemon can carry it out. `writes`: it
-    can't be carried out where nothing can be written. `makes_room`: it deletes what nobody uses. `later` are
-    flags that a later version will have.
+    another program, and are all in its only argument. `writes`: it can't be carried out where nothing can be
+    written. `makes_room`: it deletes what nobody uses. `later` are flags that a later version will have.
     """
 
     command: ClassVar[str] = ""
     runs_others: ClassVar[bool] = False
-    in_client: ClassVar[bool] = False
     writes: ClassVar[bool] = True
     makes_room: ClassVar[bool] = False
     later: ClassVar[frozenset[str]] = frozenset()

@@ -16,7 +16,6 @@ from claude_vm.drivers.images.debian import (
     ensure_image,
     images,
     remove_image,
-    remove_leftovers,
 )
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.phases import ImagePhase
@@ -181,29 +180,8 @@ async def test_the_next_build_ends_and_removes_what_a_killed_one_left(cache, mmd
     assert names(cache / "images") == sorted([f".{image.key}.lock", image.key])
 
 
-async def test_leftovers_of_a_killed_build_are_removed_on_request(cache, mmdebstrap, scratch):
-    mmdebstrap.behave("hang")
-    left = kill_a_builder(cache, scratch)
-    assert len(await remove_leftovers(cache)) == 1
-    assert await alive(left) == []
-    assert names(scratch) == []
-    assert names(cache / "images") == []
-
-
-async def test_leftovers_are_not_those_of_a_build_that_goes_on(cache, mmdebstrap, scratch):
-    mmdebstrap.behave("hang")
-    hanging = anyio.Event()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ensure_image, cache, SPEC, lambda _, detail: detail == "hanging" and hanging.set())
-        await hanging.wait()
-        assert list(await remove_leftovers(cache)) == []
-        assert names(scratch) != []
-        tasks.cancel_scope.cancel()
-
-
-async def test_a_cache_that_does_not_exist_has_neither_images_nor_leftovers(cache):
+async def test_a_cache_that_does_not_exist_has_no_images(cache):
     assert list(images(cache)) == []
-    assert list(await remove_leftovers(cache)) == []
     await remove_image(cache, "0123456789abcdef0123")
 
 

@@ -31,7 +31,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     (it was started ahead), ``making`` (it was already being made ready), ``made`` (for this session),
     ``resumed`` (after a supervisor's restart), "" while it has none. `status` is the exit status as soon as
     it is settled, else null. `attached` is false for a session that goes on without a client. `marks` says
-    when it came to what: requested, queued, claimed, clone, restore, identity, mounts, banner, connect,
+    when it came to what: requested, queued, claimed, clone, the phases of the driver's start, connect,
     prime, files, start, first-output, ended, deleted, as far as they occurred.
     `ports` are the published ones, while it lasts; `reports` what was found out about it after its end, in
     words.

@@ -18,8 +18,6 @@ ResultFile = Annotated[str, Argument("RESULT", "A file that --json wrote.")]
 class Bench(Request, frozen=True):
     """Base of the commands that measure; files are as they were typed, and "" when they are not given."""
 
-    in_client = True
-
 
 class BenchRun(Bench, frozen=True):
     """Measure the waits of each mode and pattern in this project."""

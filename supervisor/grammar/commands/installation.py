@@ -47,7 +47,6 @@ class RunDaemon(Request, frozen=True):
 
     command = "run"
     writes = False
-    in_client = True
 
 
 class ShowDaemon(Request, frozen=True):

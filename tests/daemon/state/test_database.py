@@ -42,10 +42,20 @@ def test_who_opens_it_at_the_same_time_takes_no_step_twice(tmp_path, there):
         assert found == [[(1, 2)]] * 4
 
 
-def test_a_file_with_other_tables_than_the_steps_make_is_not_ours(tmp_path):
+def test_a_file_may_have_other_tables_besides(tmp_path):
+    path = tmp_path / "some.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE other (x)")
+        connection.execute("ANALYZE")
+    assert rows(path, ONE) == rows(path, ONE)
+
+
+@pytest.mark.parametrize("change", ["ALTER TABLE {} ADD COLUMN more", "DROP TABLE {}"])
+def test_a_file_whose_tables_are_not_as_the_steps_make_them_is_not_ours(tmp_path, change):
     path = tmp_path / "some.db"
     rows(path, ONE)
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE other (x)")
+        (table,) = connection.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchone()
+        connection.execute(change.format(table))
     with pytest.raises(sqlite3.DatabaseError, match="not ours"):
         rows(path, ONE)
