@@ -7,7 +7,6 @@ thread of its own here, and everything in this module is called from outside of 
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -20,6 +19,7 @@ from claude_vm.bench.ssh import Login, open_login
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Access, Driver, InstanceSpec, Mount, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.memory import MIB
 from claude_vm.supervisor.daemon.state import identity
 
 T = TypeVar("T")
@@ -130,13 +130,6 @@ def pss_mib(pid: int) -> float:
         BenchError: This system does not tell, or the process is gone.
     """
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError as error:
-        raise BenchError(f"the memory of process {pid} can't be read: {error.strerror}") from error
-    kib = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
-    return kib / 1024
-
-
-def host_memory_mib() -> int:
-    """Return the memory of this host in MiB."""
-    return int(psutil.virtual_memory().total >> 20)
+        return float(psutil.Process(pid).memory_full_info().pss) / MIB
+    except (psutil.Error, AttributeError) as error:
+        raise BenchError(f"the memory of process {pid} can't be read: {error}") from error

@@ -122,34 +122,28 @@ class Lab:
 
         def make() -> Site:
             self.tell(f"a home for: {name}")
-            record = self.facts.record
-            chosen = {"CLAUDE_VM_DRIVER": record.driver, **(env or {})}
-            site = Site(
-                self.folder / name, self.facts.project, settings=f"[pool]\n{pool}{_LIMITS}", env=chosen
-            )
-            self._stack.callback(site.close)
-            site.share_template(self.facts.home, record.name, record.driver, record.generation)
+            site = self._open(name, self.facts.project, pool, env=env)
+            site.share_template(self.facts.home, self.facts.record)
             return site
 
         return self.once(f"site {name}", make)
 
-    def close_at_the_end(self, site: Site) -> None:
-        """Let a site end with the run."""
-        self._stack.callback(site.close)
+    def defaults(self) -> Site:
+        """Return a home without settings: those of the pool are the defaults."""
+
+        def make() -> Site:
+            site = self._open("defaults", self.facts.project, limits="")
+            site.share_cache(self.facts.home)
+            return site
+
+        return self.once("site defaults", make)
 
     def project(self, name: str) -> Site:
         """Return a home with an empty project of its own, one warm VM, and the project's template for it."""
 
         def make() -> Site:
-            record = self.facts.record
-            root = self.folder / name
-            project = root / "project"
-            project.mkdir(mode=0o700, parents=True)
-            env = {"CLAUDE_VM_DRIVER": record.driver}
-            site = Site(root, project, settings=f"[pool]\nsize = 1\n{_LIMITS}", env=env)
-            self._stack.callback(site.close)
-            own = template_name(find_project(project).template_root)
-            site.share_template(self.facts.home, record.name, record.driver, record.generation, as_name=own)
+            site = self._open(name, None, "size = 1\n")
+            site.share_template(self.facts.home, self.facts.record, lent=True)
             return site
 
         return self.once(f"project {name}", make)
@@ -158,16 +152,31 @@ class Lab:
         """Return a home whose guests are simulated, with a project and a template of its own."""
 
         def make() -> Site:
-            root = self.folder / name
-            project = root / "project"
-            project.mkdir(mode=0o700, parents=True)
-            env = {"CLAUDE_VM_DRIVER": SimDriver.name}
-            site = Site(root, project, settings=f"[pool]\n{pool}{limits}", env=env)
-            self._stack.callback(site.close)
+            site = self._open(name, None, pool, limits, {"CLAUDE_VM_DRIVER": SimDriver.name})
             site.do("setup", "--no-agent")
             return site
 
         return self.once(f"sim {name}", make)
+
+    def _open(
+        self,
+        name: str,
+        project: Path | None,
+        pool: str = "",
+        limits: str = _LIMITS,
+        env: Mapping[str, str] | None = None,
+    ) -> Site:
+        """Open a site until the end of the run: in a project, or an empty one; with the template's driver."""
+        root = self.folder / name
+        if project is None:
+            project = root / "project"
+            project.mkdir(mode=0o700, parents=True)
+        env = env or {}
+        if "CLAUDE_VM_DRIVER" not in env:
+            env = {"CLAUDE_VM_DRIVER": self.facts.record.driver, **env}
+        site = Site(root, project, settings=f"[pool]\n{pool}{limits}", env=env)
+        self._stack.callback(site.close)
+        return site
 
     def guests(self) -> Guests:
         """Return a maker of guests of the project's template."""
@@ -197,9 +206,7 @@ class Lab:
                 raise UnavailableError("only QEMU's templates have a variant with stock systemd")
             guests = self.guests()
             self.tell("a variant of the template with stock systemd (two boots)")
-            root = self.folder / "stock"
-            site = Site(root, self.facts.project, settings=f"[pool]\nsize = 0\n{_LIMITS}", env=_BOOT_ONLY)
-            self._stack.callback(site.close)
+            site = self._open("stock", self.facts.project, "size = 0\n", env=_BOOT_ONLY)
             make_stock(guests, site)
             return site
 
@@ -235,9 +242,8 @@ class Lab:
             raise UnavailableError("the driver is not lima", "measure with: claude-vm bench --driver lima")
         guests = self.guests()
         self.tell("an ordinary instance of Lima with cloud-init (an image, two boots)")
-        site = Site(self.folder / "lh", self.facts.project, settings=_LIMITS, env=_BOOT_ONLY)
-        self._stack.callback(site.close)
-        (site.home / "cache").symlink_to((self.facts.home / "cache").resolve())
+        site = self._open("lh", self.facts.project, env=_BOOT_ONLY)
+        site.share_cache(self.facts.home)
         return LimaMode(LimaByHand(make_ordinary(guests, site)))
 
     def _restore(self) -> Mode:

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from claude_vm.bench.errors import BenchError, UnavailableError
+from claude_vm.context.project import find_project, template_name
 from claude_vm.drivers import locks
+from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.lima.home import is_ours, lima_home
 from claude_vm.drivers.process import find_marked
 from claude_vm.supervisor.wire import paths
@@ -29,7 +31,7 @@ WORD_S = 300.0
 RECORD = "template.json"
 """The file in a generation that says what it is."""
 
-_KEPT = ("PATH", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "SHELL")
+_KEPT = ("PATH", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "SHELL", "CLAUDE_VM_VALIDATE")
 
 
 def program() -> Path:
@@ -123,21 +125,26 @@ class Site:
             said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
             raise UnavailableError(f"no warm VMs: {said[0] if said else done.returncode}")
 
-    def share_template(
-        self, source: Path, name: str, driver: str, generation: str, *, as_name: str = ""
-    ) -> None:
-        """Link a generation of a template from another home, as the current one; perhaps of another name."""
-        folder = self.home / "templates" / (as_name or name) / driver
+    def share_template(self, source: Path, record: TemplateRecord, *, lent: bool = False) -> None:
+        """Link a generation of a template from another home, as the current one.
+
+        It is the template of the project that it was made for, or, if it is `lent`, of this site's.
+        """
+        name = template_name(find_project(self.project).template_root) if lent else record.name
+        folder = self.home / "templates" / name / record.driver
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        origin = (source / "templates" / name / driver / generation).resolve()
-        if as_name:
-            _renamed(origin, folder / generation, as_name)
+        origin = (source / "templates" / record.name / record.driver / record.generation).resolve()
+        if lent:
+            _renamed(origin, folder / record.generation, name, self.project)
         else:
-            (folder / generation).symlink_to(origin)
-        (folder / "current").symlink_to(generation)
-        cache = self.home / "cache"
-        if not cache.exists():
-            cache.symlink_to((source / "cache").resolve())
+            (folder / record.generation).symlink_to(origin)
+        (folder / "current").symlink_to(record.generation)
+        self.share_cache(source)
+
+    def share_cache(self, source: Path) -> None:
+        """Take images and downloads from another home."""
+        if not (self.home / "cache").exists():
+            (self.home / "cache").symlink_to((source / "cache").resolve())
 
     def close(self) -> None:
         """End the daemon with all that it has, and remove the home."""
@@ -154,14 +161,14 @@ class Site:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def _renamed(origin: Path, folder: Path, name: str) -> None:
-    """Make a generation that has another's files, and another name in its record."""
+def _renamed(origin: Path, folder: Path, name: str, project: Path) -> None:
+    """Make a generation that has another's files, and another name and project in its record."""
     folder.mkdir(mode=0o700)
     for path in origin.iterdir():
         if path.name != RECORD:
             (folder / path.name).symlink_to(path)
     stored = json.loads((origin / RECORD).read_bytes())
-    stored["record"]["name"] = name
+    stored.get("record", stored).update(name=name, project=str(project))
     (folder / RECORD).write_text(json.dumps(stored))
 
 

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from claude_vm.bench.errors import UnavailableError
-from claude_vm.bench.guests import host_memory_mib
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.records import Figures, Line
 from claude_vm.bench.site import Site
-from claude_vm.context.project import template_name
 from claude_vm.drivers.memory import available_mib
+from claude_vm.supervisor.daemon.pool.policy import host_memory_mib
 
 PROJECTS = 10
 SWITCHED = 8
@@ -29,7 +27,7 @@ HOST_MIB = 23_000
 
 def ready(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - one round of each project is enough
     """Fill ten projects, switch among the last eight, and weigh ten VMs of one."""
-    site = defaults(lab)
+    site = lab.defaults()
     projects = [lend(lab, site, site.root / f"p{number}") for number in range(PROJECTS)]
     lab.tell(f"F20: {TOGETHER} ready VMs of one project")
     projects[0].fill(1)  # from now on it is known what one takes
@@ -49,44 +47,12 @@ def ready(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - one round of each
     return [], lines(kept, [str(row.get("source")) for row in site.sessions()], each_mib)
 
 
-def defaults(lab: Lab) -> Site:
-    """Return a home without settings: those of the pool are the defaults.
-
-    Raises:
-        UnavailableError: There is no project with a template.
-    """
-    record = lab.facts.record
-
-    def make() -> Site:
-        site = Site(lab.folder / "defaults", lab.facts.project, env={"CLAUDE_VM_DRIVER": record.driver})
-        lab.close_at_the_end(site)
-        (site.home / "cache").symlink_to((lab.facts.home / "cache").resolve())
-        return site
-
-    return lab.once("site defaults", make)
-
-
 def lend(lab: Lab, site: Site, project: Path) -> Site:
     """Make a project whose template is that of the lab's, and return its view of the site."""
-    record = lab.facts.record
     project.mkdir(mode=0o700)
-    name = template_name(project)
-    source = (lab.facts.home / "templates" / record.name / record.driver / record.generation).resolve()
-    folder = site.home / "templates" / name / record.driver
-    lent = folder / record.generation
-    lent.mkdir(mode=0o700, parents=True)
-    for path in source.iterdir():
-        if path.name != "template.json":
-            (lent / path.name).symlink_to(path)
-    try:
-        stored = json.loads((source / "template.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise UnavailableError(f"the template can't be lent: {error}") from error
-    stored.get("record", stored).update(name=name, project=str(project))
-    (lent / "template.json").write_text(json.dumps(stored))
-    (folder / "current").symlink_to(record.generation)
     view = copy.copy(site)
     view.project = project
+    view.share_template(lab.facts.home, lab.facts.record, lent=True)
     return view
 
 

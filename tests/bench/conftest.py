@@ -1,6 +1,22 @@
 import pytest
 
 from claude_vm.bench.records import Environment, Line, Report, Sample
+from claude_vm.supervisor.core.core import Core
+
+
+@pytest.fixture(autouse=True)
+def validated(request, monkeypatch):
+    """All cores, here and in daemons of sites, are validated after each event, unless time is measured."""
+    if request.node.get_closest_marker("timed") is None:
+        monkeypatch.setenv("CLAUDE_VM_VALIDATE", "1")
+        handle = Core.handle
+
+        def handle_and_validate(core, event):
+            effects = handle(core, event)
+            core.validate()
+            return effects
+
+        monkeypatch.setattr(Core, "handle", handle_and_validate)
 
 
 @pytest.fixture

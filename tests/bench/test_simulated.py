@@ -214,6 +214,7 @@ def test_what_a_killed_bench_left_is_removed_by_the_next_one(tmp_path):
 
 def bench(tmp_path, *words):
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CLAUDE_VM_DRIVER": "sim"}
+    env["CLAUDE_VM_VALIDATE"] = "1"
     return subprocess.run(
         [PROGRAM, "bench", *words],
         cwd=tmp_path,
@@ -281,7 +282,7 @@ def test_a_lent_template_is_the_new_projects_own_and_ready_by_default(lab):
     (row,) = json.loads(origin.do("list", "--json"))
     record = SimpleNamespace(name=row["name"], driver="sim", generation=row["generation"])
     lab._facts = SimpleNamespace(project=origin.project, home=origin.home, record=record)
-    site = ready.defaults(lab)
+    site = lab.defaults()
     for name in ("one", "two"):
         ready.lend(lab, site, site.root / name).fill(1)
     assert ready.count_ready(site) == 2

@@ -59,6 +59,7 @@ class Installation:
             "HOME": str(self.user_home),
             "TERM": "xterm-256color",
             "CLAUDE_VM_DRIVER": driver,
+            "CLAUDE_VM_VALIDATE": "1",
             "CLAUDE_VM_MEMORY": "1",
             "CLAUDE_VM_CPUS": "2",
             "CLAUDE_VM_DISK": "8",

@@ -36,6 +36,7 @@ class Told:
 
     def happens(self, kind, at, **fields):
         self.core.handle(kind(at=at, **fields))
+        self.core.validate()
 
     def begins(self, name="a1b2c3d4", vm="i-0123456789"):
         self.happens(events.SessionRequested, 100.0, session_id=name, instance_id=vm, key=KEY)
