@@ -51,7 +51,7 @@ check: dev
 format: dev
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
-	@$(BIN)/python -m claude_vm.supervisor.grammar.settings_document docs/configuration.md
+	@$(BIN)/python tests/grammar/settings_document.py docs/configuration.md
 
 bench: system venv
 	@$(BIN)/claude-vm bench targets $(ARGS)

@@ -143,7 +143,7 @@ class Site:
 
     def share_cache(self, source: Path) -> None:
         """Take images and downloads from another home."""
-        if not (self.home / "cache").exists():
+        with contextlib.suppress(FileExistsError):
             (self.home / "cache").symlink_to((source / "cache").resolve())
 
     def close(self) -> None:

@@ -1,11 +1,14 @@
 """`docs/configuration.md` says what the declarations say."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 
 from claude_vm.context.config.schema import settings_table
-from claude_vm.supervisor.grammar.settings_document import BEGIN, END, document, table
+
+_made = runpy.run_path(str(Path(__file__).with_name("settings_document.py")))
+BEGIN, END, document, table = (_made[name] for name in ("BEGIN", "END", "document", "table"))
 
 DOCUMENT = Path(__file__).parents[2] / "docs/configuration.md"
 

@@ -1,6 +1,6 @@
 """The table of `docs/configuration.md`, made from the declarations of settings and flags.
 
-``python -m claude_vm.supervisor.grammar.settings_document FILE`` puts it between the two markers of a file.
+``python tests/grammar/settings_document.py FILE`` puts it between the two markers of a file.
 """
 
 import sys
