@@ -21,7 +21,7 @@ def test_the_last_state_counts_and_what_a_copied_file_says_does_not(tmp_path):
         {"time": LATE, "status": {"sshLocalPort": 2}},
         {"time": LATE, "status": {"running": True, "degraded": True, "errors": ["no ssh"], "new": 1}},
     )
-    assert events.state(tmp_path, NOON) == events.State(running=True, degraded=True, errors=("no ssh",))
+    assert events.state(tmp_path, NOON) == events.State(running=True, errors=("no ssh",))
     assert events.state(tmp_path, NOON + 7200) is None
     assert events.state(tmp_path / "nowhere", 0) is None
 
