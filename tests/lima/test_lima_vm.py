@@ -238,7 +238,7 @@ async def test_a_limactl_that_is_killed_while_it_starts_is_an_error_and_leaves_n
     site.expect_nothing_left()
 
 
-async def test_a_supervisor_that_dies_at_the_listener_leaves_what_the_next_one_deletes(
+async def test_a_supervisor_that_dies_at_the_handover_leaves_what_the_next_one_deletes(
     site, driver, monkeypatch
 ):
     class DiedError(Exception):
