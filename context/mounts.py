@@ -81,7 +81,7 @@ def parse_spec(text: str, *, source: str = FLAG) -> MountSpec:
     elif len(parts) == 2 and not parts[1].startswith(("/", "~")):
         problem = f"'{parts[1]}' is neither an absolute path nor a mode"
     if problem:
-        raise MountError(f"{source} '{text}': {problem}", hint=f"say it as {FORMS}")
+        raise MountError(f"{source} '{text}': {problem}", hint=f"write it as {FORMS}")
     return MountSpec(parts[0], parts[1] if len(parts) == 2 else "", mode == "rw", source)
 
 
@@ -125,7 +125,7 @@ def plan_mounts(
             f"{len(chosen)} directories are to be mounted, and this driver can mount {max_mounts}"
         )
     if problems:
-        raise MountError.of(problems, "the mounts", hint=f"a mount is said as {FORMS}")
+        raise MountError.of(problems, "the mounts", hint=f"write a mount as {FORMS}")
     return tuple(sorted(chosen, key=_depth))
 
 

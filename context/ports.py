@@ -87,7 +87,7 @@ def parse_port(text: str, *, source: str = FLAG) -> PortSpec:
         problem = refusal(guest, host)
         if not problem:
             return PortSpec(guest, host, source)
-    raise PortError(problem, hint=f"say it as {FORM}")
+    raise PortError(problem, hint=f"write it as {FORM}")
 
 
 def parse_publish(words: Iterable[str]) -> Publish:
@@ -123,5 +123,5 @@ def plan_ports(wanted: Sequence[PortSpec | str]) -> Publish:
                 f" ({first.source}) and to its {spec.guest}"
             )
     if problems:
-        raise PortError.of(problems, "the ports", hint=f"a port is said as {FORM}")
+        raise PortError.of(problems, "the ports", hint=f"write a port as {FORM}")
     return Publish(tuple(chosen.values()), AUTO in wanted)

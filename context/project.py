@@ -231,7 +231,8 @@ def _data_of(folder: Path, resolve: Resolve) -> Path:
 def _broken(folder: Path, why: str) -> BrokenRepositoryError:
     return BrokenRepositoryError(
         f"{folder / '.git'} is broken: {why}",
-        hint="mend it (git fsck, git worktree repair), or remove it if that folder shall be no repository",
+        hint="repair it (git fsck, git worktree repair), or remove it if the folder is not meant to be"
+        " a repository",
     )
 
 

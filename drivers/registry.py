@@ -107,7 +107,7 @@ def check(name: str) -> None:
     """
     if name != AUTO and name not in DRIVERS:
         known = ", ".join([AUTO, *DRIVERS])
-        raise DriverError(f"there is no driver '{name}'", hint=f"known are: {known}")
+        raise DriverError(f"there is no driver '{name}'", hint=f"the drivers are: {known}")
 
 
 async def usable(programs: Programs) -> list[str]:

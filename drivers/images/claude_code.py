@@ -109,7 +109,7 @@ async def ensure_claude_code(
     arch = _architecture(architecture or platform.machine())
     programs = None if programs is None else programs.settled()
     if version is not None and not _NEEDED.fullmatch(version):
-        raise DriverError(f"'{version}' is no version of Claude Code", hint="a version looks like 2.1.0")
+        raise DriverError(f"'{version}' is not a version of Claude Code", hint="a version looks like 2.1.0")
     folder = cache / "claude-code"
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

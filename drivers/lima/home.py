@@ -68,7 +68,7 @@ def checked(home: Path) -> Path:
             close = f"close it with: chmod go-w {folder}"  # it may have VMs that run
             way_out = f"{close if stat.S_ISDIR(found.st_mode) else 'move it away'}, or "
         raise DriverError(
-            f"{folder} is no folder of ours, or others may write to it", hint=f"{way_out}{elsewhere}"
+            f"{folder} is not our folder, or others may write to it", hint=f"{way_out}{elsewhere}"
         )
     return folder
 

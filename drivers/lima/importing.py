@@ -100,7 +100,7 @@ def check(source: str) -> str:
         return source
     if Path(source).is_absolute():
         if not Path(source).is_file():
-            raise DriverError(f"the image {source} is not there", hint="see [vm] image")
+            raise DriverError(f"the image {source} does not exist", hint="see [vm] image")
         return source
     raise DriverError(
         f"'{source}' is no image",

@@ -90,7 +90,7 @@ class SimDriver:
             if spec.disk_gib < template.disk_gib:
                 raise DriverError(
                     f"a disk of {spec.disk_gib} GB is smaller than the template's, {template.disk_gib} GB",
-                    hint="build the template anew with a smaller disk",
+                    hint="rebuild the template with a smaller disk",
                 )
             if self._store.folder(spec.instance_id).exists():
                 raise DriverError(f"the instance {spec.instance_id} exists already")

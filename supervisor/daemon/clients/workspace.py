@@ -118,7 +118,7 @@ class Workspace:
         ):
             raise GrowthError(
                 grown.text,
-                hint="if you know why, accept it, once: --accept-growth; else look at what git says there",
+                hint="if you know why, accept it once: --accept-growth; if not, see what git says there",
             )
         self.supervisor.known_folders.remember(grown.allowed())
         return project
@@ -240,5 +240,5 @@ def check_text(path: str, what: str) -> None:
         path.encode()
     except UnicodeEncodeError as error:
         raise CommandError(
-            f"bad-{what}", f"the path of the {what} is no UTF-8: {path}", hint="rename the directory"
+            f"bad-{what}", f"the path of the {what} is not UTF-8: {path}", hint="rename the directory"
         ) from error

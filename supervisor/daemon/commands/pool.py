@@ -31,7 +31,7 @@ async def fill(command: Command, request: FillPool) -> int:
     count = supervisor.dispatcher.core.policy.size if request.count is None else request.count
     if not count:
         raise CommandError(
-            "pool-off", "[pool] size is 0", hint="say how many VMs shall be ready: claude-vm pool fill N"
+            "pool-off", "[pool] size is 0", hint="say how many VMs should be ready: claude-vm pool fill N"
         )
     _check_bounds(supervisor.dispatcher.core, key, count)
     await place.note_use()
@@ -100,7 +100,7 @@ def _check_progress(view: PoolView, count: int, taken: Room) -> None:
             "pool-fill-failed",
             f"{view.warm} of {count} VM(s) are ready; the others failed {view.failures} times:"
             f" {view.last_error}",
-            hint="the daemon goes on trying; look at: claude-vm pool status",
+            hint="the daemon keeps trying; look at: claude-vm pool status",
         )
     lacking = taken.hindrance(view.takes_mib)
     if lacking and not view.making and not taken.moving:
@@ -146,6 +146,6 @@ async def _until_gone(command: Command, given_up: set[str]) -> None:
             raise CommandError(
                 "not-deleted",
                 f"can't be deleted so far: {', '.join(stuck)}",
-                hint=f"the daemon goes on trying; see {command.supervisor.home / 'logs' / 'daemon.log'}",
+                hint=f"the daemon keeps trying; see {command.supervisor.home / 'logs' / 'daemon.log'}",
             )
         await dispatcher.change()

@@ -48,7 +48,7 @@ class Room(msgspec.Struct, frozen=True):
         if left is not None and left - memory_mib < 2 * self.memory_reserve_mib:
             return (
                 f"this host has {left} MiB of memory available, {memory_mib} MiB are needed, and"
-                f" {2 * self.memory_reserve_mib} MiB shall stay"
+                f" {2 * self.memory_reserve_mib} MiB must stay free"
             )
         return ""
 
