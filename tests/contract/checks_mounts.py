@@ -257,6 +257,52 @@ async def a_shared_folder_keeps_what_is_documented_of_it(case):
     assert Path(project, *["d" * 200] * 8, "file").read_text() == "long"
 
 
+# Two processes look at a folder while a third one writes in it. An alarm ends it if the kernel loops.
+_LOOKED_AT = """
+import os, signal, sys, time
+os.chdir(sys.argv[1])
+end = time.monotonic() + 5
+for _ in range(2):
+    if not os.fork():
+        while time.monotonic() < end:
+            for name in os.listdir():
+                try:
+                    os.stat(name)
+                except FileNotFoundError:
+                    pass
+        os._exit(0)
+signal.alarm(20)
+number, lost = 0, []
+while time.monotonic() < end:
+    name, text = f'made-{number % 10}', f'{number}\\n'
+    if number % 20 < 10 and os.path.exists(name):
+        os.unlink(name)
+    with open(name, 'w') as file:
+        file.write(text)
+    with open(name) as file:
+        if file.read() != text:
+            lost.append(number)
+    with open('grown', 'a') as file:
+        file.write(text)
+    number += 1
+print(number, lost)
+"""
+
+
+@needs_isolation
+async def what_is_written_stays_while_others_look_at_it(case):
+    """A `stat` that is under way when a file grows must not cut off what the file has got meanwhile."""
+    mount = Mount(str(case.project), str(case.project))
+    async with case.connected(mounts=(mount,)) as (_, _, link):
+        number, lost = (await python(link, _LOOKED_AT, mount.guest)).split(maxsplit=1)
+    assert lost == "[]", f"of {number} files"
+    written = int(number)
+    assert written > 20
+    assert (case.project / "grown").read_text() == "".join(f"{one}\n" for one in range(written))
+    made = {one: (case.project / f"made-{one % 10}").read_text() for one in range(written - 10, written)}
+    assert made == {one: f"{one}\n" for one in made}
+
+
 @needs_isolation
 async def changes_of_the_host_are_visible_but_not_told(case):
     """Content and names are fresh at the next look; the guest's inotify knows nothing of the host."""
