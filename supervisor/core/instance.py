@@ -84,6 +84,22 @@ _O = InstanceOrder
 InstanceCause = type[events.Event] | InstanceOrder
 """What moves an instance."""
 
+_BROKEN_OFF: Mapping[InstanceCause, InstanceState] = {
+    events.EffectFailed: _S.DELETING,
+    events.VmDied: _S.ABANDONED,
+    _O.GIVE_UP: _S.ABANDONED,
+}
+_NOT_NEEDED: Mapping[InstanceCause, InstanceState] = {events.VmDied: _S.DELETING, _O.GIVE_UP: _S.DELETING}
+_ANSWERED: Mapping[InstanceCause, InstanceState] = {
+    events.CloneDone: _S.DELETING,
+    events.PrestartDone: _S.DELETING,
+    events.StartDone: _S.DELETING,
+    events.ConnectDone: _S.DELETING,
+    events.RunDone: _S.DELETING,
+    events.EffectFailed: _S.DELETING,
+    events.EffectCancelled: _S.DELETING,
+}
+
 MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingProxyType(
     {
         _S.ABSENT: {
@@ -97,74 +113,19 @@ MOVES: Mapping[InstanceState, Mapping[InstanceCause, InstanceState]] = MappingPr
             _O.CLAIM: _S.CLONING,
             events.CloneDone: _S.STARTING,
             _O.PRESTART: _S.PRESTARTING,
-            events.EffectFailed: _S.DELETING,
-            events.VmDied: _S.ABANDONED,
-            _O.GIVE_UP: _S.ABANDONED,
+            **_BROKEN_OFF,
         },
-        _S.PRESTARTING: {
-            _O.CLAIM: _S.PRESTARTING,
-            events.PrestartDone: _S.PAUSED,
-            events.EffectFailed: _S.DELETING,
-            events.VmDied: _S.ABANDONED,
-            _O.GIVE_UP: _S.ABANDONED,
-        },
-        _S.PAUSED: {
-            _O.CLAIM: _S.STARTING,
-            events.VmDied: _S.DELETING,
-            _O.GIVE_UP: _S.DELETING,
-        },
-        _S.STARTING: {
-            _O.CLAIM: _S.STARTING,
-            events.StartDone: _S.CONNECTING,
-            events.EffectFailed: _S.DELETING,
-            events.VmDied: _S.ABANDONED,
-            _O.GIVE_UP: _S.ABANDONED,
-        },
-        _S.CONNECTING: {
-            _O.CLAIM: _S.CONNECTING,
-            events.ConnectDone: _S.WARM,
-            events.EffectFailed: _S.DELETING,
-            events.VmDied: _S.ABANDONED,
-            _O.GIVE_UP: _S.ABANDONED,
-        },
-        _S.WARM: {
-            _O.CLAIM: _S.LEASED,
-            events.VmDied: _S.DELETING,
-            _O.GIVE_UP: _S.DELETING,
-        },
-        _S.LEASED: {
-            events.RunStarted: _S.RUNNING,
-            events.RunDone: _S.DELETING,
-            events.EffectFailed: _S.DELETING,
-            events.VmDied: _S.ABANDONED,
-            _O.GIVE_UP: _S.ABANDONED,
-        },
-        _S.RUNNING: {
-            events.RunDone: _S.DELETING,
-            events.EffectFailed: _S.DELETING,
-            events.VmDied: _S.ABANDONED,
-            _O.GIVE_UP: _S.ABANDONED,
-        },
-        _S.ABANDONED: {
-            events.CloneDone: _S.DELETING,
-            events.PrestartDone: _S.DELETING,
-            events.StartDone: _S.DELETING,
-            events.ConnectDone: _S.DELETING,
-            events.RunDone: _S.DELETING,
-            events.EffectFailed: _S.DELETING,
-            events.EffectCancelled: _S.DELETING,
-        },
-        _S.DELETING: {
-            events.DeleteDone: _S.DELETED,
-            events.EffectFailed: _S.STUCK,
-        },
-        _S.STUCK: {
-            _O.REPORT: _S.LEAKED,
-            _O.RETRY: _S.DELETING,
-        },
-        _S.LEAKED: {
-            _O.RETRY: _S.DELETING,
-        },
+        _S.PRESTARTING: {_O.CLAIM: _S.PRESTARTING, events.PrestartDone: _S.PAUSED, **_BROKEN_OFF},
+        _S.PAUSED: {_O.CLAIM: _S.STARTING, **_NOT_NEEDED},
+        _S.STARTING: {_O.CLAIM: _S.STARTING, events.StartDone: _S.CONNECTING, **_BROKEN_OFF},
+        _S.CONNECTING: {_O.CLAIM: _S.CONNECTING, events.ConnectDone: _S.WARM, **_BROKEN_OFF},
+        _S.WARM: {_O.CLAIM: _S.LEASED, **_NOT_NEEDED},
+        _S.LEASED: {events.RunStarted: _S.RUNNING, events.RunDone: _S.DELETING, **_BROKEN_OFF},
+        _S.RUNNING: {events.RunDone: _S.DELETING, **_BROKEN_OFF},
+        _S.ABANDONED: _ANSWERED,
+        _S.DELETING: {events.DeleteDone: _S.DELETED, events.EffectFailed: _S.STUCK},
+        _S.STUCK: {_O.REPORT: _S.LEAKED, _O.RETRY: _S.DELETING},
+        _S.LEAKED: {_O.RETRY: _S.DELETING},
         _S.DELETED: {},
     }
 )
@@ -208,47 +169,31 @@ _LATE: Mapping[type[effects.InstanceEffect], frozenset[type[events.Event]]] = Ma
         effects.Run: frozenset({events.RunDone, events.RunStarted}),
     }
 )
-IN_FLIGHT: Mapping[InstanceState, frozenset[type[effects.InstanceEffect]]] = MappingProxyType(
+_EFFECTS: Mapping[InstanceState, type[effects.InstanceEffect]] = MappingProxyType(
     {
-        _S.CLONING: frozenset({effects.Clone}),
-        _S.PRESTARTING: frozenset({effects.Prestart}),
-        _S.STARTING: frozenset({effects.Start}),
-        _S.CONNECTING: frozenset({effects.Connect}),
-        _S.LEASED: frozenset({effects.Run}),
-        _S.RUNNING: frozenset({effects.Run}),
-        _S.ABANDONED: frozenset(_LATE),
-        _S.DELETING: frozenset({effects.Delete}),
-    }
-)
-"""Which effects may be in flight in a state; in the others none is."""
-
-_FIRST: Mapping[InstanceState, type[effects.InstanceEffect]] = MappingProxyType(
-    {
+        _S.CLONING: effects.Clone,
         _S.PRESTARTING: effects.Prestart,
         _S.STARTING: effects.Start,
         _S.CONNECTING: effects.Connect,
+        _S.LEASED: effects.Run,
+        _S.RUNNING: effects.Run,
         _S.DELETING: effects.Delete,
     }
 )
+IN_FLIGHT: Mapping[InstanceState, frozenset[type[effects.InstanceEffect]]] = MappingProxyType(
+    {_S.ABANDONED: frozenset(_LATE), **{state: frozenset({effect}) for state, effect in _EFFECTS.items()}}
+)
+"""Which effects may be in flight in a state; in the others none is."""
+
 _WHATEVER_WAS_IN_FLIGHT = frozenset({events.EffectFailed, events.EffectCancelled, events.VmDied})
 
-
-UNCLAIMED = frozenset(
-    {
-        InstanceState.CLONING,
-        InstanceState.PRESTARTING,
-        InstanceState.PAUSED,
-        InstanceState.STARTING,
-        InstanceState.CONNECTING,
-        InstanceState.WARM,
-    }
-)
+UNCLAIMED = frozenset({_S.CLONING, _S.PRESTARTING, _S.PAUSED, _S.STARTING, _S.CONNECTING, _S.WARM})
 """States in which an instance without a session belongs to the pool."""
 
-READY = frozenset({InstanceState.PAUSED, InstanceState.WARM})
+READY = frozenset({_S.PAUSED, _S.WARM})
 """States of UNCLAIMED in which an instance waits for a session, and has nothing in flight."""
 
-IN_USE = UNCLAIMED | {InstanceState.LEASED, InstanceState.RUNNING}
+IN_USE = UNCLAIMED | {_S.LEASED, _S.RUNNING}
 """States in which an instance with a session is of use to it."""
 
 UNKNOWN_KEY = PoolKey(driver="", template="", generation="", cpus=0, memory_mib=0, disk_gib=0)
@@ -292,12 +237,11 @@ def fits(instance: InstanceLife, event: events.InstanceEvent) -> bool:
 
 def first_effect(instance: InstanceLife) -> effects.InstanceEffect | None:
     """Return the effect with which an instance's state begins, if it begins with one of its own."""
-    name, session_id = instance.instance_id, instance.session_id
-    match instance.state:
-        case InstanceState.CLONING:
-            return effects.Clone(instance_id=name, key=instance.key)
-        case InstanceState.LEASED | InstanceState.RUNNING if instance.in_flight is None:
-            return effects.Run(instance_id=name, session_id=session_id)
-        case state:
-            kind = _FIRST.get(state)
-            return None if kind is None else kind(instance_id=name)
+    name, kind = instance.instance_id, _EFFECTS.get(instance.state)
+    if kind is effects.Clone:
+        return effects.Clone(instance_id=name, key=instance.key)
+    if kind is effects.Run:  # RUNNING goes on with that of LEASED, unless it was found
+        return (
+            effects.Run(instance_id=name, session_id=instance.session_id) if not instance.in_flight else None
+        )
+    return None if kind is None else kind(instance_id=name)
