@@ -16,14 +16,7 @@ from claude_vm.drivers.programs import Programs, own
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.driver import VmDriver, open_vm_driver
 
-
-def needs() -> Sequence[str]:
-    """Return the names of the programs of QEMU and Lima.
-
-    Raises:
-        DriverError: We have no machine for this architecture.
-    """
-    return (*accelerator.programs(), LIMACTL)
+needs = Lima.needs
 
 
 async def check(programs: Programs) -> None:

@@ -8,10 +8,10 @@ also how we know, without asking again and again, that QEMU is about to run, and
 import os
 import resource
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import anyio
 import anyio.to_thread
@@ -30,17 +30,14 @@ from claude_vm.drivers.process import ProcessIdentity, run_tool
 from claude_vm.drivers.programs import BuildEnvironment, Programs, own, user_environment
 from claude_vm.drivers.vm import accelerator, confine
 from claude_vm.drivers.vm.arguments import QemuBuild, VmPlan
-from claude_vm.drivers.vm.hypervisor import Spawned
+from claude_vm.drivers.vm.hypervisor import Hypervisor, Spawned
 from claude_vm.drivers.vm.machine import HELPER_S, Files, Machine, attached, while_alive
-from claude_vm.drivers.vm.slots import opened
+from claude_vm.drivers.vm.slots import inherited
 from claude_vm.drivers.vm.spawn import end, listen, reap, spawn, tail
 
 _ROOT_HINT: Final = "run claude-vm as a normal user, or with `--driver qemu`"
 
 LIMACTL: Final = "limactl"
-_MONITOR_FD: Final = 10
-_HELPER_FD: Final = 11
-_SLOTS_FD: Final = 12
 _TOOL_S: Final = 30.0
 _HANDOVER_S: Final = 60.0
 _PORT_TRIES: Final = 5
@@ -72,26 +69,30 @@ class LimaFiles(Files, frozen=True):
         return "\n".join(filter(None, (tail(self.log), events.said(self.folder), *errors)))
 
 
-class Lima:
+class Lima(Hypervisor):
     """Starts VMs by `limactl`; see `claude_vm.drivers.vm.hypervisor.Hypervisor`."""
 
     name = "lima"
     disk = "disk"
-    drive: Final[Mapping[str, str]] = {"device": "boot-disk"}
+    drive: ClassVar = {"device": "boot-disk"}
     consoles = ("char-serial", "char-serial-virtio", "char-serial-pci")  # the last one on Arm only
     host_address = arguments.HOST_ADDRESS
     phases = (LimaPhase.LIMACTL, LimaPhase.QEMU)
     kernel_arguments = arguments.KERNEL_ARGUMENTS
 
     def __init__(self, owner: Owner) -> None:
-        self.owner = owner
+        super().__init__(owner)
         self.mark = f"{owner.mark}:{self.name}"  # the driver `qemu` must not take these VMs for its own
         self._children: dict[Path, list[int]] = {}
         self._ports: dict[Path, int] = {}  # until QEMU has it, a port is free for everybody else
 
-    @property
-    def needs(self) -> Sequence[str]:
-        """The names of the programs of QEMU and Lima."""
+    @staticmethod
+    def needs() -> Sequence[str]:
+        """Return the names of the programs of QEMU and Lima.
+
+        Raises:
+            DriverError: We have no machine for this architecture.
+        """
         return (*accelerator.programs(), LIMACTL)
 
     async def find_host(self, accelerator_name: str, programs: Programs) -> QemuBuild:
@@ -104,7 +105,7 @@ class Lima:
         limactl = _limactl(programs)
         for problem in self.problems(programs):
             raise DriverError(problem.what, hint=problem.fix)
-        host = await accelerator.find_host(accelerator_name, programs)
+        host = await super().find_host(accelerator_name, programs)
         root = home.make(self.owner.home)
         environ = arguments.environment(user_environment(programs), str(root))
         done = await run_tool([limactl, "--version"], timeout_s=_TOOL_S, env=environ)
@@ -224,20 +225,11 @@ class Lima:
         program = [str(files.folder / instance.STAND_IN), *arguments.seen(host, guest)]
         user = {**user_environment(own()), "PATH": host.path}
         environ = arguments.environment(user, str(files.folder.parent), host.architecture, program)
-        with (
-            opened(guest.slots, _SLOTS_FD) as (slots, directories),
-            listen(files.monitor) as monitor,
-            listen(files.helper) as helper,
-            listen(files.handover) as listener,
-        ):
-            guest = msgspec.structs.replace(
-                guest, empty=str(files.empty), monitor=_MONITOR_FD, helper=_HELPER_FD, slots=slots
-            )
+        with inherited(guest, files) as (told, given), listen(files.handover) as listener:
             argv = arguments.start(host.starter, files.folder.name)
             launcher = spawn(argv, files.log, [], environment=environ)
             self._children.setdefault(files.folder, []).append(launcher.pid)
-            given = [(monitor.fileno(), _MONITOR_FD), (helper.fileno(), _HELPER_FD), *directories]
-            order = Order(tuple(number for _, number in given), tuple(arguments.unseen(host, guest)))
+            order = Order(tuple(number for _, number in given), tuple(arguments.unseen(host, told)))
             descriptors = [ours for ours, _ in given]
             try:
                 process = await while_alive(
@@ -296,8 +288,8 @@ class Lima:
             OSError: They can't be removed.
         """
         files = _ours(files)
-        for path in (files.monitor, files.helper, files.handover):
-            path.unlink(missing_ok=True)
+        super().tidy(files)
+        files.handover.unlink(missing_ok=True)
         if files.folder.name.startswith(f"{home.BUILD}."):
             remove_tree(files.folder)
 

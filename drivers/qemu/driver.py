@@ -8,10 +8,10 @@ from claude_vm.drivers.api import Inspection, Owner
 from claude_vm.drivers.prerequisites import hypervisor, template_tools, this_host
 from claude_vm.drivers.programs import Programs, own
 from claude_vm.drivers.qemu.hypervisor import Qemu
-from claude_vm.drivers.vm.accelerator import INSTALL_HINT, programs
+from claude_vm.drivers.vm.accelerator import INSTALL_HINT
 from claude_vm.drivers.vm.driver import VmDriver, open_vm_driver
 
-needs = programs
+needs = Qemu.needs
 
 
 async def check(programs: Programs) -> None:

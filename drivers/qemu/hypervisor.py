@@ -1,30 +1,23 @@
 """QEMU, started by us: its process is our child, and gets its sockets and directories from us."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import ClassVar
 
-import msgspec
-
-from claude_vm.drivers.api import Diagnostic, Owner, Progress
+from claude_vm.drivers.api import Owner, Progress
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import RootfsSource
-from claude_vm.drivers.programs import BuildEnvironment, Programs
+from claude_vm.drivers.programs import BuildEnvironment
 from claude_vm.drivers.qemu.arguments import arguments
-from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.arguments import QemuBuild, VmPlan
-from claude_vm.drivers.vm.hypervisor import Spawned
+from claude_vm.drivers.vm.hypervisor import Hypervisor, Spawned
 from claude_vm.drivers.vm.machine import Files, Machine, attached
-from claude_vm.drivers.vm.slots import opened
-from claude_vm.drivers.vm.spawn import confined, listen, spawn
-
-_MONITOR_FD: Final = 10
-_HELPER_FD: Final = 11
-_SLOTS_FD: Final = 12
+from claude_vm.drivers.vm.slots import inherited
+from claude_vm.drivers.vm.spawn import confined, spawn
 
 
-class Qemu:
+class Qemu(Hypervisor):
     """Starts QEMU itself; see `claude_vm.drivers.vm.hypervisor.Hypervisor`.
 
     ``<home>/instances/<supervisor id>/<instance id>/`` is an instance's folder.
@@ -32,29 +25,13 @@ class Qemu:
 
     name = "qemu"
     disk = "disk.qcow2"
-    drive: Final[Mapping[str, str]] = {"node_name": "disk"}
+    drive: ClassVar = {"node_name": "disk"}
     consoles = ("serial",)
     host_address = "10.0.2.2"
-    phases = ()
-    kernel_arguments = ""
 
     def __init__(self, owner: Owner) -> None:
-        self.owner = owner
-        self.mark = owner.mark
+        super().__init__(owner)
         self._root = owner.home / "instances" / owner.supervisor_id
-
-    @property
-    def needs(self) -> Sequence[str]:
-        """The names of QEMU's programs."""
-        return accelerator.programs()
-
-    async def find_host(self, accelerator_name: str, programs: Programs) -> QemuBuild:
-        """Ask the installed QEMU what it is.
-
-        Raises:
-            DriverError: There is none, or it does not answer as QEMU does.
-        """
-        return await accelerator.find_host(accelerator_name, programs)
 
     def image_source(
         self,
@@ -73,10 +50,6 @@ class Qemu:
                 hint="use the driver lima, or leave [vm] image unset",
             )
         return None
-
-    def problems(self, programs: Programs) -> Sequence[Diagnostic]:  # noqa: ARG002 - the Protocol's
-        """Return nothing: all that QEMU needs is asked for by `find_host`."""
-        return ()
 
     def arguments(self, host: QemuBuild, guest: VmPlan) -> Sequence[str]:
         """Return QEMU's argument list."""
@@ -119,45 +92,9 @@ class Qemu:
         files.empty.mkdir(mode=0o700, exist_ok=True)
         for log in (files.serial, files.log):
             log.unlink(missing_ok=True)
-        with (
-            opened(guest.slots, _SLOTS_FD) as (slots, directories),
-            listen(files.monitor) as monitor,
-            listen(files.helper) as helper,
-        ):
-            guest = msgspec.structs.replace(
-                guest,
-                serial=str(files.serial),
-                empty=str(files.empty),
-                monitor=_MONITOR_FD,
-                helper=_HELPER_FD,
-                slots=slots,
-            )
-            argv = confined(arguments(host, guest), root_guest=root_guest)
-            sockets = [(monitor.fileno(), _MONITOR_FD), (helper.fileno(), _HELPER_FD)]
-            process = spawn(argv, files.log, [*sockets, *directories])
+        with inherited(guest, files) as (told, descriptors):
+            argv = confined(arguments(host, told), root_guest=root_guest)
+            process = spawn(argv, files.log, descriptors)
         spawned(process)
         async with attached(process, files) as machine:
             yield machine
-
-    def authorized_keys(self) -> Sequence[str]:
-        """Return nothing: nobody but the supervisor logs in."""
-        return ()
-
-    async def settle(self, machine: Machine) -> None:
-        """Do nothing: nobody else waits for the guest."""
-
-    async def end(self, files: Files) -> None:
-        """Do nothing: a VM has no other process."""
-
-    async def sweep(self) -> Sequence[str]:
-        """Return nothing: images are made without a VM."""
-        return ()
-
-    def tidy(self, files: Files) -> None:
-        """Remove the sockets.
-
-        Raises:
-            OSError: They can't be removed.
-        """
-        for path in (files.monitor, files.helper):
-            path.unlink(missing_ok=True)

@@ -6,8 +6,6 @@ taken out, is part of the snapshot's key.
 Source: QEMU's manual, "Invocation".
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -111,34 +109,6 @@ def quote(value: str) -> str:
 
 Arguments = Callable[[QemuBuild, VmPlan], Sequence[str]]
 """A driver's whole argument list of a VM."""
-
-
-def snapshot_key(
-    arguments: Arguments,
-    host: QemuBuild,
-    size: VmSize,
-    *,
-    image: str,
-    kernel_arguments: str,
-    uid: int,
-) -> str:
-    """Return the name of the snapshots that fit this QEMU, machine, image (a content hash) and size.
-
-    Anything that may change how a saved state is read makes another key; then there is no snapshot, and the
-    VM boots.
-    """
-    guest = VmPlan(
-        name="",
-        cpus=size.cpus,
-        memory_mib=size.memory_mib,
-        disk="",
-        kernel=image,
-        initrd="",
-        kernel_arguments=kernel_arguments,
-        ram=Ram("", shared=True),
-    )
-    facts = [list(arguments(host, guest)), host.build, host.cpu, uid]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def sandbox(host: QemuBuild, guest: VmPlan) -> Sequence[str]:

@@ -61,7 +61,7 @@ class VmDriver:
 
     def look_in(self, programs: Programs) -> None:
         """Look for programs there from now on, unless some lack there that were found before."""
-        needs = self._hypervisor.needs
+        needs = self._hypervisor.needs()
         if all(map(programs.find, needs)) or not all(map(self._programs.find, needs)):
             self._programs = programs
 
@@ -284,7 +284,7 @@ class VmDriver:
     async def _find_host(self, programs: Programs) -> QemuBuild:
         """Return what is installed, asked anew when that, or what it can do here, has become another."""
         choice = accelerator.choose(self._home)
-        seen = (choice.name, *(_version(programs.find(name)) for name in self._hypervisor.needs))
+        seen = (choice.name, *(_version(programs.find(name)) for name in self._hypervisor.needs()))
         async with self._host_lock:
             if self._host is None or self._host[0] != seen:
                 self._host = seen, await self._hypervisor.find_host(choice.name, programs)

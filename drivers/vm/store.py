@@ -16,6 +16,8 @@ goes only when no instance names it. What is half built is locked by its builder
 lock of a builder that dies.
 """
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -32,7 +34,7 @@ from claude_vm.drivers import locks
 from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import TemplateInUseError, TemplateMissingError, words_of
-from claude_vm.drivers.vm.arguments import Arguments, QemuBuild, VmPlan, VmSize, snapshot_key
+from claude_vm.drivers.vm.arguments import Arguments, QemuBuild, Ram, VmPlan, VmSize
 
 BUILDING: Final = ".building-"
 TRASH: Final = ".trash-"
@@ -64,15 +66,23 @@ class Stored(msgspec.Struct, frozen=True):
         )
 
     def snapshot_key(self, arguments: Arguments, host: QemuBuild, size: VmSize) -> str:
-        """Return the key of the snapshots of this size that a QEMU with these arguments can read."""
-        return snapshot_key(
-            arguments,
-            host,
-            size,
-            image=self.record.image,
+        """Return the name of the snapshots of this size that a QEMU with these arguments can read.
+
+        Anything that may change how a saved state is read makes another one; then there is no snapshot, and
+        the VM boots.
+        """
+        guest = VmPlan(
+            name="",
+            cpus=size.cpus,
+            memory_mib=size.memory_mib,
+            disk="",
+            kernel=self.record.image,
+            initrd="",
             kernel_arguments=self.kernel_arguments,
-            uid=self.uid,
+            ram=Ram("", shared=True),
         )
+        facts = [list(arguments(host, guest)), host.build, host.cpu, self.uid]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 class Use(msgspec.Struct, frozen=True):

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.qemu.arguments import arguments
-from claude_vm.drivers.vm.arguments import SLOTS, QemuBuild, Ram, Slot, VmPlan, VmSize, snapshot_key
+from claude_vm.drivers.vm.arguments import SLOTS, QemuBuild, Ram, Slot, VmPlan, VmSize
+from claude_vm.drivers.vm.store import Stored
 
 HOST = QemuBuild("/usr/bin/qemu-system-x86_64", "QEMU 7.2", "x86_64", "pc-q35-7.2", "tcg")
 ARM = QemuBuild(
@@ -28,7 +30,8 @@ GUEST = VmPlan(
     slots=(Slot("/home/me/project, one: x", writable=True), Slot("/data", writable=False)),
 )
 SIZE = VmSize(2, 2048)
-FACTS = {"image": "i", "kernel_arguments": "quiet", "uid": 1000}
+RECORD = TemplateRecord("t", "g", "qemu", "/p", 0, 1, 512, 8, 0, "u", "/h", None, "i")
+STORED = Stored(RECORD, 1000, 1000, "/k", "/i", "quiet")
 
 
 @pytest.mark.parametrize(
@@ -77,18 +80,17 @@ def test_no_path_can_add_an_option(text):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("stored", "size"),
     [
-        {"size": VmSize(3, 2048)},
-        {"size": VmSize(2, 4096)},
-        {"image": "j"},
-        {"kernel_arguments": ""},
-        {"uid": 0},
+        (STORED, VmSize(3, 2048)),
+        (STORED, VmSize(2, 4096)),
+        (msgspec.structs.replace(STORED, record=msgspec.structs.replace(RECORD, image="j")), SIZE),
+        (msgspec.structs.replace(STORED, kernel_arguments=""), SIZE),
+        (msgspec.structs.replace(STORED, uid=0), SIZE),
     ],
 )
-def test_another_guest_needs_another_snapshot(change):
-    facts = {"size": SIZE, **FACTS}
-    assert snapshot_key(arguments, HOST, **facts) != snapshot_key(arguments, HOST, **{**facts, **change})
+def test_another_guest_needs_another_snapshot(stored, size):
+    assert STORED.snapshot_key(arguments, HOST, SIZE) != stored.snapshot_key(arguments, HOST, size)
 
 
 @pytest.mark.parametrize(
@@ -97,4 +99,4 @@ def test_another_guest_needs_another_snapshot(change):
 def test_another_qemu_or_processor_needs_another_snapshot(change):
     other = msgspec.structs.replace(HOST, **change)
 
-    assert snapshot_key(arguments, HOST, SIZE, **FACTS) != snapshot_key(arguments, other, SIZE, **FACTS)
+    assert STORED.snapshot_key(arguments, HOST, SIZE) != STORED.snapshot_key(arguments, other, SIZE)
