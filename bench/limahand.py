@@ -8,7 +8,7 @@ from pathlib import Path
 from claude_vm.bench import children
 from claude_vm.bench.errors import BenchError
 from claude_vm.bench.limastock import TEMPLATE, Ordinary
-from claude_vm.drivers.lima import arguments, events
+from claude_vm.drivers.lima import events
 
 
 class LimaByHand:
@@ -23,9 +23,9 @@ class LimaByHand:
         instants: dict[str, float] = {}
         begun = time.monotonic()
         try:
-            self._ordinary.do(*arguments.clone("limactl", TEMPLATE, name))
+            self._ordinary.do("clone", TEMPLATE, name)
             instants["cloned"] = time.monotonic() - begun
-            self._ordinary.do("limactl", "--tty=false", "start", name)
+            self._ordinary.do("start", name)
             instants["started"] = time.monotonic() - begun
             instants |= self._phases(name, begun)
             shell = children.run(
@@ -41,7 +41,7 @@ class LimaByHand:
             return children.Timing(begun, {}, 1, f"by hand: {error}")
         finally:
             with contextlib.suppress(BenchError):
-                self._ordinary.do(*arguments.delete("limactl", name))
+                self._ordinary.do("delete", "--force", name)
 
     def _phases(self, name: str, begun: float) -> dict[str, float]:
         """Return when Lima began with what it says it did. It tells whole seconds only."""

@@ -54,16 +54,16 @@ class Ordinary(msgspec.Struct, frozen=True):
     lima_home: Path
     env: dict[str, str]
 
-    def do(self, *argv: str) -> None:
-        """Run a command to its end.
+    def do(self, *words: str) -> None:
+        """Run a command of `limactl` to its end.
 
         Raises:
             BenchError: It fails, or takes too long.
         """
-        _run(argv, self.env)
+        run(arguments.command("limactl", *words), self.env)
 
 
-def _run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
     """Run a command that must succeed.
 
     Raises:
@@ -94,7 +94,7 @@ def copy_disk(source: Path, target: Path) -> None:
     Raises:
         BenchError: It fails.
     """
-    _run(["qemu-img", "convert", "-O", "qcow2", str(source), str(target)])
+    run(["qemu-img", "convert", "-O", "qcow2", str(source), str(target)])
 
 
 def make_ordinary(guests: Guests, site: Site) -> Ordinary:
@@ -122,10 +122,10 @@ def make_ordinary(guests: Guests, site: Site) -> Ordinary:
     ordinary.lima_home.mkdir(mode=0o700)
     told = site.root / "lima.yaml"
     told.write_bytes(_document(record, stored, image, disk))
-    ordinary.do(*arguments.create("limactl", TEMPLATE, str(told)))
+    ordinary.do("create", "--name", TEMPLATE, str(told))
     # Its first boot is not measured, as nobody's is who has a template.
-    ordinary.do("limactl", "--tty=false", "start", TEMPLATE)
-    ordinary.do(*arguments.stop("limactl", TEMPLATE))
+    ordinary.do("start", TEMPLATE)
+    ordinary.do("stop", TEMPLATE)
     return ordinary
 
 

@@ -80,29 +80,9 @@ def emulated(architecture: str) -> list[str]:
     ]
 
 
-def start(limactl: str, name: str) -> list[str]:
-    """Return the command that starts an instance and stays as long as it runs."""
-    return [limactl, "--tty=false", "start", "--foreground", name]
-
-
-def clone(limactl: str, source: str, name: str) -> list[str]:
-    """Return the command that copies a stopped instance: at once where the file system can share blocks."""
-    return [limactl, "--tty=false", "clone", source, name]
-
-
-def create(limactl: str, name: str, document: str) -> list[str]:
-    """Return the command that makes an instance of a file, of ``-`` (stdin), or of ``template:NAME``."""
-    return [limactl, "--tty=false", "create", "--name", name, document]
-
-
-def stop(limactl: str, name: str) -> list[str]:
-    """Return the command that shuts an instance down. It may take minutes."""
-    return [limactl, "--tty=false", "stop", name]
-
-
-def delete(limactl: str, name: str) -> list[str]:
-    """Return the command that ends an instance at once and removes it."""
-    return [limactl, "--tty=false", "delete", "--force", name]
+def command(limactl: str, *words: str) -> list[str]:
+    """Return a command line of `limactl`, which never asks anything then."""
+    return [limactl, "--tty=false", *words]
 
 
 def environment(

@@ -31,39 +31,32 @@ class LimaInstance(msgspec.Struct, frozen=True):
     cpus: int
     memory_mib: int
     disk_bytes: int
-    image: str
     ssh_port: int
     uid: int
     user: str
     home: str
+    image: str = ""
     kernel: str = ""
     initrd: str = ""
     kernel_arguments: str = ""
 
 
-def document(instance: LimaInstance, *, vm_type: str = QEMU, mounts: Sequence[Mount] = ()) -> bytes:
-    """Return ``lima.yaml``.
+def settings(instance: LimaInstance) -> dict[str, Any]:
+    """Return what Lima is told of every instance of QEMU's, but for its images.
 
-    Raises:
-        ValueError: `mounts` are given for QEMU, where they are not Lima's.
+    Nothing of Lima's is in the guest then, and nobody's keys but its own log in.
     """
-    if mounts and vm_type != VZ:
-        raise ValueError("under QEMU the mounts are not Lima's")
-    said: dict[str, Any] = {
-        "vmType": vm_type,
-        "os": "Linux",
+    return {
+        "vmType": QEMU,
         "arch": instance.architecture,
-        "images": [_image(instance)],
         "cpus": instance.cpus,
         "memory": f"{instance.memory_mib}MiB",
         "disk": str(instance.disk_bytes),
-        "mounts": [_mount(mount) for mount in mounts],
-        # Nothing of Lima's in the guest, and none of the guest's ports on the host.
-        "plain": vm_type == QEMU,
-        "portForwards": [{"ignore": True, "proto": "any", "guestIP": ANYWHERE, "guestPortRange": [1, 65535]}],
+        "mounts": [],
+        "plain": True,
         "containerd": {"system": False, "user": False},
         "hostResolver": {"enabled": False},
-        "propagateProxyEnv": False,
+        "firmware": {"legacyBIOS": instance.architecture == "x86_64"},
         "video": {"display": "none"},
         "ssh": {"localPort": instance.ssh_port, "loadDotSSHPubKeys": False, "forwardAgent": False},
         "user": {
@@ -74,11 +67,33 @@ def document(instance: LimaInstance, *, vm_type: str = QEMU, mounts: Sequence[Mo
             "comment": "",
         },
     }
-    if vm_type == QEMU:
-        said["firmware"] = {"legacyBIOS": instance.architecture == "x86_64"}
-    else:
-        said["mountType"] = "virtiofs"
+
+
+def written(said: Mapping[str, Any]) -> bytes:
+    """Return settings as the text of a ``lima.yaml``."""
     return msgspec.json.format(msgspec.json.encode(said)) + b"\n"
+
+
+def document(instance: LimaInstance, *, vm_type: str = QEMU, mounts: Sequence[Mount] = ()) -> bytes:
+    """Return ``lima.yaml``.
+
+    Raises:
+        ValueError: `mounts` are given for QEMU, where they are not Lima's.
+    """
+    if mounts and vm_type != VZ:
+        raise ValueError("under QEMU the mounts are not Lima's")
+    said = settings(instance) | {
+        "os": "Linux",
+        "images": [_image(instance)],
+        # None of the guest's ports on the host.
+        "portForwards": [{"ignore": True, "proto": "any", "guestIP": ANYWHERE, "guestPortRange": [1, 65535]}],
+        "propagateProxyEnv": False,
+    }
+    if vm_type == VZ:
+        del said["firmware"]
+        told_mounts = [_mount(mount) for mount in mounts]
+        said |= {"vmType": VZ, "plain": False, "mountType": "virtiofs", "mounts": told_mounts}
+    return written(said)
 
 
 def _image(instance: LimaInstance) -> Mapping[str, Any]:

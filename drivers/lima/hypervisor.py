@@ -193,7 +193,7 @@ class Lima(Hypervisor):
         progress: Progress,
         root_guest: bool,  # noqa: ARG002 - Lima has no root
     ) -> AsyncIterator[Machine]:
-        """Start a VM by `limactl`; see the Protocol. A port that somebody took is replaced by another.
+        """Start a VM by `limactl`; see `Hypervisor.launch`. A port that somebody took is replaced by another.
 
         Raises:
             MountChangedError: A slot's directory is not the one that is meant.
@@ -226,7 +226,7 @@ class Lima(Hypervisor):
         user = {**user_environment(own()), "PATH": host.path}
         environ = arguments.environment(user, str(files.folder.parent), host.architecture, program)
         with inherited(guest, files) as (told, given), listen(files.handover) as listener:
-            argv = arguments.start(host.starter, files.folder.name)
+            argv = arguments.command(host.starter, "start", "--foreground", files.folder.name)
             launcher = spawn(argv, files.log, [], environment=environ)
             self._children.setdefault(files.folder, []).append(launcher.pid)
             order = Order(tuple(number for _, number in given), tuple(arguments.unseen(host, told)))

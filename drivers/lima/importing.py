@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from claude_vm.drivers.api import Progress
 from claude_vm.drivers.directories import remove_tree
@@ -29,6 +28,7 @@ from claude_vm.drivers.images.bootstrap import DISK, INITRD, KERNEL, LOCALES, TE
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.rootfs import ImageSpec
 from claude_vm.drivers.lima import arguments, processes
+from claude_vm.drivers.lima.document import LimaInstance, settings, written
 from claude_vm.drivers.lima.phases import LimaPhase
 from claude_vm.drivers.process import run_tool
 from claude_vm.drivers.programs import BuildEnvironment, is_proxy, user_environment
@@ -45,6 +45,7 @@ _USER: Final = "importer"
 _UID: Final = 59999
 _CPUS: Final = 2
 _MEMORY_MIB: Final = 2048
+_DISK_BYTES: Final = 10 << 30
 _START_S: Final = 1800.0
 _INSTALL_S: Final = 1800.0
 _COMMAND_S: Final = 300.0
@@ -119,22 +120,17 @@ def identity(source: str) -> str:
 def document(source: str, spec: ImageSpec, disk: str, *, boot: Mapping[str, Any] | None = None) -> bytes:
     """Return ``lima.yaml`` of the import. `boot` is for an image without a boot loader: kernel, initrd."""
     architecture = _LIMA_ARCHITECTURES[spec.architecture]
-    said: dict[str, Any] = {
-        "vmType": "qemu",
-        "arch": architecture,
-        "cpus": _CPUS,
-        "memory": f"{_MEMORY_MIB}MiB",
-        "disk": "10GiB",
-        "mounts": [],
-        "plain": True,
-        "containerd": {"system": False, "user": False},
-        "hostResolver": {"enabled": False},
-        "firmware": {"legacyBIOS": architecture == "x86_64"},
-        "video": {"display": "none"},
-        "ssh": {"localPort": 0, "loadDotSSHPubKeys": False, "forwardAgent": False},
-        "user": {"name": _USER, "uid": _UID, "home": f"/home/{_USER}", "shell": "/bin/bash", "comment": ""},
-        "additionalDisks": [{"name": disk, "format": False}],
-    }
+    instance = LimaInstance(
+        architecture=architecture,
+        cpus=_CPUS,
+        memory_mib=_MEMORY_MIB,
+        disk_bytes=_DISK_BYTES,
+        ssh_port=0,
+        uid=_UID,
+        user=_USER,
+        home=f"/home/{_USER}",
+    )
+    said = settings(instance) | {"additionalDisks": [{"name": disk, "format": False}]}
     found = _ADDRESS.fullmatch(source)
     if _TEMPLATE.fullmatch(source):
         said["base"] = source
@@ -142,7 +138,7 @@ def document(source: str, spec: ImageSpec, disk: str, *, boot: Mapping[str, Any]
         said["images"] = [{"location": found[1], "digest": found[2], "arch": architecture}]
     else:
         said["images"] = [{"location": source, "arch": architecture, **(boot or {})}]
-    return msgspec.json.format(msgspec.json.encode(said)) + b"\n"
+    return written(said)
 
 
 class Import:
@@ -236,7 +232,7 @@ class Import:
         inherited = user_environment(around.programs) | around.environ
         environ = arguments.environment(inherited, str(self._home), architecture, self._program)
         environ |= {name: value for name, value in around.environ.items() if is_proxy(name)}
-        argv = [self._limactl, "--tty=false", *words]
+        argv = arguments.command(self._limactl, *words)
         await run_tool(argv, timeout_s=timeout_s, env=environ, input=data)
 
 

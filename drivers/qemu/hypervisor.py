@@ -35,7 +35,7 @@ class Qemu(Hypervisor):
 
     def image_source(
         self,
-        accelerator_name: str,  # noqa: ARG002 - the Protocol's
+        accelerator_name: str,  # noqa: ARG002 - the base class's
         image: str,
         build_env: BuildEnvironment,  # noqa: ARG002
     ) -> RootfsSource | None:
@@ -83,7 +83,7 @@ class Qemu(Hypervisor):
         progress: Progress,  # noqa: ARG002 - it is there at once
         root_guest: bool,
     ) -> AsyncIterator[Machine]:
-        """Start QEMU; see the Protocol.
+        """Start QEMU; see `Hypervisor.launch`.
 
         Raises:
             MountChangedError: A slot's directory is not the one that is meant.
