@@ -29,7 +29,8 @@ from claude_vm.supervisor.ssh.link import Link, connect
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.shells import ShellKind, prime
 from claude_vm.supervisor.wire import paths
-from claude_vm.supervisor.wire.server import Client, serve
+from claude_vm.supervisor.wire.connected_client import Client
+from claude_vm.supervisor.wire.server import serve
 
 CONNECT_S = 20.0
 

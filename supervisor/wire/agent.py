@@ -11,7 +11,7 @@ from claude_vm.supervisor.wire.messages import AGENT_WINDOW, MAX_DATA, FrameType
 
 
 class AgentStream(ByteStream):
-    """A channel to the client's SSH agent. Made by `claude_vm.supervisor.wire.server.Client.open_agent`.
+    """A channel to the client's SSH agent. Made by `Client.open_agent`.
 
     Bounded in both directions: who does not receive stops the agent, who sends too much waits. It ends when
     the agent, or the client, closes it; then what has come can still be received.

@@ -87,67 +87,50 @@ class FrameType(IntEnum):
     AGENT_ACK = 35  # C, S: 4 bytes of channel, 4 bytes: how many more bytes were passed on
 
 
-_HEAD = frozenset({FrameType.HELLO})
-
-FROM_CLIENT = _HEAD | {
-    FrameType.INVOKE,
-    FrameType.ANSWER,
-    FrameType.STDIN,
-    FrameType.STDIN_EOF,
-    FrameType.STDOUT_ACK,
-    FrameType.STDOUT_CLOSED,
-    FrameType.STDERR_ACK,
-    FrameType.STDERR_CLOSED,
-    FrameType.SIZE,
-    FrameType.SIGNAL,
-    FrameType.AGENT_DATA,
-    FrameType.AGENT_CLOSE,
-    FrameType.AGENT_ACK,
-}
-"""What the server takes."""
-
-FROM_SERVER = _HEAD | {
-    FrameType.REFUSED,
-    FrameType.NOTE,
-    FrameType.PROMPT,
-    FrameType.STARTED,
-    FrameType.EXIT,
-    FrameType.STDIN_ACK,
-    FrameType.STDOUT,
-    FrameType.STDERR,
-    FrameType.AGENT_OPEN,
-    FrameType.AGENT_DATA,
-    FrameType.AGENT_CLOSE,
-    FrameType.AGENT_ACK,
-}
-"""What the client takes."""
-
-SIZES = {
-    FrameType.HELLO: (2, MAX_TEXT),
-    FrameType.REFUSED: (2, MAX_TEXT),
-    FrameType.INVOKE: (2, MAX_INVOKE),
-    FrameType.NOTE: (2, MAX_TEXT),
-    FrameType.PROMPT: (2, MAX_TEXT),
-    FrameType.ANSWER: (2, MAX_TEXT),
-    FrameType.STARTED: (2, MAX_TEXT),
-    FrameType.EXIT: (2, MAX_TEXT),
-    FrameType.STDIN: (1, MAX_DATA),
-    FrameType.STDIN_EOF: (0, 0),
-    FrameType.STDIN_ACK: (4, 4),
-    FrameType.STDOUT: (1, MAX_DATA),
-    FrameType.STDOUT_ACK: (4, 4),
-    FrameType.STDOUT_CLOSED: (0, 0),
-    FrameType.STDERR: (1, MAX_DATA),
-    FrameType.STDERR_ACK: (4, 4),
-    FrameType.STDERR_CLOSED: (0, 0),
-    FrameType.SIZE: (8, 8),
-    FrameType.SIGNAL: (1, 16),
-    FrameType.AGENT_OPEN: (4, 4),
+_TEXT = (2, MAX_TEXT)
+_DATA = (1, MAX_DATA)
+_NUMBER = (4, 4)
+_NOTHING = (0, 0)
+_AGENT = {
     FrameType.AGENT_DATA: (5, 4 + MAX_DATA),
-    FrameType.AGENT_CLOSE: (4, 4),
+    FrameType.AGENT_CLOSE: _NUMBER,
     FrameType.AGENT_ACK: (8, 8),
 }
+_SIZES_FROM_CLIENT = {
+    FrameType.HELLO: _TEXT,
+    FrameType.INVOKE: (2, MAX_INVOKE),
+    FrameType.ANSWER: _TEXT,
+    FrameType.STDIN: _DATA,
+    FrameType.STDIN_EOF: _NOTHING,
+    FrameType.STDOUT_ACK: _NUMBER,
+    FrameType.STDOUT_CLOSED: _NOTHING,
+    FrameType.STDERR_ACK: _NUMBER,
+    FrameType.STDERR_CLOSED: _NOTHING,
+    FrameType.SIZE: (8, 8),
+    FrameType.SIGNAL: (1, 16),
+    **_AGENT,
+}
+_SIZES_FROM_SERVER = {
+    FrameType.HELLO: _TEXT,
+    FrameType.REFUSED: _TEXT,
+    FrameType.NOTE: _TEXT,
+    FrameType.PROMPT: _TEXT,
+    FrameType.STARTED: _TEXT,
+    FrameType.EXIT: _TEXT,
+    FrameType.STDIN_ACK: _NUMBER,
+    FrameType.STDOUT: _DATA,
+    FrameType.STDERR: _DATA,
+    FrameType.AGENT_OPEN: _NUMBER,
+    **_AGENT,
+}
+SIZES = _SIZES_FROM_CLIENT | _SIZES_FROM_SERVER
 """Smallest and largest payload of each type, in bytes."""
+
+FROM_CLIENT = frozenset(_SIZES_FROM_CLIENT)
+"""What the server takes."""
+
+FROM_SERVER = frozenset(_SIZES_FROM_SERVER)
+"""What the client takes."""
 
 SIGNALS = frozenset({"HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "TSTP", "CONT"})
 """Signals that a client may pass on."""

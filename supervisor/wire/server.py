@@ -15,14 +15,9 @@ import msgspec
 from anyio.abc import ByteStream, Listener, SocketAttribute, UNIXSocketStream
 
 from claude_vm.supervisor.statuses import OUTPUT_CLOSED, SESSION_FAILED
-from claude_vm.supervisor.wire.connected_client import Client, Level, Signal, TerminalSize
+from claude_vm.supervisor.wire.connected_client import Client
 from claude_vm.supervisor.wire.error_text import error_text
-from claude_vm.supervisor.wire.errors import (
-    AgentRefusedError,
-    ClientGoneError,
-    OutputClosedError,
-    ProtocolError,
-)
+from claude_vm.supervisor.wire.errors import OutputClosedError, ProtocolError
 from claude_vm.supervisor.wire.escape import escape_line
 from claude_vm.supervisor.wire.flow import Outbox
 from claude_vm.supervisor.wire.framing import Frame, FrameReader, encode_json
@@ -32,32 +27,12 @@ from claude_vm.supervisor.wire.records import (
     Hello,
     Invocation,
     Refusal,
-    Terminal,
     decode_argv,
     decode_hello,
     decode_invocation,
     judge,
 )
 from claude_vm.supervisor.wire.version import VERSION
-
-__all__ = [
-    "AgentRefusedError",
-    "Answer",
-    "Client",
-    "ClientGoneError",
-    "Invocation",
-    "Level",
-    "OutputClosedError",
-    "ProtocolError",
-    "Refusal",
-    "Signal",
-    "Terminal",
-    "TerminalSize",
-    "judge",
-    "serve",
-    "serve_connection",
-    "serve_socket",
-]
 
 Answer = Callable[[Client], Awaitable[int]]
 """Carries out a client's command and returns its exit status. May be cancelled, when the server closes."""
@@ -127,16 +102,10 @@ async def serve(
                     raise
 
 
-async def serve_socket(
-    connection: socket.socket,
-    answer: Answer,
-    *,
-    admit: AdmitClient = _same_version,
-    on_error: OnError = _ignore,
-) -> None:
+async def serve_socket(connection: socket.socket, answer: Answer) -> None:
     """Serve the client at the other end of a connected unix socket, to its end. Takes the socket over."""
     stream = await UNIXSocketStream.from_socket(connection)
-    await serve_connection(stream, answer, admit=admit, on_error=on_error)
+    await serve_connection(stream, answer)
 
 
 async def serve_connection(

@@ -9,9 +9,10 @@ from pathlib import Path
 import anyio
 
 from claude_vm.context.errors import ContextError
+from claude_vm.supervisor.wire.connected_client import Signal
 from claude_vm.supervisor.wire.paths import make_private, runtime_directory, socket_path
 from claude_vm.supervisor.wire.records import Refusal
-from claude_vm.supervisor.wire.server import Signal, serve
+from claude_vm.supervisor.wire.server import serve
 
 PATTERN = bytes(range(256)) * 256
 

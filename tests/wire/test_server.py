@@ -4,7 +4,13 @@ import os
 import anyio
 import pytest
 
-from claude_vm.supervisor.wire.errors import ProtocolError
+from claude_vm.supervisor.wire.connected_client import Signal, TerminalSize
+from claude_vm.supervisor.wire.errors import (
+    AgentRefusedError,
+    ClientGoneError,
+    OutputClosedError,
+    ProtocolError,
+)
 from claude_vm.supervisor.wire.framing import encode, encode_json, encode_numbers, encode_size
 from claude_vm.supervisor.wire.messages import (
     AGENT_WINDOW,
@@ -14,15 +20,7 @@ from claude_vm.supervisor.wire.messages import (
     WINDOW,
     FrameType,
 )
-from claude_vm.supervisor.wire.server import (
-    AgentRefusedError,
-    ClientGoneError,
-    OutputClosedError,
-    Refusal,
-    Signal,
-    TerminalSize,
-    judge,
-)
+from claude_vm.supervisor.wire.records import Refusal, judge
 from claude_vm.supervisor.wire.version import VERSION
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,8 @@ from claude_vm.supervisor.wire.client import DaemonConnection, NoAnswerError, Re
 from claude_vm.supervisor.wire.framing import encode, encode_json
 from claude_vm.supervisor.wire.messages import MAX_DATA, PROTOCOL, FrameType
 from claude_vm.supervisor.wire.peer import peer_uid
-from claude_vm.supervisor.wire.server import Refusal, serve, serve_socket
+from claude_vm.supervisor.wire.records import Refusal
+from claude_vm.supervisor.wire.server import serve, serve_socket
 from claude_vm.supervisor.wire.version import VERSION
 
 pytestmark = pytest.mark.anyio

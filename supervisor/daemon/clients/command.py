@@ -18,8 +18,8 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.supervisor import Supervisor
 from claude_vm.supervisor.grammar.flags import Flags
 from claude_vm.supervisor.statuses import OF_SIGNAL, SESSION_FAILED
+from claude_vm.supervisor.wire.connected_client import Client, Signal
 from claude_vm.supervisor.wire.escape import escape_json, printed
-from claude_vm.supervisor.wire.server import Client, Signal
 
 Result = TypeVar("Result")
 

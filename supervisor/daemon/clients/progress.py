@@ -9,7 +9,7 @@ import anyio
 from claude_vm.drivers.api import Phase
 from claude_vm.drivers.tasks import open_tasks
 from claude_vm.supervisor.conditions import AutoResetEvent
-from claude_vm.supervisor.wire.server import Client, Level
+from claude_vm.supervisor.wire.connected_client import Client, Level
 
 TICK_S = 1.0
 """How often the elapsed time of a silent phase is told again, in seconds, on a terminal."""

@@ -29,9 +29,10 @@ from claude_vm.supervisor.grammar.parse import Printout, parse
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.ssh.errors import LaunchError
 from claude_vm.supervisor.statuses import FAILED, OUTPUT_CLOSED, SESSION_FAILED
+from claude_vm.supervisor.wire.connected_client import Client
 from claude_vm.supervisor.wire.error_text import error_text
+from claude_vm.supervisor.wire.errors import OutputClosedError
 from claude_vm.supervisor.wire.escape import printed
-from claude_vm.supervisor.wire.server import Client, OutputClosedError
 
 log = structlog.get_logger()
 

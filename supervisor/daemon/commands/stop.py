@@ -9,7 +9,7 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.grammar.commands.sessions import Stop
 from claude_vm.supervisor.statuses import TERMINATED
-from claude_vm.supervisor.wire.server import OutputClosedError
+from claude_vm.supervisor.wire.errors import OutputClosedError
 
 
 async def stop(command: Command, request: Stop) -> int:

@@ -25,7 +25,7 @@ from claude_vm.supervisor.ssh.errors import LinkLostError, SshError
 from claude_vm.supervisor.ssh.forward import carry
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.listening import listening_ports
-from claude_vm.supervisor.wire.server import Level
+from claude_vm.supervisor.wire.connected_client import Level
 
 log = structlog.get_logger()
 

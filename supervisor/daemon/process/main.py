@@ -34,10 +34,11 @@ from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 from claude_vm.supervisor.daemon.supervisor import Supervisor, open_supervisor
 from claude_vm.supervisor.statuses import FAILED
 from claude_vm.supervisor.wire import paths, shortage
+from claude_vm.supervisor.wire.connected_client import Client
 from claude_vm.supervisor.wire.escape import printed
 from claude_vm.supervisor.wire.messages import VERSION_MISMATCH_IDLE
-from claude_vm.supervisor.wire.records import Hello
-from claude_vm.supervisor.wire.server import Client, Refusal, judge, serve
+from claude_vm.supervisor.wire.records import Hello, Refusal, judge
+from claude_vm.supervisor.wire.server import serve
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from claude_vm.supervisor.daemon.sessions.client_agent import agent_of
 from claude_vm.supervisor.daemon.sessions.outputs import STDOUT
 from claude_vm.supervisor.daemon.sessions.session import Session
 from claude_vm.supervisor.ssh.errors import InputClosedError
-from claude_vm.supervisor.wire.server import Client, Level, TerminalSize
+from claude_vm.supervisor.wire.connected_client import Client, Level, TerminalSize
 
 
 class Attachment:

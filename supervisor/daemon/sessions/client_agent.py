@@ -6,8 +6,8 @@ import anyio.abc
 from claude_vm.supervisor.ssh.agent import OpenAgent
 from claude_vm.supervisor.ssh.agent_messages import QUERY, Messages
 from claude_vm.supervisor.ssh.errors import AgentProtocolError
+from claude_vm.supervisor.wire.connected_client import Client
 from claude_vm.supervisor.wire.errors import AgentRefusedError
-from claude_vm.supervisor.wire.server import Client
 
 ANSWER_S = 2.0
 """How long an agent may take to answer, in seconds, until it is taken for a slow one. A dead one says so."""

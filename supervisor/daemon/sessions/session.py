@@ -20,7 +20,7 @@ from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.ssh.remaining import Remaining
 from claude_vm.supervisor.ssh.shells import HeldProcess, Shells
-from claude_vm.supervisor.wire.server import Level, TerminalSize
+from claude_vm.supervisor.wire.connected_client import Level, TerminalSize
 
 LAST_WORDS = 1024
 """Bytes that a terminal got last, and that are kept."""

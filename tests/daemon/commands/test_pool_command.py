@@ -19,7 +19,7 @@ from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool
 from claude_vm.supervisor.grammar.flags import Flags
-from claude_vm.supervisor.wire.server import Signal
+from claude_vm.supervisor.wire.connected_client import Signal
 
 pytestmark = pytest.mark.anyio
 

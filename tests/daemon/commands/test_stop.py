@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from claude_vm.supervisor.daemon.commands.stop import stop_sessions
-from claude_vm.supervisor.wire.server import OutputClosedError
+from claude_vm.supervisor.wire.errors import OutputClosedError
 
 pytestmark = pytest.mark.anyio
 

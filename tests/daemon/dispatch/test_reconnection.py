@@ -11,7 +11,7 @@ from claude_vm_tests_memory import MemoryClient, in_virtual_time, settled
 from claude_vm.supervisor.daemon.dispatch.reconnection import REFUSALS, SILENT_S
 from claude_vm.supervisor.ssh.errors import ChannelRefusedError, ConnectError
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.wire.server import Signal
+from claude_vm.supervisor.wire.connected_client import Signal
 
 SILENT_TEXT = (
     "claude-vm: the guest has not answered for 10 s; it is waited for as long as its VM is there"

@@ -8,7 +8,8 @@ import trio
 from claude_vm_tests_memory import MemoryClient, in_virtual_time, settled
 
 from claude_vm.supervisor.daemon.sessions.outputs import BACKLOG, CHUNK, STDOUT, TRICKLE_S, Outputs
-from claude_vm.supervisor.wire.server import OutputClosedError, Signal
+from claude_vm.supervisor.wire.connected_client import Signal
+from claude_vm.supervisor.wire.errors import OutputClosedError
 
 
 class Slow:
