@@ -9,17 +9,16 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import IO, Final, NamedTuple, Self
+from typing import IO, Final, NamedTuple
 
 import anyio
 import msgspec
 import psutil
-from anyio.abc import Process
 
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 
@@ -108,17 +107,20 @@ async def run_tool(
     """
     out, err = _Tail(on_line), _Tail(on_line)
     env = BARE if env is None else env
-    with _Pipe() as out_pipe, _Pipe() as err_pipe, _Pipe(we_write=True) as in_pipe:
-        process = await _open(
-            argv,
-            stdin=DEVNULL if input is None else in_pipe.read_end,
-            stdout=out_pipe.write_end,
-            stderr=err_pipe.write_end,
-            cwd=cwd,
-            env=env,
-            pass_fds=pass_fds,
-            missing_hint=missing_hint,
-        )
+    with _pipe() as out_pipe, _pipe() as err_pipe, _pipe(we_write=True) as in_pipe:
+        try:
+            process = await anyio.open_process(
+                list(argv),
+                stdin=DEVNULL if input is None else in_pipe.read_end,
+                stdout=out_pipe.write_end,
+                stderr=err_pipe.write_end,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
+        except OSError as error:
+            raise _not_started(argv[0], error, cwd, env, missing_hint) from error
         try:
             for given in (in_pipe.read_end, out_pipe.write_end, err_pipe.write_end):
                 given.close()
@@ -151,57 +153,38 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-class _Pipe:
-    """A pipe whose ends are closed with the block. Asyncio's own would stay open with a straggler."""
-
-    def __init__(self, *, we_write: bool = False) -> None:
-        self._we_write = we_write
-
-    def __enter__(self) -> Self:
-        read_fd, write_fd = os.pipe()
-        # Only our end: the program is a stranger to pipes that don't block.
-        os.set_blocking(write_fd if self._we_write else read_fd, False)
-        self.read_end, self.write_end = os.fdopen(read_fd, "rb", 0), os.fdopen(write_fd, "wb", 0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.read_end.close()
-        self.write_end.close()
+class _Pipe(NamedTuple):
+    read_end: IO[bytes]
+    write_end: IO[bytes]
 
 
-async def _open(
-    argv: Sequence[str],
-    *,
-    stdin: IO[bytes] | int,
-    stdout: IO[bytes],
-    stderr: IO[bytes],
-    env: Mapping[str, str],
-    cwd: Path | None,
-    pass_fds: Sequence[int],
-    missing_hint: str,
-) -> Process:
-    """Start the program as the leader of a new session."""
-    try:
-        return await anyio.open_process(
-            list(argv),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=cwd,
-            env=env,
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
-    except FileNotFoundError as error:
-        if cwd is not None and os.fspath(error.filename) == os.fspath(cwd):
-            raise DriverError(f"the directory {cwd} does not exist") from error
-        raise ToolMissingError(f"{argv[0]} is not installed", hint=missing_hint) from error
-    except OSError as error:
-        # A folder on the path that we may not read makes "no such file" a "permission denied".
-        path = env.get("PATH", os.defpath)
-        if "/" not in argv[0] and shutil.which(argv[0], path=path) is None:
-            raise ToolMissingError(f"{argv[0]} is not installed", hint=missing_hint) from error
-        raise DriverError(f"{argv[0]} can't be started: {error.strerror}") from error
+@contextmanager
+def _pipe(*, we_write: bool = False) -> Iterator[_Pipe]:
+    """Give a pipe whose ends are closed with the block. Asyncio's own would stay open with a straggler."""
+    read_fd, write_fd = os.pipe()
+    # Only our end: the program is a stranger to pipes that don't block.
+    os.set_blocking(write_fd if we_write else read_fd, False)
+    with os.fdopen(read_fd, "rb", 0) as read_end, os.fdopen(write_fd, "wb", 0) as write_end:
+        yield _Pipe(read_end, write_end)
+
+
+def _not_started(
+    program: str, error: OSError, cwd: Path | None, env: Mapping[str, str], missing_hint: str
+) -> DriverError:
+    """Return why a program can't be started."""
+    if (
+        isinstance(error, FileNotFoundError)
+        and cwd is not None
+        and os.fspath(error.filename) == os.fspath(cwd)
+    ):
+        return DriverError(f"the directory {cwd} does not exist")
+    # A folder on the path that we may not read makes "no such file" a "permission denied".
+    path = env.get("PATH", os.defpath)
+    if isinstance(error, FileNotFoundError) or (
+        "/" not in program and shutil.which(program, path=path) is None
+    ):
+        return ToolMissingError(f"{program} is not installed", hint=missing_hint)
+    return DriverError(f"{program} can't be started: {error.strerror}")
 
 
 async def _send(stream: IO[bytes], data: bytes) -> None:
@@ -266,7 +249,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
         Raises:
             PermissionError: It is somebody else's.
         """
-        with _PidFd(self.pid) as fd:
+        with _pidfd(self.pid) as fd:
             # Alive *after* the descriptor was opened: so the descriptor is of this process.
             if not self.is_alive():
                 return False
@@ -285,7 +268,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
         A program with threads can show as a zombie while some of them still run, and nobody can collect it
         then. So its descriptor decides, not its state.
         """
-        with _PidFd(self.pid) as fd:
+        with _pidfd(self.pid) as fd:
             is_it = self.boot == boot_id() and _started(self.pid, even_zombie=True) == self.started
             if fd is not None and is_it:
                 await anyio.wait_readable(fd)
@@ -294,22 +277,18 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
                 await anyio.sleep(_POLL_S)  # nothing tells us on this system
 
 
-class _PidFd:
-    """A pidfd for the length of a block, or None where the system has none."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._fd: int | None = None
-
-    def __enter__(self) -> int | None:
-        if hasattr(os, "pidfd_open"):
-            with suppress(OSError):
-                self._fd = os.pidfd_open(self._pid)
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
+@contextmanager
+def _pidfd(pid: int) -> Iterator[int | None]:
+    """Give a pidfd for the length of a block, or None where the system has none."""
+    fd = None
+    if hasattr(os, "pidfd_open"):
+        with suppress(OSError):
+            fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 def _started(pid: int, *, even_zombie: bool = False) -> float | None:

@@ -190,16 +190,11 @@ def system() -> Programs:
 
 def user_environment(programs: Programs) -> dict[str, str]:
     """Return who the user is, for a program that wants to know; `programs` are what it finds."""
-    name = pwd.getpwuid(os.getuid()).pw_name if _is_known(os.getuid()) else str(os.getuid())
-    return {"PATH": programs.path, "HOME": str(Path.home()), "USER": name, "LOGNAME": name}
-
-
-def _is_known(uid: int) -> bool:
     try:
-        pwd.getpwuid(uid)
+        name = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return False
-    return True
+        name = str(os.getuid())
+    return {"PATH": programs.path, "HOME": str(Path.home()), "USER": name, "LOGNAME": name}
 
 
 def _decides(path: str, guard: Guard) -> str:

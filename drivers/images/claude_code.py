@@ -17,15 +17,14 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-import anyio
 import anyio.from_thread
-import anyio.to_thread
 import msgspec
+from anyio.to_thread import run_sync
 
 from claude_vm.drivers.api import Phase, Progress
 from claude_vm.drivers.directories import remove_tree
@@ -43,8 +42,6 @@ MAX_TARBALL_BYTES = 768 * 1024 * 1024
 _KEPT_VERSIONS = 3
 _ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "x64": "x64", "aarch64": "arm64", "arm64": "arm64"}
 _NEEDED = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}")
-
-T = TypeVar("T")
 
 
 class ClaudeCode(msgspec.Struct, frozen=True):
@@ -80,7 +77,7 @@ async def remove_downloads(cache: Path) -> list[str]:
         found = sorted(path for path in folder.iterdir() if path.is_dir())
         for path in found:
             with _disk_errors(folder):
-                await _in_thread(partial(remove_tree, path))
+                await run_sync(remove_tree, path)
     return [f"Claude Code {path.name}" for path in found]
 
 
@@ -115,27 +112,27 @@ async def ensure_claude_code(
         folder.mkdir(parents=True, exist_ok=True)
     async with hold(folder / ".lock", lambda: progress(ImagePhase.CLAUDE, "waiting for another download")):
         if version is not None and parse_version(version) is not None:
-            cached = await _in_thread(partial(_load, folder, version, arch))
+            cached = await run_sync(_load, folder, version, arch)
             if cached is not None:
                 return cached
         try:
-            package, fetcher = await _in_thread(
-                partial(_look_up, environ, programs, version or "latest", arch), abandon=True
+            package, fetcher = await run_sync(
+                _look_up, environ, programs, version or "latest", arch, abandon_on_cancel=True
             )
         except DriverError as error:
             # Only what a missing network or configuration explains: a registry that lies is an error.
             fallback = None
             if version is None and (isinstance(error, DownloadError) or type(error) is DriverError):
-                fallback = await _in_thread(partial(_newest_cached, folder, arch))
+                fallback = await run_sync(_newest_cached, folder, arch)
             if fallback is None:
                 raise
             progress(ImagePhase.CLAUDE, f"{error.message}: taking {fallback.version} from the cache")
             return fallback
-        cached = await _in_thread(partial(_load, folder, package.version, arch))
+        cached = await run_sync(_load, folder, package.version, arch)
         if cached is not None:
             return cached
-        found = await _in_thread(partial(_install, folder, package, arch, fetcher, progress))
-        await _in_thread(partial(_prune, folder, arch, keep=package.version))
+        found = await run_sync(_install, folder, package, arch, fetcher, progress)
+        await run_sync(_prune, folder, arch, package.version)
         return found
 
 
@@ -146,27 +143,16 @@ def _architecture(machine: str) -> str:
     raise DriverError(f"there is no Claude Code for Linux on {machine}", hint="x86_64 and aarch64 hosts work")
 
 
-async def _in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
-    """Run blocking work in a worker thread; with `abandon` a cancelled caller does not wait for it."""
-    return await anyio.to_thread.run_sync(work, abandon_on_cancel=abandon)
-
-
-class _disk_errors:  # noqa: N801 - used like a function
-    """Turns an OSError of a file operation into a `DriverError` that names the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        """Nothing to do."""
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        """Map what was raised."""
-        if isinstance(error, OSError):
-            hint = f"check who owns {self._folder}"
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                hint = f"Claude Code needs 1 GB in {self._folder}: free some, or move CLAUDE_VM_HOME"
-            raise DriverError(f"Claude Code can't be stored: {words_of(error)}", hint=hint) from error
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError of a file operation into a `DriverError` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        hint = f"check who owns {folder}"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            hint = f"Claude Code needs 1 GB in {folder}: free some, or move CLAUDE_VM_HOME"
+        raise DriverError(f"Claude Code can't be stored: {words_of(error)}", hint=hint) from error
 
 
 def _look_up(
@@ -277,7 +263,7 @@ def _newest_cached(folder: Path, arch: str) -> ClaudeCode | None:
     return None
 
 
-def _prune(folder: Path, arch: str, *, keep: str) -> None:
+def _prune(folder: Path, arch: str, keep: str) -> None:
     """Remove old versions: each takes 0.4 GB. A program that is being read stays readable."""
     for version in _versions(folder, arch)[_KEPT_VERSIONS:]:
         if version != keep:

@@ -8,17 +8,14 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import IO, TYPE_CHECKING
+from typing import IO
 from urllib.parse import urlsplit
 
 from claude_vm.drivers.errors import BadImageError, DownloadError
 from claude_vm.drivers.images.npm_config import NpmRegistry, without_credentials
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _CHUNK = 256 * 1024
 _HINT = "check the network, the proxy variables (https_proxy, no_proxy) and the certificates (SSL_CERT_FILE)"
@@ -57,7 +54,7 @@ class Fetcher:
         self._tls = _tls_context(registry, environ)
 
     @contextmanager
-    def _open(self, url: str, accept: str) -> "Iterator[HTTPResponse]":
+    def _open(self, url: str, accept: str) -> Iterator[HTTPResponse]:
         """Open an address; every failure is a `DownloadError`."""
         shown = without_credentials(url)
         parts = urlsplit(url)
@@ -95,20 +92,19 @@ class Fetcher:
         """
         deadline = time.monotonic() + 4 * self._timeout_s
         parts: list[bytes] = []
-        size = 0
-        with self._open(url, accept) as response:
-            while block := response.read1(_CHUNK):
-                size += len(block)
-                if size > max_bytes:
-                    raise BadImageError(f"{without_credentials(url)} is larger than {max_bytes} bytes")
-                if time.monotonic() > deadline:
-                    raise TimeoutError("the server is too slow")
-                parts.append(block)
-            _check_length(response, size)
+
+        def sink(block: bytes, _total: int | None) -> None:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the server is too slow")
+            parts.append(block)
+
+        self.stream(url, accept=accept, max_bytes=max_bytes, sink=sink)
         return b"".join(parts)
 
-    def stream(self, url: str, *, max_bytes: int, sink: Callable[[bytes, int | None], None]) -> int:
-        """Pass a large file to `sink` in pieces, each with the announced total (or None); return its size.
+    def stream(
+        self, url: str, *, accept: str = "*/*", max_bytes: int, sink: Callable[[bytes, int | None], None]
+    ) -> None:
+        """Pass a large file to `sink` in pieces, each with the announced total (or None).
 
         What `sink` raises comes out unchanged, unless it is an OSError.
 
@@ -117,15 +113,17 @@ class Fetcher:
             BadImageError: It is larger than `max_bytes`.
         """
         size = 0
-        with self._open(url, "*/*") as response:
+        with self._open(url, accept) as response:
             total = response.length
             while block := response.read1(_CHUNK):
                 size += len(block)
-                if size > max_bytes or (total is not None and total > max_bytes):
+                if max(size, total or 0) > max_bytes:
                     raise BadImageError(f"{without_credentials(url)} is larger than {max_bytes} bytes")
                 sink(block, total)
-            _check_length(response, size)
-        return size
+            if response.length:  # read1 does not tell that a body ended too early
+                raise ConnectionError(
+                    f"the connection ended after {size} bytes, {response.length} are missing"
+                )
 
 
 def _needs_no_proxy(host: str, port: int | None, exceptions: str) -> bool:
@@ -140,12 +138,6 @@ def _needs_no_proxy(host: str, port: int | None, exceptions: str) -> bool:
             if candidate == name or candidate.endswith(f".{name}"):
                 return True
     return False
-
-
-def _check_length(response: HTTPResponse, size: int) -> None:
-    """Raise where a body ended before its announced length: read1 does not tell."""
-    if response.length:
-        raise ConnectionError(f"the connection ended after {size} bytes, {response.length} are missing")
 
 
 def _hint(status: int) -> str:
