@@ -1,9 +1,4 @@
-r"""Which host directories a session's guest gets, and where.
-
-A specification is ``HOST[:GUEST][:ro|:rw]`` (feature M2). In it ``\:`` is a colon and ``\\`` a backslash that
-belong to a path; any other backslash is itself. ``~`` and ``~user`` begin a host path as in a shell; in a
-guest path ``~`` is the guest user's home.
-"""
+"""Which host directories a session's guest gets, and where."""
 
 import posixpath
 import pwd
@@ -11,16 +6,13 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
 from claude_vm.context.errors import MountError
+from claude_vm.context.mount_specs import FORMS, MountSpec, parse_spec
 from claude_vm.context.opening import opened
 from claude_vm.context.overlaps import read_mount_table, writable_ways
 from claude_vm.context.project import Project, project_folders
 from claude_vm.drivers.api import Mount
 from claude_vm.drivers.programs import Guard, nobody_writes
-
-FORMS = "/host, /host:ro, /host:/guest, /host:/guest:ro or :rw"
 
 SYSTEM_TREES = (
     *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin"),
@@ -37,52 +29,8 @@ SYSTEM_FOLDERS = (
 OPEN_FOLDERS = ("/dev/shm", "/run/media", "/usr/local", "/usr/local/src", "/usr/src")  # noqa: S108 - the guest's
 """Directories in system trees where projects may lie; beneath them, not themselves."""
 
-FLAG = "--mount"
-"""What asks for a mount on the command line, and is the source of one that was asked for there."""
-
-LONGEST_SPEC = 16 * 1024
-"""Characters of a specification: two of the longest paths, each character escaped."""
-
 MOST_SPECS = 100
 """Mounts that are looked at; far more than any driver has."""
-
-
-class MountSpec(msgspec.Struct, frozen=True):
-    """A mount as somebody asked for it. `host` and `guest` are as written, "" stands for the same path.
-
-    `source` says who asked, for messages: ``--mount``, or a file and line.
-    """
-
-    host: str
-    guest: str = ""
-    writable: bool = True
-    source: str = FLAG
-
-
-def parse_spec(text: str, *, source: str = FLAG) -> MountSpec:
-    """Return a specification in its parts.
-
-    Raises:
-        MountError: It is too long, has too many parts or an empty one, or no mode that there is.
-    """
-    if len(text) > LONGEST_SPEC:
-        raise MountError(f"{source} '{text[:60]}…' is longer than two paths can be")
-    parts = _parts(text)
-    mode = "rw"
-    if len(parts) > 1 and parts[-1] in {"ro", "rw"}:
-        mode = parts.pop()
-    problem = ""
-    if len(parts) > 2:
-        problem = "has too many parts; a colon in a path is written \\:"
-    elif "" in parts:
-        problem = "has an empty path"
-    elif "\0" in text:
-        problem = "has a NUL character"
-    elif len(parts) == 2 and not parts[1].startswith(("/", "~")):
-        problem = f"'{parts[1]}' is neither an absolute path nor a mode"
-    if problem:
-        raise MountError(f"{source} '{text}': {problem}", hint=f"write it as {FORMS}")
-    return MountSpec(parts[0], parts[1] if len(parts) == 2 else "", mode == "rw", source)
 
 
 def plan_mounts(
@@ -169,20 +117,6 @@ def _writable_all_the_same(chosen: Mapping[Mount, str]) -> Iterator[str]:
             f"{chosen[mount]}: '{mount.host}' can't be read-only: the guest could write it through"
             f" '{way.host}' ({chosen[way]}); leave :ro out, or keep it outside of that"
         )
-
-
-def _parts(text: str) -> list[str]:
-    parts = [""]
-    characters = iter(text)
-    for character in characters:
-        if character == "\\":
-            following = next(characters, "")
-            parts[-1] += following if following in {":", "\\"} and following else "\\" + following
-        elif character == ":":
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
 
 
 def _located(spec: MountSpec, guest_home: str, home: Path, guard: Guard) -> Mount:

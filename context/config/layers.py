@@ -9,7 +9,7 @@ from claude_vm.context.config.problems import ConfigError, Problem
 from claude_vm.context.config.schema import EXCLUSIVE, Sections, settings_table
 from claude_vm.context.config.setting import Layer, Obeyed, Value
 from claude_vm.context.config.sources import Source, read_file, read_flags, read_variables
-from claude_vm.context.mounts import MountSpec
+from claude_vm.context.mount_specs import MountSpec
 from claude_vm.context.ports import PortSpec
 from claude_vm.drivers.programs import Guard, nobody_writes
 

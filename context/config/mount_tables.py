@@ -2,7 +2,7 @@
 
 from claude_vm.context.config.kinds import BadValueError, FromToml, PathBase, type_name
 from claude_vm.context.errors import MountError
-from claude_vm.context.mounts import MountSpec, parse_spec
+from claude_vm.context.mount_specs import MountSpec, parse_spec
 
 KEYS = ("location", "mount_point", "writable")
 

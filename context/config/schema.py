@@ -23,7 +23,7 @@ from claude_vm.context.config.kinds import (
 from claude_vm.context.config.mount_tables import MountTables
 from claude_vm.context.config.port_kinds import PortList, PortTables
 from claude_vm.context.config.setting import HOST_FILES, Later, Obeyed, Setting
-from claude_vm.context.mounts import MountSpec
+from claude_vm.context.mount_specs import MountSpec
 from claude_vm.context.ports import PortSpec
 from claude_vm.drivers.registry import AUTO, DRIVERS, ISOLATING
 

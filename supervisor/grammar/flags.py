@@ -5,8 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from claude_vm.context import mounts as mount_specs
-from claude_vm.context import ports
+from claude_vm.context import mount_specs, ports
 from claude_vm.context.config.schema import settings_table
 from claude_vm.context.config.setting import Value
 from claude_vm.supervisor.grammar.declaring import Flag, flags_of

@@ -11,7 +11,7 @@ from claude_vm.context.config.problems import ConfigError
 from claude_vm.context.config.schema import ALIASES, Sections, settings_table
 from claude_vm.context.config.setting import Layer, Obeyed, Value
 from claude_vm.context.config.sources import Source, read_file
-from claude_vm.context.mounts import MountSpec
+from claude_vm.context.mount_specs import MountSpec
 from claude_vm.context.ports import PortSpec
 from claude_vm.supervisor.wire.escape import escape_line
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_vm.context.errors import MountError
-from claude_vm.context.mounts import MountSpec, parse_spec, plan_mounts
+from claude_vm.context.mount_specs import MountSpec, parse_spec
+from claude_vm.context.mounts import plan_mounts
 from claude_vm.context.project import find_project
 from claude_vm.drivers.api import Mount
 from claude_vm.drivers.programs import nobody_writes
