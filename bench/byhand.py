@@ -31,7 +31,7 @@ from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.arguments import QemuBuild, Ram, Slot, VmSize
 from claude_vm.drivers.vm.identity import new_identity, write_private
 from claude_vm.drivers.vm.machine import MOUNT_OPTIONS
-from claude_vm.drivers.vm.store import Generation, Snapshot, Templates
+from claude_vm.drivers.vm.store import Generation, Snapshot, VmTemplates
 
 WAIT_S = 60.0
 _MONITOR_FD, _HELPER_FD = 10, 11
@@ -90,7 +90,7 @@ class ByHand:
         record = guests.record
         home = guests.site.home
         self._project = str(guests.site.project)
-        templates = Templates(home, record.driver)
+        templates = VmTemplates(home, record.driver)
         self._generation: Generation = templates.find(record.name, record.generation)
         choice = accelerator.choose(home)
         host: QemuBuild = guests.call(lambda: accelerator.find_host(choice.name, own()))

@@ -27,7 +27,7 @@ from claude_vm.drivers.lima.home import instance_name, lima_home
 from claude_vm.drivers.programs import own
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.disk import make_overlay
-from claude_vm.drivers.vm.store import Stored, Templates, plain
+from claude_vm.drivers.vm.store import Stored, VmTemplates, plain
 
 TEMPLATE: Final = "template"
 COMMAND_S: Final = 600.0
@@ -105,7 +105,7 @@ def make_ordinary(guests: Guests, site: Site) -> Ordinary:
         BenchError: The guest or Lima does not do it.
     """
     record = guests.record
-    stored = Templates(guests.site.home, record.driver).find(record.name, record.generation).stored
+    stored = VmTemplates(guests.site.home, record.driver).find(record.name, record.generation).stored
     image = _image(guests, stored)
     _make_generation(guests, site, stored, image)
     disk = site.root / "disk.qcow2"
@@ -140,7 +140,7 @@ def _image(guests: Guests, stored: Stored) -> Image:
 def _make_generation(guests: Guests, site: Site, stored: Stored, image: Image) -> None:
     """Make a template of the image, of the size of the project's own, the current one of the site."""
     record = guests.record
-    folder = Templates(site.home, record.driver).folder(record.name) / GENERATION
+    folder = VmTemplates(site.home, record.driver).folder(record.name) / GENERATION
     folder.mkdir(mode=0o700, parents=True)
     guests.call(lambda: make_overlay(own(), folder / "disk.qcow2", image.disk, "raw", record.disk_gib))
     changed = msgspec.structs.replace(record, generation=GENERATION, image=image.key)

@@ -21,7 +21,7 @@ from claude_vm.bench.ssh import Login
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.vm.driver import BOOT_ONLY
 from claude_vm.drivers.vm.instance import InstanceFolder
-from claude_vm.drivers.vm.store import Templates
+from claude_vm.drivers.vm.store import VmTemplates
 
 GENERATION: Final = "00000000-000000-stock"
 STOP_S: Final = 120.0
@@ -60,8 +60,8 @@ def make_stock(guests: Guests, site: Site) -> None:
         BenchError: The guest does not do it.
     """
     record = guests.record
-    source = Templates(guests.site.home, record.driver).find(record.name, record.generation)
-    folder = Templates(site.home, record.driver).folder(record.name) / GENERATION
+    source = VmTemplates(guests.site.home, record.driver).find(record.name, record.generation)
+    folder = VmTemplates(site.home, record.driver).folder(record.name) / GENERATION
     folder.mkdir(mode=0o700, parents=True)
     with boots_only(), guests.logged_in_at() as (login, instance_id):
         login.run("if [ $(id -u) = 0 ]; then sh -s; else sudo -n sh -s; fi", data=UNMASK.encode())

@@ -36,6 +36,19 @@ def open_directory(mount: Mount) -> int:
     return descriptor
 
 
+def sync(path: Path) -> None:
+    """Make a file survive a crash of the host.
+
+    Raises:
+        OSError: It can't be read, or the disk fails.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder that may be gone, and of which others may remove something at the same time.
 

@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from claude_vm.drivers.api import Progress
+from claude_vm.drivers.directories import sync
 from claude_vm.drivers.errors import BadImageError
 from claude_vm.drivers.images import bootstrap
 from claude_vm.drivers.images.lock import hold
@@ -194,12 +195,8 @@ def _finish(work: Path, spec: ImageSpec, key: str) -> None:
     for path in work.iterdir():
         if path.name not in kept:
             path.unlink()
-            continue
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        else:
+            sync(path)
 
 
 def _words(path: Path) -> tuple[str, ...]:

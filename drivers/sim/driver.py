@@ -8,7 +8,6 @@ import contextlib
 import getpass
 import logging
 import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -33,14 +32,15 @@ from claude_vm.drivers.api import (
     tell_nobody,
 )
 from claude_vm.drivers.directories import open_directory
-from claude_vm.drivers.errors import DriverError, GuestError, TemplateInUseError, words_of
+from claude_vm.drivers.errors import DriverError, GuestError, words_of
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import Programs
 from claude_vm.drivers.sim.guest import Guest, kill_marked
 from claude_vm.drivers.sim.holding import HolderThread
 from claude_vm.drivers.sim.phases import SimPhase
 from claude_vm.drivers.sim.script import CallStep, Prompter, Script, read_script, scripted_error
-from claude_vm.drivers.sim.store import SimRecord, Store
+from claude_vm.drivers.sim.store import SimRecord, SimTemplates, Store
+from claude_vm.drivers.templates import building_folder, discard, new_generation_name, publish
 
 WARNING = "NOTHING IS ISOLATED: the guest is simulated, commands run on this host as you"
 
@@ -56,6 +56,7 @@ class SimDriver:
     def __init__(self, owner: Owner, script: Script) -> None:
         self._owner = owner
         self._store = Store(owner.home, owner.supervisor_id)
+        self._templates = SimTemplates(owner.home, self.name)
         self._guests: dict[str, Guest] = {}
         self._prompter = Prompter(script)
         self._holders = HolderThread()
@@ -86,7 +87,7 @@ class SimDriver:
             DriverError: As scripted; the id was used; the disk would shrink; the template is gone.
         """
         async with self._scripted("clone"):
-            _, template = self._store.generation(spec.template, spec.generation)
+            _, template = self._templates.find(spec.template, spec.generation)
             if spec.disk_gib < template.disk_gib:
                 raise DriverError(
                     f"a disk of {spec.disk_gib} GB is smaller than the template's, {template.disk_gib} GB",
@@ -130,7 +131,7 @@ class SimDriver:
                     os.close(open_directory(mount))
             _log.warning(WARNING)
             progress(SimPhase.SIMULATE, WARNING)
-            generation, _ = self._store.generation(instance.spec.template, instance.spec.generation)
+            generation, _ = self._templates.find(instance.spec.template, instance.spec.generation)
             tools = generation / "bin"
             guest = Guest(self._store.folder(instance_id), tools if tools.is_dir() else None, self._holders)
             self._guests[instance_id] = guest
@@ -226,7 +227,7 @@ class SimDriver:
         Raises:
             DriverError: As scripted; the folder can't be written.
         """
-        with self._store.building(spec.name) as folder:
+        with building_folder(self._templates.folder(spec.name)) as folder:
             progress(SimPhase.SIMULATE_TEMPLATE, WARNING)
             async with self._scripted("build_template"):
                 if spec.claude_binary is not None:
@@ -234,7 +235,7 @@ class SimDriver:
                     (folder / "bin" / "claude").symlink_to(spec.claude_binary)
                 record = TemplateRecord(
                     name=spec.name,
-                    generation=f"{time.time_ns():x}-{secrets.token_hex(4)}",
+                    generation=new_generation_name(),
                     driver=self.name,
                     project=spec.project,
                     created_at=time.time(),
@@ -250,18 +251,23 @@ class SimDriver:
                     locales=("C.UTF-8",),
                 )
                 try:
-                    self._store.publish(folder, record)
+                    (folder / "template.json").write_bytes(msgspec.json.encode(record))
+                    publish(folder, record.generation)
                 except OSError as error:
                     raise DriverError("the template was not written", detail=words_of(error)) from error
                 return record
 
     async def templates(self) -> Sequence[TemplateRecord]:
         """Return the current generations."""
-        return self._store.templates()
+        return [
+            msgspec.structs.replace(record, last_used_at=self._templates.last_used(record.name))
+            for _, record in self._templates.current()
+        ]
 
     async def touch_template(self, name: str) -> None:
         """Note the use."""
-        self._store.touch(name)
+        with contextlib.suppress(OSError):
+            self._templates.touch(name)
 
     async def delete_template(self, name: str) -> None:
         """Remove all generations.
@@ -270,13 +276,15 @@ class SimDriver:
             TemplateInUseError: Instances of anyone use it.
         """
         async with self._scripted("delete_template"):
-            if users := self._store.users_of(name):
-                raise TemplateInUseError(f"the template {name} is in use", instances=users)
-            self._store.remove_template(name)
+            await self._templates.delete(name, self._store.users)
 
     async def collect_garbage(self, *, images: bool = False) -> Sequence[str]:  # noqa: ARG002 - it has none
         """Remove what nothing uses."""
-        return self._store.remove_garbage()
+        removed = await self._templates.discard_unused(self._store.users)
+        for folder in self._templates.dead_builds():
+            discard(folder)
+            removed.append(f"interrupted build {folder.name}")
+        return removed
 
     async def aclose(self) -> None:
         """End all guests, because they can't live without this process. Their records stay."""

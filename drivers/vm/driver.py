@@ -30,6 +30,7 @@ from claude_vm.drivers.images.debian import images as cached_images
 from claude_vm.drivers.images.debian import remove_image
 from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.programs import Programs
+from claude_vm.drivers.templates import discard
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.arguments import SLOTS, QemuBuild
 from claude_vm.drivers.vm.channel import Channel
@@ -39,7 +40,7 @@ from claude_vm.drivers.vm.machine import HELPER_S, NeverBootedError
 from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.snapshots import end_build
 from claude_vm.drivers.vm.start import VmStart
-from claude_vm.drivers.vm.store import Templates, discard
+from claude_vm.drivers.vm.store import VmTemplates
 from claude_vm.drivers.vm.template import build
 
 _FILES_S: Final = 30.0
@@ -54,7 +55,7 @@ class VmDriver:
         self._programs = programs
         self._home = hypervisor.owner.home
         self._instances = Instances(hypervisor)
-        self._templates = Templates(self._home, hypervisor.name)
+        self._templates = VmTemplates(self._home, hypervisor.name)
         self._host: tuple[object, QemuBuild] | None = None
         self._host_lock = anyio.Lock()
         self._channels: dict[str, Channel] = {}

@@ -22,11 +22,12 @@ from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.drivers.memory import taken_mib
 from claude_vm.drivers.process import ProcessIdentity, find_marked
 from claude_vm.drivers.programs import Programs
+from claude_vm.drivers.templates import Use
 from claude_vm.drivers.vm.arguments import SLOTS
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Hypervisor
 from claude_vm.drivers.vm.spawn import end, reap
-from claude_vm.drivers.vm.store import Templates, Use, plain
+from claude_vm.drivers.vm.store import VmTemplates, plain
 
 _ID: Final = re.compile(r"i-[0-9a-f]{10}")
 
@@ -81,7 +82,7 @@ class InstanceFolder:
         new.write_bytes(plain(saved))
         new.rename(self.path / "instance.json")
 
-    async def clone(self, spec: InstanceSpec, templates: Templates, programs: Programs) -> None:
+    async def clone(self, spec: InstanceSpec, templates: VmTemplates, programs: Programs) -> None:
         """Make the folder and the disk.
 
         Raises:

@@ -17,6 +17,7 @@ from claude_vm.drivers.api import GuestFile, Progress
 from claude_vm.drivers.errors import DriverError, GuestError
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.process import ProcessIdentity, find_marked
+from claude_vm.drivers.templates import building_folder
 from claude_vm.drivers.vm.arguments import Ram, Slot, VmSize
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
@@ -24,7 +25,7 @@ from claude_vm.drivers.vm.identity import Identity, new_identity
 from claude_vm.drivers.vm.machine import HELPER_S, Machine, boot_again, boot_limit_s
 from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.spawn import end
-from claude_vm.drivers.vm.store import Generation, Snapshot, Stored, building_folder
+from claude_vm.drivers.vm.store import Generation, Snapshot, Stored
 
 Customise = Callable[[Machine], Awaitable[None]]
 

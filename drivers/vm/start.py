@@ -29,7 +29,7 @@ from claude_vm.drivers.vm.machine import (
 from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.slots import slot_of
 from claude_vm.drivers.vm.snapshots import ensure_snapshot
-from claude_vm.drivers.vm.store import Snapshot, Templates
+from claude_vm.drivers.vm.store import Snapshot, VmTemplates
 
 
 class _RestoreError(BootError):
@@ -44,7 +44,7 @@ class VmStart:
     """
 
     def __init__(
-        self, tools: Toolchain, folder: InstanceFolder, templates: Templates, progress: Progress
+        self, tools: Toolchain, folder: InstanceFolder, templates: VmTemplates, progress: Progress
     ) -> None:
         self._tools = tools
         self._folder = folder

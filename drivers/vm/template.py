@@ -17,21 +17,14 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image, ImageSpec, ensure_image
 from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.programs import BuildEnvironment
+from claude_vm.drivers.templates import building_folder, new_generation_name, publish
 from claude_vm.drivers.vm.arguments import Slot, VmSize
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
 from claude_vm.drivers.vm.machine import HELPER_S, Machine
 from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.snapshots import Preparation
-from claude_vm.drivers.vm.store import (
-    Stored,
-    Templates,
-    building_folder,
-    new_generation_name,
-    plain,
-    publish,
-    size_bytes,
-)
+from claude_vm.drivers.vm.store import Stored, VmTemplates, plain, size_bytes, sync_tree
 
 _SETUP: Final = "/run/claude-vm/setup"
 _SETUP_FILES: Final = "/run/claude-vm/setup-files"
@@ -44,7 +37,7 @@ _MEMORY_NEED: Final = 1 << 30
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-async def build(tools: Toolchain, templates: Templates, spec: TemplateSpec, progress: Progress) -> Stored:
+async def build(tools: Toolchain, templates: VmTemplates, spec: TemplateSpec, progress: Progress) -> Stored:
     """Build a generation beside the current one, and make it current at the end.
 
     Raises:
@@ -67,7 +60,8 @@ async def build(tools: Toolchain, templates: Templates, spec: TemplateSpec, prog
         stored = msgspec.structs.replace(stored, record=record)
         (building / "template.json").write_bytes(plain(stored))
         progress(VmPhase.STORE, "")
-        await anyio.to_thread.run_sync(publish, building, record.generation)
+        await anyio.to_thread.run_sync(sync_tree, building)
+        publish(building, record.generation)
     return stored
 
 

@@ -13,7 +13,7 @@ from claude_vm.drivers.lima.driver import open_driver
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import own, search
 from claude_vm.drivers.vm.instance import InstanceFolder, VmRecord
-from claude_vm.drivers.vm.store import Generation, Stored, Templates
+from claude_vm.drivers.vm.store import Generation, Stored, VmTemplates
 
 LONGEST = "i-0123456789"
 
@@ -201,7 +201,7 @@ async def test_nothing_is_made_in_a_folder_of_others(short, trap):
 
 @pytest.mark.anyio
 async def test_a_folder_that_others_make_at_the_last_moment_gets_no_clone(short, elsewhere):
-    class Meanwhile(Templates):
+    class Meanwhile(VmTemplates):
         def find(self, *_):
             home.lima_home(short / "a b").mkdir(exist_ok=True)
             home.lima_home(short / "a b").chmod(0o777)

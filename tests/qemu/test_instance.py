@@ -9,6 +9,7 @@ import msgspec
 import psutil
 import pytest
 
+from claude_vm.drivers import templates
 from claude_vm.drivers.api import InstanceSpec, InstanceStatus, Mount, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError, TemplateInUseError, TemplateMissingError
 from claude_vm.drivers.process import ProcessIdentity
@@ -35,12 +36,12 @@ def template(owner):
         name="t", generation="20260101-000000-aaaaaa", driver="qemu", project="/p", created_at=1.0, cpus=2,
         memory_mib=512, disk_gib=8, size_bytes=5, user="claude", home="/h", claude_version=None, image="i",
     )  # fmt: skip
-    with store.building_folder(store.Templates(owner.home, "qemu").folder("t")) as building:
+    with templates.building_folder(store.VmTemplates(owner.home, "qemu").folder("t")) as building:
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, building / "disk.qcow2"]
         subprocess.run(argv, check=True)
         stored = store.Stored(record, 1000, 1000, "/k", "/i", "")
         (building / "template.json").write_bytes(msgspec.json.encode(stored))
-        store.publish(building, record.generation)
+        templates.publish(building, record.generation)
     return record
 
 
@@ -134,10 +135,10 @@ async def test_a_template_in_use_stays(owner, template):
 
 
 async def test_garbage_is_old_generations_that_nobody_uses(owner, template):
-    old = store.Templates(owner.home, "qemu").folder("t") / template.generation
-    with store.building_folder(old.parent) as building:
+    old = store.VmTemplates(owner.home, "qemu").folder("t") / template.generation
+    with templates.building_folder(old.parent) as building:
         (building / "template.json").write_bytes((old / "template.json").read_bytes())
-        store.publish(building, "20260202-000000-bbbbbb")
+        templates.publish(building, "20260202-000000-bbbbbb")
     async with open_driver(owner) as driver:
         await driver.clone(spec(template))
         assert await driver.collect_garbage() == []

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
+from claude_vm.drivers import templates
 from claude_vm.drivers.api import InstanceSpec, TemplateRecord, tell_nobody
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.process import ProcessIdentity
@@ -78,7 +79,7 @@ class Case:
 
     def __init__(self, owner):
         self.hypervisor = Noting(owner)
-        self.templates = store.Templates(owner.home, "qemu")
+        self.templates = store.VmTemplates(owner.home, "qemu")
         self.tools = Toolchain(self.hypervisor, own(), HOST)
         self.folder = InstanceFolder(self.hypervisor, ONE)
         self.phases = []
@@ -102,14 +103,14 @@ async def case(owner, monkeypatch):
     record = TemplateRecord("t", "g", "qemu", "/p", 0, 1, 512, 1, 0, "u", "/h", None, "image")
     stored = store.Stored(record, 1000, 1000, "/k", "/i", "")
     folder = case.templates.folder("t")
-    with store.building_folder(folder) as building:
+    with templates.building_folder(folder) as building:
         (building / "disk.qcow2").touch()
         os.truncate(building / "disk.qcow2", 1 << 20)
         snapshot = building / "snapshots" / case.tools.snapshot_key(stored, VmSize(1, 512))
         snapshot.mkdir(parents=True)
         (snapshot / "state").touch()
         (building / "template.json").write_bytes(msgspec.json.encode(stored))
-        store.publish(building, "g")
+        templates.publish(building, "g")
 
     async def make_overlay(*_):
         pass

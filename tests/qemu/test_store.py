@@ -7,19 +7,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from claude_vm.drivers import templates
 from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.errors import TemplateMissingError
 from claude_vm.drivers.images import rootfs
 from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.qemu.driver import open_driver
-from claude_vm.drivers.vm import store
-from claude_vm.drivers.vm.store import (
-    Stored,
-    Templates,
-    building_folder,
-    discard,
-    publish,
-)
+from claude_vm.drivers.templates import building_folder, discard, publish
+from claude_vm.drivers.vm.store import Stored, VmTemplates
 
 
 def stored(name="t", generation="g1"):
@@ -31,7 +26,7 @@ def stored(name="t", generation="g1"):
 
 
 def make(home, name="t", generation="g1"):
-    with building_folder(Templates(home, "qemu").folder(name)) as building:
+    with building_folder(VmTemplates(home, "qemu").folder(name)) as building:
         (building / "template.json").write_bytes(msgspec.json.encode(stored(name, generation)))
         return publish(building, generation)
 
@@ -40,17 +35,17 @@ def test_a_published_generation_is_the_current_one_and_keeps_its_name(tmp_path):
     make(tmp_path)
     make(tmp_path, generation="g2")
 
-    found = Templates(tmp_path, "qemu").find("t", "current")
+    found = VmTemplates(tmp_path, "qemu").find("t", "current")
 
     assert found.folder.name == "g2"
-    assert Templates(tmp_path, "qemu").find("t", "g1").stored.record.generation == "g1"
-    assert [item.stored.record.generation for item in Templates(tmp_path, "qemu").current()] == ["g2"]
+    assert VmTemplates(tmp_path, "qemu").find("t", "g1").stored.record.generation == "g1"
+    assert [item.stored.record.generation for item in VmTemplates(tmp_path, "qemu").current()] == ["g2"]
 
 
 @pytest.mark.anyio
 async def test_a_template_whose_guest_has_other_programs_of_ours_is_stale(tmp_path, owner):
     for name, guest in (("old", "from another version"), ("older", ""), ("own", guest_programs())):
-        with building_folder(Templates(owner.home, "qemu").folder(name)) as building:
+        with building_folder(VmTemplates(owner.home, "qemu").folder(name)) as building:
             written = stored(name)
             written = msgspec.structs.replace(
                 written, record=msgspec.structs.replace(written.record, guest=guest)
@@ -85,7 +80,7 @@ def test_readers_see_a_generation_at_every_moment_of_a_swap(tmp_path, monkeypatc
         original = getattr(Path, name)
 
         def step(*arguments, **options):
-            seen.append(Templates(tmp_path, "qemu").find("t", "current").folder.name)
+            seen.append(VmTemplates(tmp_path, "qemu").find("t", "current").folder.name)
             return original(*arguments, **options)
 
         return step
@@ -95,11 +90,11 @@ def test_readers_see_a_generation_at_every_moment_of_a_swap(tmp_path, monkeypatc
     make(tmp_path, generation="g2")
 
     assert set(seen) == {"g1"}
-    assert Templates(tmp_path, "qemu").find("t", "current").folder.name == "g2"
+    assert VmTemplates(tmp_path, "qemu").find("t", "current").folder.name == "g2"
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
-    folder = Templates(tmp_path, "qemu").folder("t")
+    folder = VmTemplates(tmp_path, "qemu").folder("t")
     with building_folder(folder) as building:
         (building / "disk.qcow2").touch()
 
@@ -107,41 +102,41 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
 
 def test_a_build_that_goes_on_is_not_dead_and_one_whose_builder_died_is(tmp_path):
-    folder = Templates(tmp_path, "qemu").folder("t")
+    folder = VmTemplates(tmp_path, "qemu").folder("t")
     with building_folder(folder) as building:
-        assert Templates(tmp_path, "qemu").dead_builds() == []
+        assert VmTemplates(tmp_path, "qemu").dead_builds() == []
 
-        dead = folder / f"{store.BUILDING}dead"
+        dead = folder / f"{templates.BUILDING}dead"
         dead.mkdir()
         (dead / "lock").touch()
-        nested = building / "snapshots" / f"{store.BUILDING}nested"
+        nested = building / "snapshots" / f"{templates.BUILDING}nested"
         nested.mkdir(parents=True)
         (nested / "lock").touch()
 
-        assert sorted(Templates(tmp_path, "qemu").dead_builds()) == sorted([dead, nested])
+        assert sorted(VmTemplates(tmp_path, "qemu").dead_builds()) == sorted([dead, nested])
 
 
 def test_a_folder_without_its_lock_file_yet_is_given_a_minute(tmp_path):
-    young = Templates(tmp_path, "qemu").folder("t") / f"{store.BUILDING}young"
+    young = VmTemplates(tmp_path, "qemu").folder("t") / f"{templates.BUILDING}young"
     young.mkdir(parents=True)
-    assert Templates(tmp_path, "qemu").dead_builds() == []
+    assert VmTemplates(tmp_path, "qemu").dead_builds() == []
 
     os.utime(young, (time.time() - 120, time.time() - 120))
-    assert Templates(tmp_path, "qemu").dead_builds() == [young]
+    assert VmTemplates(tmp_path, "qemu").dead_builds() == [young]
 
 
 def test_an_interrupted_removal_is_found_again(tmp_path):
     generation = make(tmp_path)
-    trash = generation.with_name(f"{store.TRASH}x")
+    trash = generation.with_name(f"{templates.TRASH}x")
     generation.rename(trash)
 
-    assert Templates(tmp_path, "qemu").dead_builds() == [trash]
+    assert VmTemplates(tmp_path, "qemu").dead_builds() == [trash]
     discard(trash)
-    assert Templates(tmp_path, "qemu").dead_builds() == []
+    assert VmTemplates(tmp_path, "qemu").dead_builds() == []
 
 
 def test_a_removal_goes_on_where_a_sweep_removes_the_same(tmp_path, monkeypatch):
-    trash = tmp_path / f"{store.TRASH}x"
+    trash = tmp_path / f"{templates.TRASH}x"
     for name in ("snapshots/a", "snapshots/b"):
         (trash / name).mkdir(parents=True)
     rmdir, others = os.rmdir, [trash / "snapshots/a", trash / "snapshots/b"]
@@ -171,13 +166,13 @@ def test_a_damaged_record_is_a_missing_template(tmp_path, content):
     (make(tmp_path) / "template.json").write_bytes(content)
 
     with pytest.raises(TemplateMissingError):
-        Templates(tmp_path, "qemu").find("t", "g1")
-    assert Templates(tmp_path, "qemu").current() == []
+        VmTemplates(tmp_path, "qemu").find("t", "g1")
+    assert VmTemplates(tmp_path, "qemu").current() == []
 
 
 def test_a_snapshot_is_complete_or_not_there(tmp_path):
     make(tmp_path)
-    generation = Templates(tmp_path, "qemu").find("t", "g1")
+    generation = VmTemplates(tmp_path, "qemu").find("t", "g1")
     folder = generation.folder / "snapshots" / "key"
     folder.mkdir(parents=True)
     (folder / "ram").touch()
@@ -193,10 +188,10 @@ def test_use_is_recorded_without_touching_the_generation(tmp_path):
     generation = make(tmp_path)
     before = (generation / "template.json").stat().st_mtime_ns
 
-    assert Templates(tmp_path, "qemu").last_used("t") == 0.0
-    Templates(tmp_path, "qemu").touch("t")
-    Templates(tmp_path, "qemu").touch("unknown")
+    assert VmTemplates(tmp_path, "qemu").last_used("t") == 0.0
+    VmTemplates(tmp_path, "qemu").touch("t")
+    VmTemplates(tmp_path, "qemu").touch("unknown")
 
-    assert Templates(tmp_path, "qemu").last_used("t") > 0.0
+    assert VmTemplates(tmp_path, "qemu").last_used("t") > 0.0
     assert (generation / "template.json").stat().st_mtime_ns == before
-    assert not Templates(tmp_path, "qemu").folder("unknown").exists()
+    assert not VmTemplates(tmp_path, "qemu").folder("unknown").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from claude_vm.drivers import templates
 from claude_vm.drivers.api import TemplateSpec
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.images.debian import Image
@@ -68,11 +69,11 @@ async def test_a_build_that_would_fill_the_disk_is_refused_and_leaves_nothing(
     monkeypatch.setattr(template.shutil, "disk_usage", lambda _path: usage)
     tools = Toolchain(Qemu(owner), own(), host_of("tcg"))
     with pytest.raises(error) as caught:
-        await template.build(tools, store.Templates(owner.home, "qemu"), SPEC, silent)
+        await template.build(tools, store.VmTemplates(owner.home, "qemu"), SPEC, silent)
     if error is DriverError:
         assert "1.5 GiB free, and a template needs about 1.5 GiB" in caught.value.message
         assert "CLAUDE_VM_HOME" in caught.value.hint
-    assert list(store.Templates(owner.home, "qemu").folder("t").iterdir()) == []
+    assert list(store.VmTemplates(owner.home, "qemu").folder("t").iterdir()) == []
 
 
 class Builds:
@@ -155,7 +156,7 @@ async def test_what_cannot_be_swept_keeps_no_template_from_being_built_and_is_to
     monkeypatch.setattr(Qemu, "sweep", sweep)
     async with open_with(Builds({})) as opened:
         assert (await opened.build_template(SPEC, silent)).name == "t"
-        dead = store.Templates(opened._home, "qemu").folder("t") / f"{store.BUILDING}00000000"
+        dead = store.VmTemplates(opened._home, "qemu").folder("t") / f"{templates.BUILDING}00000000"
         dead.mkdir(parents=True)
         (dead / "lock").touch()
         with pytest.raises(DriverError, match="can't be removed"):

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from claude_vm.drivers import templates
 from claude_vm.drivers.api import InstanceSpec, Mount, Owner, TemplateSpec
 from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.process import find_marked
@@ -186,7 +187,7 @@ async def test_another_size_gets_a_snapshot_of_its_own_once_and_a_larger_disk_is
 async def test_a_snapshot_that_can_not_be_read_is_no_end_but_a_boot(site):
     async with open_driver(site.owner) as driver:
         (template,) = await driver.templates()
-        folder = store.Templates(site.owner.home, "qemu").folder("t") / template.generation / "snapshots"
+        folder = store.VmTemplates(site.owner.home, "qemu").folder("t") / template.generation / "snapshots"
         # The first one is that of the template's own size.
         state = min(folder.glob("*/state"), key=lambda path: path.stat().st_mtime)
         good = state.read_bytes()
@@ -219,7 +220,7 @@ def memory_of(pid, ram):
 async def test_clones_share_the_memory_that_they_have_not_changed_and_leave_the_snapshot_as_it_was(site):
     async with open_driver(site.owner) as driver:
         (template,) = await driver.templates()
-        folder = store.Templates(site.owner.home, "qemu").folder("t") / template.generation / "snapshots"
+        folder = store.VmTemplates(site.owner.home, "qemu").folder("t") / template.generation / "snapshots"
         # The first one is that of the template's own size.
         ram = min(folder.glob("*/ram"), key=lambda path: path.stat().st_mtime).resolve()
         with ram.open("rb") as file:
@@ -283,7 +284,7 @@ async def test_what_a_killed_builder_leaves_is_removed(site):
         assert any("interrupted build" in text for text in removed)
         assert find_marked(site.owner.mark) == []
         assert await driver.templates() == [before]
-    assert list(store.Templates(site.owner.home, "qemu").folder("t").glob(f"{store.BUILDING}*")) == []
+    assert list(store.VmTemplates(site.owner.home, "qemu").folder("t").glob(f"{templates.BUILDING}*")) == []
 
 
 async def test_a_flood_on_the_console_does_not_fill_the_hosts_disk(site):

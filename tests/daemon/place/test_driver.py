@@ -11,6 +11,7 @@ import pytest
 from claude_vm_tests_user import script
 
 from claude_vm.context.project import template_name
+from claude_vm.drivers import templates
 from claude_vm.drivers.api import TemplateRecord
 from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.vm import store
@@ -49,11 +50,11 @@ def give_template(user, driver, *, stale=False):
         project=str(user.project), created_at=1.0, cpus=2, memory_mib=512, disk_gib=8, size_bytes=5,
         user="claude", home="/h", claude_version=None, image="i", guest="old" if stale else guest_programs(),
     )  # fmt: skip
-    with store.building_folder(store.Templates(user.data, driver).folder(record.name)) as building:
+    with templates.building_folder(store.VmTemplates(user.data, driver).folder(record.name)) as building:
         (building / "template.json").write_bytes(
             msgspec.json.encode(store.Stored(record, os.getuid(), os.getgid(), "/k", "/i", ""))
         )
-        store.publish(building, record.generation)
+        templates.publish(building, record.generation)
 
 
 def told(user, *words, env=None):
