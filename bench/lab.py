@@ -237,6 +237,17 @@ class Lab:
             raise BenchError(f"there is no mode '{name}'", f"known are: {', '.join(makers)}")
         return self.once(f"mode {name}", makers[name])
 
+    def warm_mode(self) -> tuple[str, SessionMode, str]:
+        """Return the mode ``warm``, or RAM clones where there is no pool: its name, itself, and a note."""
+        try:
+            name, note = "warm", ""
+            self.mode(name).prepare(1)
+        except UnavailableError as error:
+            name, note = "clone", f"measured with RAM clones: {error}"
+        mode = self.mode(name)
+        assert isinstance(mode, SessionMode)  # noqa: S101 - both are
+        return name, mode, note
+
     def _lima(self) -> Mode:
         if self.facts.record.driver != Lima.name:
             raise UnavailableError("the driver is not lima", "measure with: claude-vm bench --driver lima")

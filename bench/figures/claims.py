@@ -14,19 +14,17 @@ from typing import Any
 from msgspec.structs import replace
 
 from claude_vm.bench.errors import UnavailableError
+from claude_vm.bench.figures.targets import added_line, ratio_line
 from claude_vm.bench.lab import POOL, Lab
 from claude_vm.bench.marks import instants_of
-from claude_vm.bench.records import SHOWN, Line, Sample
+from claude_vm.bench.records import SHOWN, Figures, Line, Sample
 from claude_vm.bench.sims.conversation import Conversation
 from claude_vm.bench.sims.programs import bare_claim, running
 from claude_vm.bench.site import Site
-from claude_vm.bench.stats import paired, percentile
+from claude_vm.bench.stats import percentile
 
 WORDS = ("shell", "echo", "ready")
 WARM_UP = 3
-
-F2_P50_MS, F2_P95_MS = 5.0, 15.0
-S1_BOUND = 1.5
 
 
 def claim(site: Site) -> tuple[float, str]:
@@ -90,7 +88,7 @@ def pairs_ms(samples: list[Sample], names: tuple[str, str]) -> tuple[list[float]
     return [sides[0][n] for n in rounds], [sides[1][n] for n in rounds]
 
 
-def made(lab: Lab, rounds: int) -> tuple[list[Sample], list[Line]]:
+def made(lab: Lab, rounds: int) -> Figures:
     """S1: a session whose guest is made for it."""
     site = lab.simulated("sim-made")
     names = ("sim made", "bare made")
@@ -104,24 +102,10 @@ def made(lab: Lab, rounds: int) -> tuple[list[Sample], list[Line]]:
 
 def made_lines(samples: list[Sample], names: tuple[str, str]) -> list[Line]:
     """Return S1's lines."""
-    ours, bare = pairs_ms(samples, names)
-    lines = []
-    for percent in (50, 95):
-        line = Line(
-            key=f"S1.p{percent}",
-            what=f"sim session made from nothing, p{percent}",
-            target="(for the gate)",
-            bound=S1_BOUND,
-            judged=False,
-        )
-        if ours:
-            a, b = percentile(ours, percent), percentile(bare, percent)
-            line = replace(line, value=a / b, measured=f"{a:.1f} ms : {b:.1f} ms")
-        lines.append(line)
-    return lines
+    return [ratio_line(key, *pairs_ms(samples, names)) for key in ("S1.p50", "S1.p95")]
 
 
-def warm(lab: Lab, rounds: int) -> tuple[list[Sample], list[Line]]:
+def warm(lab: Lab, rounds: int) -> Figures:
     """F2: a warm claim."""
     names = ("sim warm", "bare warm")
     try:
@@ -158,25 +142,5 @@ def _note_on(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def warm_lines(samples: list[Sample], names: tuple[str, str]) -> list[Line]:
     """Return F2's lines."""
-    ours, bare = pairs_ms(samples, names)
-    lines = []
-    for percent, bound in ((50, F2_P50_MS), (95, F2_P95_MS)):
-        line = Line(
-            key=f"F2.p{percent}",
-            what=f"supervisor's part of a warm claim (sim), p{percent}",
-            target=f"<= {bound:g} ms",
-            bound=bound,
-            unit="ms",
-        )
-        if ours:
-            added = percentile(paired(ours, bare), percent)
-            sides = f"{percentile(ours, percent):.1f} - {percentile(bare, percent):.1f}"
-            line = replace(line, value=added, measured=f"{added:.1f} ms ({sides})")
-        lines.append(line)
-    ratio = Line(
-        key="F2.ratio", what="the same as a ratio, p50", target="(for the gate)", bound=3.0, judged=False
-    )
-    if ours:
-        a, b = percentile(ours, 50), percentile(bare, 50)
-        ratio = replace(ratio, value=a / b, measured=f"{a:.1f} ms : {b:.1f} ms")
-    return [*lines, ratio]
+    sides = pairs_ms(samples, names)
+    return [added_line("F2.p50", *sides), added_line("F2.p95", *sides), ratio_line("F2.ratio", *sides)]

@@ -5,9 +5,8 @@ import resource
 import time
 from collections.abc import Sequence
 
-from msgspec.structs import replace
-
 from claude_vm.bench.errors import BenchError
+from claude_vm.bench.figures.targets import CROWD, FEW, MANY, line
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.records import Figures, Line
 from claude_vm.bench.sims.conversation import Conversation, wait_any
@@ -19,12 +18,10 @@ from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
 
-CROWD = 1000
 AT_A_TIME = 32
 """How many sessions are being made at a time: as many as a machine can make, not as many as it can hold."""
 
 PATIENCE_S = 300.0
-FEW, MANY = 10, 1000
 LIVES = 2000
 TRIES = 5
 
@@ -38,18 +35,8 @@ def crowd(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - one crowd is enou
     site = lab.simulated("sim-crowd", limits=_LIMITS)
     lab.tell(f"F7: {CROWD} simulated sessions at once")
     served, most, note = gather(site, CROWD)
-    line = Line(
-        key="F7.served",
-        what=f"of {CROWD} simulated sessions served",
-        target="all, at once",
-        bound=100.0,
-        unit="%",
-        at_least=True,
-        value=100.0 * min(served, most) / CROWD,
-        measured=f"{served} served, {most} at once",
-        note=note,
-    )
-    return [], [line, *core_lines()]
+    measured = f"{served} served, {most} at once"
+    return [], [line("F7.served", 100.0 * min(served, most) / CROWD, measured, note), *core_lines()]
 
 
 def gather(site: Site, count: int) -> tuple[int, int, str]:
@@ -113,19 +100,10 @@ def core_lines() -> list[Line]:
         many.append(event_us(MANY))
     cost_few, cost_many = percentile(few, 50), percentile(many, 50)
     rate = 1e6 / cost_many
-    speed = Line(
-        key="F7.events",
-        what=f"core events per second, {MANY} instances",
-        target=">= 50,000/s",
-        bound=50_000.0,
-        unit="/s",
-        at_least=True,
-        value=rate,
-        measured=f"{rate:,.0f}/s",
-    )
-    flat = Line(key="F7.flat", what=f"an event among {MANY} and among {FEW}", target="<= 1.3 x", bound=1.3)
-    text = f"{cost_many:.1f} us : {cost_few:.1f} us"
-    return [speed, replace(flat, value=cost_many / cost_few, measured=text)]
+    return [
+        line("F7.events", rate, f"{rate:,.0f}/s"),
+        line("F7.flat", cost_many / cost_few, f"{cost_many:.1f} us : {cost_few:.1f} us"),
+    ]
 
 
 def event_us(instances: int) -> float:

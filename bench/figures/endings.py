@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import psutil
 from msgspec.structs import replace
 
-from claude_vm.bench.errors import UnavailableError
-from claude_vm.bench.figures.waits import Target, cli_ms, ratio_line, run_units
-from claude_vm.bench.lab import POOL, Lab
+from claude_vm.bench.figures.targets import line, ratio_line
+from claude_vm.bench.figures.waits import cli_ms, run_units
+from claude_vm.bench.lab import Lab
 from claude_vm.bench.modes import CommandMode, Mode, SessionMode, measure
 from claude_vm.bench.plan import BURST, Turn, Unit, unit
 from claude_vm.bench.records import EXITED, SHOWN, Figures, Line, Sample, counted, shown_ms, success
@@ -29,7 +29,7 @@ def burst(lab: Lab, rounds: int) -> Figures:
     samples, missing = run_units(lab, units, rounds=min(rounds, BURSTS))
     lines = burst_lines(samples, os.cpu_count() or 1)
     reason = "; ".join(dict.fromkeys(missing.values()))
-    return samples, [replace(line, note=reason) if line.value is None else line for line in lines]
+    return samples, [replace(each, note=reason) if each.value is None else each for each in lines]
 
 
 def burst_lines(samples: Sequence[Sample], cpus: int) -> list[Line]:
@@ -40,31 +40,14 @@ def burst_lines(samples: Sequence[Sample], cpus: int) -> list[Line]:
     ssh = shown_ms(samples, "ssh", "burst")
     clone = [ms * BURST / cpus for ms in shown_ms(samples, "clone", "sequential")]
     note = "" if not ours or warm else "the daemon does not tell which of them were warm"
-    shares = Line(
-        key="F5.success", what="burst, success", target="100 %", bound=100.0, unit="%", at_least=True
-    )
-    if ours:
-        share = success(ours) * 100
-        shares = replace(shares, value=share, measured=f"{share:.0f} % of {len(ours)}")
-    text = f"<= RAM clone x {BURST}/{cpus}"
-    return [
-        ratio_line(
-            "F5.warm", f"burst of {BURST}, the warm {POOL}", Target("<= 1.3 x ssh", 1.3), (warm, ssh), note
-        ),
-        ratio_line("F5.rest", "burst, the rest", Target(text, 1.0, 95), (rest, clone), note),
-        shares,
-    ]
+    share = success(ours) * 100
+    rate = line("F5.success", share, f"{share:.0f} % of {len(ours)}") if ours else line("F5.success")
+    return [ratio_line("F5.warm", warm, ssh, note), ratio_line("F5.rest", rest, clone, note), rate]
 
 
 def ends(lab: Lab, rounds: int) -> Figures:
     """F11: pairs of sessions, one that is alone and one right after its end."""
-    name = "warm"
-    note = ""
-    try:
-        lab.mode(name).prepare(1)
-    except UnavailableError as error:
-        name, note = "clone", f"measured with RAM clones: {error}"
-    mode = lab.mode(name)
+    name, mode, note = lab.warm_mode()
     lab.tell(f"F11: pairs of sessions ({name})")
     samples: list[Sample] = []
     for index in range(-1, min(rounds, 20)):
@@ -96,20 +79,12 @@ def end_lines(samples: Sequence[Sample], name: str, note: str) -> list[Line]:
     ]
     # Without the daemon's word: the client ends when all is gone, and what it ran ended after its output.
     freed = told or [s.instants[EXITED] - s.instants[SHOWN] for s in sessions]
-    line = Line(
-        key="F11.free",
-        what="end to resources free, p95",
-        target="<= 300 ms",
-        bound=300.0,
-        unit="ms",
-        note=note,
-    )
+    free = line("F11.free", note=note)
     if freed:
         taken = percentile(freed, 95) * 1000
         what = "" if told else " (from the output to the client's end)"
-        line = replace(line, value=taken, measured=f"{taken:.0f} ms{what}")
-    target = Target("<= 1.1 x isolated", 1.1, 95)
-    return [line, ratio_line("F11.next", "back to back", target, (after, alone), note)]
+        free = line("F11.free", taken, f"{taken:.0f} ms{what}", note)
+    return [free, ratio_line("F11.next", after, alone, note)]
 
 
 def starts(lab: Lab, rounds: int) -> Figures:
@@ -133,13 +108,10 @@ def start_lines(samples: Sequence[Sample]) -> list[Line]:
     taken, what = cli_ms(counted(samples, "start")), ""
     if not taken:
         taken, what = shown_ms(samples, "start ps"), " (a whole `ps`)"
-    line = Line(
-        key="F14.accept", what="no daemon to claim accepted, p95", target="<= 500 ms", bound=500.0, unit="ms"
-    )
     if not taken:
-        return [line]
+        return [line("F14.accept")]
     value = percentile(taken, 95)
-    return [replace(line, value=value, measured=f"{value:.0f} ms{what}, p50 {percentile(taken, 50):.0f} ms")]
+    return [line("F14.accept", value, f"{value:.0f} ms{what}, p50 {percentile(taken, 50):.0f} ms")]
 
 
 def stop_daemon(site: Site) -> None:

@@ -11,16 +11,14 @@ from msgspec.structs import replace
 
 from claude_vm.bench import children
 from claude_vm.bench.errors import UnavailableError
-from claude_vm.bench.figures.waits import Target, ratio_line
+from claude_vm.bench.figures.targets import CLONES, line, ratio_line
 from claude_vm.bench.guests import pss_mib
 from claude_vm.bench.lab import Lab
-from claude_vm.bench.modes import SessionMode
 from claude_vm.bench.records import SHOWN, Figures, Line, Sample, shown_ms
 from claude_vm.bench.site import Site, program
 from claude_vm.bench.ssh import Login
 from claude_vm.bench.stock import boots_only
 
-CLONES = 4
 AGENT_STARTS = 5
 AGENT_S = 300.0
 
@@ -56,14 +54,7 @@ def memory(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - memory is no wai
 def memory_line(clones: Sequence[float], twin: float) -> Line:
     """Return F6's line, from MiB."""
     each = sum(clones) / len(clones)
-    return Line(
-        key="F6.memory",
-        what=f"memory of each of {len(clones)} clones (PSS)",
-        target="<= 1/2 of a booted twin",
-        bound=0.5,
-        value=each / twin,
-        measured=f"{each:.0f} MiB : {twin:.0f} MiB",
-    )
+    return line("F6.memory", each / twin, f"{each:.0f} MiB : {twin:.0f} MiB")
 
 
 @contextlib.contextmanager
@@ -130,13 +121,7 @@ def agent(lab: Lab, rounds: int) -> Figures:
     """F12: ``claude-vm`` until Claude Code's input, against ``claude`` typed into an open shell."""
     if lab.facts.record.claude_version is None:
         raise UnavailableError("the template is without Claude Code")
-    name, note = "warm", ""
-    try:
-        lab.mode(name).prepare(1)
-    except UnavailableError as error:
-        name, note = "clone", f"measured with RAM clones: {error}"
-    mode = lab.mode(name)
-    assert isinstance(mode, SessionMode)  # noqa: S101 - both are
+    name, mode, note = lab.warm_mode()
     site = mode.site
     samples: list[Sample] = []
     with _api() as url:
@@ -148,8 +133,7 @@ def agent(lab: Lab, rounds: int) -> Figures:
             mode.prepare(1)
             samples.append(_typed(site, env, index))
     sides = (shown_ms(samples, "claude-vm"), shown_ms(samples, "typed"))
-    target = Target("<= 1.05 x typed into a shell", 1.05)
-    return samples, [ratio_line("F12.box", "claude-vm to Claude Code's input", target, sides, note)]
+    return samples, [ratio_line("F12.box", *sides, note)]
 
 
 def _started(site: Site, env: dict[str, str], index: int) -> Sample:

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from claude_vm.bench.errors import UnavailableError
+from claude_vm.bench.figures.targets import IDLE_S, line
 from claude_vm.bench.guests import pss_mib
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.records import Figures, Line
@@ -17,8 +18,6 @@ from claude_vm.drivers.lima.home import lima_home
 SETTLE_S = 60.0
 """A clone goes on for a while with what it has begun: pages that it touches, timers of its start."""
 
-MEASURED_S = 60.0
-
 
 def idle(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - it takes its time once
     """F21: processor time of a ready VM in which nothing runs, and of the daemon that keeps it.
@@ -27,11 +26,11 @@ def idle(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - it takes its time 
     """
     site = lab.site("idle", pool="size = 1\n")
     site.fill(1)
-    lab.tell(f"F21: a ready VM that nobody uses, for {SETTLE_S + MEASURED_S:.0f} s")
+    lab.tell(f"F21: a ready VM that nobody uses, for {SETTLE_S + IDLE_S:.0f} s")
     time.sleep(SETTLE_S)
     before = scheduled(site)
     begun = time.monotonic()
-    time.sleep(MEASURED_S)
+    time.sleep(IDLE_S)
     after = scheduled(site)
     took = time.monotonic() - begun
     share = {pid: (after[pid][1] - was) / took * 100 for pid, (_, was) in before.items() if pid in after}
@@ -44,27 +43,8 @@ def idle(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - it takes its time 
 
 def idle_lines(vm: float, daemon: float, memory_mib: float) -> list[Line]:
     """Return F21's lines, from per cent of a core and MiB."""
-    return [
-        Line(
-            key="F21.vm",
-            what=f"a ready VM that nobody uses, {MEASURED_S:.0f} s",
-            target="<= 1 % of a core",
-            bound=1.0,
-            value=vm,
-            unit="%",
-            measured=f"{vm:.2f} % of a core (the daemon: {daemon:.2f} %)",
-        ),
-        Line(
-            key="F21.memory",
-            what="its memory (PSS)",
-            target="-",
-            bound=0.0,
-            value=memory_mib,
-            unit="MiB",
-            measured=f"{memory_mib:.0f} MiB",
-            judged=False,
-        ),
-    ]
+    said = f"{vm:.2f} % of a core (the daemon: {daemon:.2f} %)"
+    return [line("F21.vm", vm, said), line("F21.memory", memory_mib, f"{memory_mib:.0f} MiB")]
 
 
 def scheduled(site: Site) -> Mapping[int, tuple[bool, float]]:

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
+from claude_vm.bench.figures.targets import PROJECTS, SWITCHED, TOGETHER, line
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.records import Figures, Line
 from claude_vm.bench.site import Site
 from claude_vm.drivers.memory import available_mib
 from claude_vm.supervisor.daemon.pool.policy import host_memory_mib
 
-PROJECTS = 10
-SWITCHED = 8
 SWITCHES = 2
-TOGETHER = 10
-WANTED = 8
 SETTLED_S = 120.0
 LOOK_S = 0.5
 
@@ -78,38 +77,9 @@ def _rows(site: Site) -> list[dict[str, Any]]:
 def lines(kept: int, sources: Sequence[str], each_mib: float) -> list[Line]:
     """Return F20's lines: how many projects had a ready VM, how sessions came to theirs, MiB of each VM."""
     warm = 100.0 * sources.count("warm") / len(sources) if sources else 0.0
-    judged = host_memory_mib() >= HOST_MIB
-    return [
-        Line(
-            key="F20.ready",
-            what=f"of {PROJECTS} projects have a ready VM, by default",
-            target=f">= {WANTED} on 24 GB",
-            bound=WANTED,
-            unit="",
-            at_least=True,
-            value=kept,
-            measured=f"{kept} on {host_memory_mib() / 1024:.0f} GB",
-            judged=judged,
-        ),
-        Line(
-            key="F20.warm",
-            what=f"claims that are warm, switching among {SWITCHED}",
-            target="all",
-            bound=100.0,
-            unit="%",
-            at_least=True,
-            value=warm,
-            measured=f"{sources.count('warm')} of {len(sources)}",
-            judged=judged,
-        ),
-        Line(
-            key="F20.memory",
-            what=f"available memory less by each of {TOGETHER} ready VMs",
-            target="(written down)",
-            bound=0.0,
-            unit="MiB",
-            value=each_mib,
-            measured=f"{each_mib:.0f} MiB",
-            judged=False,
-        ),
+    rows = [
+        line("F20.ready", kept, f"{kept} on {host_memory_mib() / 1024:.0f} GB"),
+        line("F20.warm", warm, f"{sources.count('warm')} of {len(sources)}"),
+        line("F20.memory", each_mib, f"{each_mib:.0f} MiB"),
     ]
+    return rows if host_memory_mib() >= HOST_MIB else [replace(row, judged=False) for row in rows]

@@ -15,17 +15,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from claude_vm.bench.children import open_terminal
 from claude_vm.bench.errors import BenchError, UnavailableError
+from claude_vm.bench.figures.targets import added_line, line
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.records import SHOWN, Figures, Line, Sample
 from claude_vm.bench.sims.access import write_access
 from claude_vm.bench.sims.programs import running
 from claude_vm.bench.sims.sshd import open_sshd
 from claude_vm.bench.site import Site, program
-from claude_vm.bench.stats import paired, percentile
+from claude_vm.bench.stats import percentile
 
 KEYS = 500
 BYTES = 24 * 1024 * 1024
@@ -206,31 +205,16 @@ def keys(ours: Talk, bare: Talk, pattern: str) -> list[Sample]:
 
 def stream_lines(rates: dict[str, list[float]], samples: Sequence[Sample]) -> list[Line]:
     """Return F8's lines, from bytes per second and echoes; a stream is compared with its neighbour."""
-    line = Line(
-        key="F8.rate", what="terminal throughput", target=">= 0.9 x bare asyncssh", bound=0.9, at_least=True
-    )
+    lines = [line("F8.rate")]
     if rates[OURS] and rates[BARE]:
         a, b = (percentile(rates[name], 50) / 1e6 for name in (OURS, BARE))
         ratios = [ours / bare for ours, bare in zip(rates[OURS], rates[BARE], strict=True)]
         measured = f"{a:.1f} MB/s : {b:.1f} MB/s (n={len(ratios)})"
-        line = replace(line, value=percentile(ratios, 50), measured=measured)
-    lines = [line]
+        lines = [line("F8.rate", percentile(ratios, 50), measured)]
     for key, pattern in (("echo", "alone"), ("flood", "beside a flood")):
-        sides = [
+        ours, bare = (
             [s.shown_ms for s in samples if s.mode == name and s.pattern == pattern and s.round >= 0]
             for name in (OURS, BARE)
-        ]
-        for percent, bound in ((50, 2.0), (95, 5.0)):
-            made = Line(
-                key=f"F8.{key}.p{percent}",
-                what=f"echo of a key, added, {pattern}, p{percent}",
-                target=f"<= {bound:g} ms",
-                bound=bound,
-                unit="ms",
-            )
-            if sides[0]:
-                added = percentile(paired(*sides), percent)
-                both = f"{percentile(sides[0], percent):.2f}, {percentile(sides[1], percent):.2f}"
-                made = replace(made, value=added, measured=f"{added:.2f} ms ({both}; n={len(sides[0])})")
-            lines.append(made)
+        )
+        lines += [added_line(f"F8.{key}.{which}", ours, bare, digits=2) for which in ("p50", "p95")]
     return lines

@@ -1,28 +1,16 @@
 """F1, F3, F4 and F10: what a user waits for, each mode beside its baseline in one interleaved run."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from claude_vm.bench.errors import BenchError
+from claude_vm.bench.figures.targets import ratio_line
 from claude_vm.bench.lab import Lab
 from claude_vm.bench.modes import measure
 from claude_vm.bench.plan import Unit, plan
-from claude_vm.bench.records import Line, Sample, counted, shown_ms
+from claude_vm.bench.records import Figures, Line, Sample, counted, shown_ms
 from claude_vm.bench.stats import percentile
-
-
-class Target(NamedTuple):
-    """What a ratio of two percentiles shall be at most; one that is not `judged` is shown only."""
-
-    text: str
-    bound: float
-    percent: int = 50
-    judged: bool = True
-
-
-TIMES_PYTHON = Target("<= 3 x python -c pass", 3.0)
 
 SLOW = frozenset({"cold", "stock", "lima-by-hand"})
 UNITS = {
@@ -65,7 +53,7 @@ def run_units(
     return samples, missing
 
 
-def waits(lab: Lab, figures: Sequence[str], rounds: int) -> tuple[list[Sample], list[Line]]:
+def waits(lab: Lab, figures: Sequence[str], rounds: int) -> Figures:
     """Measure the figures of this module that are wanted."""
     samples, missing = run_units(lab, units_of(figures), rounds=rounds)
     return samples, lines_of(samples, figures, missing)
@@ -77,18 +65,6 @@ def lines_of(samples: Sequence[Sample], figures: Sequence[str], missing: dict[st
     lines = [line for figure in figures for line in makers[figure](samples)]
     reason = "; ".join(dict.fromkeys(missing.values()))
     return [replace(line, note=reason) if line.value is None and not line.note else line for line in lines]
-
-
-def ratio_line(
-    key: str, what: str, target: Target, sides: tuple[Sequence[float], Sequence[float]], note: str = ""
-) -> Line:
-    """Return the line of a ratio of two percentiles of milliseconds; without values it is not measured."""
-    line = Line(key=key, what=f"{what}, p{target.percent}", target=target.text, bound=target.bound, note=note)
-    ours, base = sides
-    if not ours or not base:
-        return line
-    a, b = percentile(ours, target.percent), percentile(base, target.percent)
-    return replace(line, value=a / b, measured=f"{a:.1f} ms : {b:.1f} ms", judged=target.judged)
 
 
 def warm_only(samples: Sequence[Sample]) -> tuple[list[Sample], str]:
@@ -124,13 +100,11 @@ def _f1(samples: Sequence[Sample]) -> list[Line]:
     warm = [sample.shown_ms for sample in found if sample.ok]
     ssh = shown_ms(samples, "ssh", "sequential", "prompt")
     note = note or _own_part(found)
-    what = "warm claim to prompt"
+    python = shown_ms(samples, "python")
     return [
-        ratio_line("F1.p50", what, Target("<= 1.0 x ssh", 1.0), (warm, ssh), note),
-        ratio_line("F1.p95", what, Target("<= 1.3 x ssh", 1.3, 95), (warm, ssh), note),
-        ratio_line(
-            "F1.cli", "exec to claim sent", TIMES_PYTHON, (cli_ms(found), shown_ms(samples, "python"))
-        ),
+        ratio_line("F1.p50", warm, ssh, note),
+        ratio_line("F1.p95", warm, ssh, note),
+        ratio_line("F1.cli", cli_ms(found), python),
     ]
 
 
@@ -138,12 +112,10 @@ def _f3(samples: Sequence[Sample]) -> list[Line]:
     clone = shown_ms(samples, "clone", "sequential", "prompt")
     hand, cold, stock = (shown_ms(samples, mode) for mode in ("by-hand", "cold", "stock"))
     note = _own_part(counted(samples, "clone", "sequential", "prompt"))
-    what = "RAM clone to prompt"
-    masked = Target("(our masked boot)", 1 / 15, judged=False)
     return [
-        ratio_line("F3.stock", what, Target("<= 1/15 of a stock boot", 1 / 15), (clone, stock), note),
-        ratio_line("F3.cold", what, masked, (clone, cold)),
-        ratio_line("F3.hand", what, Target("<= 1.3 x by hand + ssh", 1.3), (clone, hand), note),
+        ratio_line("F3.stock", clone, stock, note),
+        ratio_line("F3.cold", clone, cold),
+        ratio_line("F3.hand", clone, hand, note),
     ]
 
 
@@ -154,9 +126,9 @@ def _f4(samples: Sequence[Sample]) -> list[Line]:
     clone = shown_ms(samples, "clone", "sequential", "prompt")
     cold = shown_ms(samples, "cold", "sequential", "prompt")
     return [
-        ratio_line("F4.warm", "Lima, warm", Target("<= 1/100 of by hand", 1 / 100), (warm, hand), note),
-        ratio_line("F4.clone", "Lima, RAM clone", Target("<= 1/15 of by hand", 1 / 15), (clone, hand)),
-        ratio_line("F4.cold", "Lima, cold linked clone", Target("<= 0.8 of by hand", 0.8), (cold, hand)),
+        ratio_line("F4.warm", warm, hand, note),
+        ratio_line("F4.clone", clone, hand),
+        ratio_line("F4.cold", cold, hand),
     ]
 
 
@@ -165,9 +137,6 @@ def _f10(samples: Sequence[Sample]) -> list[Line]:
     clients = cli_ms(counted(samples, "simulated"))
     note = "" if clients else "the daemon tells no instants"
     return [
-        ratio_line(
-            "F10.version", "claude-vm --version", TIMES_PYTHON, (shown_ms(samples, "version"), python)
-        ),
-        ratio_line("F10.ps", "claude-vm ps", TIMES_PYTHON, (shown_ms(samples, "ps"), python)),
-        ratio_line("F10.claim", "a claim's client", TIMES_PYTHON, (clients, python), note),
+        *(ratio_line(f"F10.{name}", shown_ms(samples, name), python) for name in ("version", "ps")),
+        ratio_line("F10.claim", clients, python, note),
     ]
