@@ -4,11 +4,9 @@ No driver, no journal, no confinement, no event loop: an overlay, a QEMU, three 
 that lets SSH in, the project's mount, one OpenSSH login to its prompt. It is the floor for our own RAM clone.
 """
 
-import base64
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -25,16 +23,18 @@ from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.guests import Guests
 from claude_vm.bench.ssh import Login
 from claude_vm.drivers.api import Access
+from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.arguments import arguments
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.arguments import QemuBuild, Ram, Slot, VmSize
 from claude_vm.drivers.vm.identity import new_identity, write_private
 from claude_vm.drivers.vm.machine import MOUNT_OPTIONS
+from claude_vm.drivers.vm.qmp import forwarded_port
+from claude_vm.drivers.vm.spawn import listen
 from claude_vm.drivers.vm.store import Generation, Snapshot, VmTemplates
 
 WAIT_S = 60.0
-_MONITOR_FD, _HELPER_FD = 10, 11
 
 
 class _Lines:
@@ -120,7 +120,7 @@ class ByHand:
             )
             instants = {name: at + (timing.begun_at - begun) for name, at in timing.instants.items()}
             return children.Timing(begun, {"login": took, **instants}, timing.status, timing.error)
-        except (BenchError, OSError, subprocess.SubprocessError, ValueError) as error:
+        except (BenchError, DriverError, OSError, subprocess.SubprocessError, ValueError) as error:
             return children.Timing(begun, {}, 1, f"by hand: {error}")
         finally:
             for process in processes:
@@ -138,7 +138,9 @@ class ByHand:
         monitor, helper = _Lines(folder / "m"), _Lines(folder / "h")
         try:
             self._load(monitor)
-            port = _port(str(monitor.ask("human-monitor-command", **{"command-line": "info usernet"})))
+            port = forwarded_port(
+                str(monitor.ask("human-monitor-command", **{"command-line": "info usernet"}))
+            )
             return self._settle(helper, folder, port)
         finally:
             monitor.close()
@@ -151,23 +153,14 @@ class ByHand:
             self._generation.stored.guest("by-hand", self._size, disk),
             serial=str(folder / "serial.log"),
             empty=str(empty),
-            monitor=_MONITOR_FD,
-            helper=_HELPER_FD,
             slots=(Slot(self._project, writable=True),),
             ram=Ram(str(self._snapshot.ram), shared=False),
             incoming=True,
         )
-        argv = arguments(self._host, guest)
-        with _listening(folder / "m") as monitor, _listening(folder / "h") as helper:
-            # Numbers of the listening sockets, in place of those that the driver moves its own to.
-            numbers = {f"fd={_MONITOR_FD},": monitor, f"fd={_HELPER_FD},": helper}
-            for old, found in numbers.items():
-                argv = [
-                    word.replace(old, f"fd={found.fileno()},") if word.startswith("socket,") else word
-                    for word in argv
-                ]
+        with listen(folder / "m") as monitor, listen(folder / "h") as helper:
+            guest = msgspec.structs.replace(guest, monitor=monitor.fileno(), helper=helper.fileno())
             return subprocess.Popen(
-                argv,
+                arguments(self._host, guest),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -195,16 +188,7 @@ class ByHand:
         identity = new_identity("i-0123456789")
         key = folder / "key"
         write_private(key, identity.client_key.private)
-        helper.helper(
-            "identify",
-            entropy=base64.b64encode(identity.entropy).decode(),
-            unix_s=time.time(),
-            hostname=identity.hostname,
-            machine_id=identity.machine_id,
-            user=self._record.user,
-            host_key=identity.host_key.private,
-            authorized_key=identity.client_key.public + "\n",
-        )
+        helper.helper("identify", **identity.request(self._record.user))
         mount = {"tag": "slot0", "path": self._project, "readonly": False, "options": MOUNT_OPTIONS}
         helper.helper("mount", mounts=[mount])
         access = Access(
@@ -216,17 +200,3 @@ class ByHand:
             client_key=key,
         )
         return Login(access, folder)
-
-
-def _listening(path: Path) -> socket.socket:
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(path))
-    server.listen(2)
-    return server
-
-
-def _port(text: str) -> int:
-    found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s", text)
-    if found is None:
-        raise BenchError("the QEMU that was started by hand forwards no port")
-    return int(found[1])

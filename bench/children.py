@@ -13,13 +13,14 @@ import signal
 import struct
 import subprocess
 import termios
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
+from claude_vm.bench.errors import BenchError
 from claude_vm.bench.records import EXITED, SHOWN
 
 TIMEOUT_S = 300.0
@@ -39,11 +40,6 @@ def is_prompt(seen: bytes) -> bool:
     return bool(_PROMPT.search(_ESCAPES.sub(b"", seen)))
 
 
-def is_something(seen: bytes) -> bool:
-    """Tell whether there was any output."""
-    return bool(seen)
-
-
 class TerminalStep(msgspec.Struct, frozen=True):
     """Something to wait for, by what came since the last step, and what to type then."""
 
@@ -53,7 +49,7 @@ class TerminalStep(msgspec.Struct, frozen=True):
 
 
 PROMPT = (TerminalStep(SHOWN, is_prompt, b"exit\r"),)
-OUTPUT = (TerminalStep(SHOWN, is_something),)
+OUTPUT = (TerminalStep(SHOWN, bool),)
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -202,16 +198,35 @@ def together(starts: Sequence[float], run_one: Callable[[int], Timing]) -> list[
     """
     if len(starts) == 1:
         return [run_one(0)]
-    found: list[Timing | None] = [None] * len(starts)
     zero = time.monotonic() + 0.02  # all threads are there by then
 
-    def start(index: int) -> None:
+    def start(index: int) -> Timing:
         time.sleep(max(0.0, zero + starts[index] - time.monotonic()))
-        found[index] = run_one(index)
+        return run_one(index)
 
-    threads = [threading.Thread(target=start, args=(index,)) for index in range(len(starts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [timing for timing in found if timing is not None]
+    with ThreadPoolExecutor(len(starts)) as threads:
+        return list(threads.map(start, range(len(starts))))
+
+
+def finished(
+    argv: Sequence[str | Path],
+    *,
+    name: str,
+    timeout_s: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    data: bytes = b"",
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command that is not measured to its end; `name` is what errors call it.
+
+    Raises:
+        BenchError: It can't be started, or takes too long.
+    """
+    try:
+        return subprocess.run(
+            argv, env=env, cwd=cwd, input=data, capture_output=True, check=False, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"{name} takes longer than {timeout_s:.0f} s") from error
+    except OSError as error:
+        raise BenchError(f"{name}: {error.strerror}") from error

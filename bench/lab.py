@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import anyio
 
@@ -12,7 +12,7 @@ from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.guests import Guests, open_guests
 from claude_vm.bench.limahand import LimaByHand
 from claude_vm.bench.limastock import make_ordinary
-from claude_vm.bench.modes import CommandMode, LimaMode, Mode, RestoredMode, SessionMode, SshMode
+from claude_vm.bench.modes import ByHandMode, CommandMode, Mode, SessionMode, SshMode
 from claude_vm.bench.site import Site, open_folder
 from claude_vm.bench.ssh import Login
 from claude_vm.bench.stock import make_stock
@@ -28,6 +28,7 @@ from claude_vm.drivers.sim.driver import SimDriver
 from claude_vm.drivers.vm.driver import BOOT_ONLY
 from claude_vm.supervisor.wire import paths
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 POOL = 4
@@ -37,14 +38,13 @@ _LIMITS = 'max_instances = 64\nmemory_budget = "1000GB"\nidle_timeout = "1h"\n'
 _BOOT_ONLY = {BOOT_ONLY[0]: BOOT_ONLY[1]}
 
 
-class Facts:
+class Facts(NamedTuple):
     """What a run is about: the project, its template, the driver. `home` is the user's data folder."""
 
-    def __init__(self, project: Path, home: Path, record: TemplateRecord, facts: Capabilities) -> None:
-        self.project = project
-        self.home = home
-        self.record = record
-        self.capabilities = facts
+    project: Path
+    home: Path
+    record: TemplateRecord
+    capabilities: Capabilities
 
 
 def find_facts(cwd: Path, environ: Mapping[str, str], flags: Mapping[str, Value]) -> Facts:
@@ -73,10 +73,29 @@ def find_facts(cwd: Path, environ: Mapping[str, str], flags: Mapping[str, Value]
     return Facts(project.root, home, record, capabilities)
 
 
+def _once(make: "Callable[Concatenate[Lab, P], T]") -> "Callable[Concatenate[Lab, P], T]":
+    """Let a method make what it returns only once for each name. A failure is remembered, too."""
+
+    def found(lab: "Lab", /, *names: P.args, **how: P.kwargs) -> T:
+        key = (make.__name__, *names)
+        if key not in lab.made:
+            try:
+                lab.made[key] = make(lab, *names, **how)
+            except BenchError as error:
+                lab.made[key] = error
+        known = lab.made[key]
+        if isinstance(known, BenchError):
+            raise known
+        return known  # type: ignore[return-value]
+
+    return found
+
+
 class Lab:
     """The homes, guests and connections of one run. Made by `open_lab`; not for several threads.
 
     `facts` is None where there is no project with a template: then only simulations can be measured.
+    `made` is what its methods have made.
     """
 
     def __init__(
@@ -92,7 +111,7 @@ class Lab:
         self._facts = facts
         self._why = why
         self._stack = stack
-        self._made: dict[str, object] = {}
+        self.made: dict[tuple[object, ...], object] = {}
 
     @property
     def facts(self) -> Facts:
@@ -105,58 +124,34 @@ class Lab:
             raise UnavailableError(self._why)
         return self._facts
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """Return what `make` made when `name` was first asked for; a failure is remembered, too."""
-        if name not in self._made:
-            try:
-                self._made[name] = make()
-            except BenchError as error:
-                self._made[name] = error
-        found = self._made[name]
-        if isinstance(found, BenchError):
-            raise found
-        return found  # type: ignore[return-value]
-
+    @_once
     def site(self, name: str, *, pool: str = "size = 0\n", env: Mapping[str, str] | None = None) -> Site:
         """Return a home with the project's template and these settings of its pool."""
+        self.tell(f"a home for: {name}")
+        site = self._open(name, self.facts.project, pool, env=env)
+        site.share_template(self.facts.home, self.facts.record)
+        return site
 
-        def make() -> Site:
-            self.tell(f"a home for: {name}")
-            site = self._open(name, self.facts.project, pool, env=env)
-            site.share_template(self.facts.home, self.facts.record)
-            return site
-
-        return self.once(f"site {name}", make)
-
+    @_once
     def defaults(self) -> Site:
         """Return a home without settings: those of the pool are the defaults."""
+        site = self._open("defaults", self.facts.project, limits="")
+        site.share_cache(self.facts.home)
+        return site
 
-        def make() -> Site:
-            site = self._open("defaults", self.facts.project, limits="")
-            site.share_cache(self.facts.home)
-            return site
-
-        return self.once("site defaults", make)
-
+    @_once
     def project(self, name: str) -> Site:
         """Return a home with an empty project of its own, one warm VM, and the project's template for it."""
+        site = self._open(name, None, "size = 1\n")
+        site.share_template(self.facts.home, self.facts.record, lent=True)
+        return site
 
-        def make() -> Site:
-            site = self._open(name, None, "size = 1\n")
-            site.share_template(self.facts.home, self.facts.record, lent=True)
-            return site
-
-        return self.once(f"project {name}", make)
-
+    @_once
     def simulated(self, name: str, *, pool: str = "size = 0\n", limits: str = _LIMITS) -> Site:
         """Return a home whose guests are simulated, with a project and a template of its own."""
-
-        def make() -> Site:
-            site = self._open(name, None, pool, limits, {"CLAUDE_VM_DRIVER": SimDriver.name})
-            site.do("setup", "--no-agent")
-            return site
-
-        return self.once(f"sim {name}", make)
+        site = self._open(name, None, pool, limits, {"CLAUDE_VM_DRIVER": SimDriver.name})
+        site.do("setup", "--no-agent")
+        return site
 
     def _open(
         self,
@@ -178,40 +173,31 @@ class Lab:
         self._stack.callback(site.close)
         return site
 
+    @_once
     def guests(self) -> Guests:
         """Return a maker of guests of the project's template."""
+        record = self.facts.record
+        return self._stack.enter_context(open_guests(self.site("twin"), record.driver, record.name))
 
-        def make() -> Guests:
-            record = self.facts.record
-            opened = open_guests(self.site("twin"), record.driver, record.name)
-            return self._stack.enter_context(opened)
-
-        return self.once("guests", make)
-
+    @_once
     def login(self) -> Login:
         """Return an open OpenSSH connection to a guest that lives as long as the run."""
+        self.tell("a guest with an open ssh connection")
+        login, _ = self._stack.enter_context(self.guests().logged_in_at())
+        return login
 
-        def make() -> Login:
-            self.tell("a guest with an open ssh connection")
-            login, _ = self._stack.enter_context(self.guests().logged_in_at())
-            return login
-
-        return self.once("login", make)
-
+    @_once
     def stock(self) -> Site:
         """Return a home whose template has systemd as Debian ships it."""
+        if self.facts.record.driver != Qemu.name:
+            raise UnavailableError("only QEMU's templates have a variant with stock systemd")
+        guests = self.guests()
+        self.tell("a variant of the template with stock systemd (two boots)")
+        site = self._open("stock", self.facts.project, "size = 0\n", env=_BOOT_ONLY)
+        make_stock(guests, site)
+        return site
 
-        def make() -> Site:
-            if self.facts.record.driver != Qemu.name:
-                raise UnavailableError("only QEMU's templates have a variant with stock systemd")
-            guests = self.guests()
-            self.tell("a variant of the template with stock systemd (two boots)")
-            site = self._open("stock", self.facts.project, "size = 0\n", env=_BOOT_ONLY)
-            make_stock(guests, site)
-            return site
-
-        return self.once("stock", make)
-
+    @_once
     def mode(self, name: str) -> Mode:
         """Return a mode or a baseline by its name.
 
@@ -222,11 +208,11 @@ class Lab:
         makers: dict[str, Callable[[], Mode]] = {
             "warm": lambda: SessionMode(self.site("warm", pool=f"size = {POOL}\n"), warm=POOL),
             "clone": lambda: SessionMode(self.site("clone")),
-            "restore": self._restore,
+            "restore": lambda: SessionMode(self.site("restore", pool=f"size = 0\npaused = {POOL}\n")),
             "cold": lambda: SessionMode(self.site("cold", env=_BOOT_ONLY)),
             "stock": lambda: SessionMode(self.stock()),
             "ssh": lambda: SshMode(self.login()),
-            "by-hand": lambda: RestoredMode(ByHand(self.guests())),
+            "by-hand": lambda: ByHandMode(ByHand(self.guests())),
             "lima-by-hand": self._lima,
             "simulated": lambda: SessionMode(self.simulated("sim-commands")),
             "python": lambda: CommandMode.interpreter(self.simulated("sim-commands")),
@@ -235,7 +221,7 @@ class Lab:
         }
         if name not in makers:
             raise BenchError(f"there is no mode '{name}'", f"known are: {', '.join(makers)}")
-        return self.once(f"mode {name}", makers[name])
+        return makers[name]()
 
     def warm_mode(self) -> tuple[str, SessionMode, str]:
         """Return the mode ``warm``, or RAM clones where there is no pool: its name, itself, and a note."""
@@ -255,10 +241,7 @@ class Lab:
         self.tell("an ordinary instance of Lima with cloud-init (an image, two boots)")
         site = self._open("lh", self.facts.project, env=_BOOT_ONLY)
         site.share_cache(self.facts.home)
-        return LimaMode(LimaByHand(make_ordinary(guests, site)))
-
-    def _restore(self) -> Mode:
-        return SessionMode(self.site("restore", pool=f"size = 0\npaused = {POOL}\n"))
+        return ByHandMode(LimaByHand(make_ordinary(guests, site)))
 
 
 @contextlib.contextmanager

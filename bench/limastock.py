@@ -6,13 +6,13 @@ system. Its disk is an overlay of another image, from which the guest itself too
 """
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from claude_vm.bench.children import finished
 from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.guests import SUPERVISOR_ID, Guests, open_guests
 from claude_vm.bench.site import Site
@@ -25,6 +25,7 @@ from claude_vm.drivers.lima import arguments
 from claude_vm.drivers.lima.document import LimaInstance, document
 from claude_vm.drivers.lima.home import instance_name, lima_home
 from claude_vm.drivers.programs import own
+from claude_vm.drivers.templates import building_folder, publish
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.store import Stored, VmTemplates, plain
@@ -70,19 +71,7 @@ def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         BenchError: It fails, with its last line, or takes longer than `COMMAND_S`.
     """
     said = " ".join((Path(argv[0]).name, *argv[1:]))
-    try:
-        done = subprocess.run(
-            argv,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=COMMAND_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BenchError(f"{said} takes longer than {COMMAND_S:.0f} s") from error
-    except OSError as error:
-        raise BenchError(f"{said}: {error.strerror}") from error
+    done = finished(argv, name=said, timeout_s=COMMAND_S, env=env)
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise BenchError(f"{said}: {''.join(last)[-300:]}")
@@ -140,13 +129,13 @@ def _image(guests: Guests, stored: Stored) -> Image:
 def _make_generation(guests: Guests, site: Site, stored: Stored, image: Image) -> None:
     """Make a template of the image, of the size of the project's own, the current one of the site."""
     record = guests.record
-    folder = VmTemplates(site.home, record.driver).folder(record.name) / GENERATION
-    folder.mkdir(mode=0o700, parents=True)
-    guests.call(lambda: make_overlay(own(), folder / "disk.qcow2", image.disk, "raw", record.disk_gib))
     changed = msgspec.structs.replace(record, generation=GENERATION, image=image.key)
     made = msgspec.structs.replace(stored, record=changed, kernel=str(image.kernel), initrd=str(image.initrd))
-    (folder / "template.json").write_bytes(plain(made))
-    (folder.parent / "current").symlink_to(folder.name)
+    with building_folder(VmTemplates(site.home, record.driver).folder(record.name)) as building:
+        disk = building / "disk.qcow2"
+        guests.call(lambda: make_overlay(own(), disk, image.disk, "raw", record.disk_gib))
+        (building / "template.json").write_bytes(plain(made))
+        publish(building, GENERATION)
 
 
 def _document(record: TemplateRecord, stored: Stored, image: Image, disk: Path) -> bytes:

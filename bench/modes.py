@@ -45,10 +45,9 @@ class Mode(Protocol):
 class SessionMode:
     """Sessions of ``claude-vm`` in a site's home. `warm` is how many VMs shall be ready before each turn."""
 
-    def __init__(self, site: Site, *, warm: int = 0, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, site: Site, *, warm: int = 0) -> None:
         self.site = site
         self._warm = warm
-        self._env = site.env | dict(env or {})
 
     def prepare(self, count: int) -> None:  # noqa: ARG002 - a pool has its own size
         """Let the pool fill."""
@@ -62,7 +61,7 @@ class SessionMode:
         )
         return children.run(
             [program(), *words],
-            env=self._env,
+            env=self.site.env,
             cwd=self.site.project,
             steps=steps,
             terminal=kind == "prompt",
@@ -107,25 +106,14 @@ class SshMode(_PlainMode):
         )
 
 
-class RestoredMode(_PlainMode):
-    """A restore by hand and one OpenSSH login: the baseline of a RAM clone."""
+class ByHandMode(_PlainMode):
+    """What somebody would type: the baseline of a RAM clone, and of all that the driver `lima` does."""
 
-    def __init__(self, by_hand: ByHand) -> None:
+    def __init__(self, by_hand: ByHand | LimaByHand) -> None:
         self._by_hand = by_hand
 
     def run(self, kind: str) -> children.Timing:  # noqa: ARG002 - there is one way only
-        """Restore, log in."""
-        return self._by_hand.run()
-
-
-class LimaMode(_PlainMode):
-    """A session on Lima by hand: the baseline of all that the driver `lima` does."""
-
-    def __init__(self, by_hand: LimaByHand) -> None:
-        self._by_hand = by_hand
-
-    def run(self, kind: str) -> children.Timing:  # noqa: ARG002 - there is one way only
-        """Clone, start, open a shell."""
+        """Bring a VM up, log in."""
         return self._by_hand.run()
 
 

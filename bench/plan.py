@@ -11,7 +11,7 @@ import msgspec
 
 PATTERNS = ("sequential", "staggered", "burst")
 BURST = 8
-STAGGER = 4
+STAGGER, GAP_S = 4, 0.25
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -35,7 +35,7 @@ class Turn(msgspec.Struct, frozen=True):
     unit: Unit
 
 
-def unit(mode: str, pattern: str, *, kind: str = "prompt", gap_s: float = 0.25, slow: bool = False) -> Unit:
+def unit(mode: str, pattern: str, *, kind: str = "prompt", slow: bool = False) -> Unit:
     """Return a unit by the name of its pattern.
 
     Raises:
@@ -43,7 +43,7 @@ def unit(mode: str, pattern: str, *, kind: str = "prompt", gap_s: float = 0.25, 
     """
     starts = {
         "sequential": (0.0,),
-        "staggered": tuple(index * gap_s for index in range(STAGGER)),
+        "staggered": tuple(index * GAP_S for index in range(STAGGER)),
         "burst": (0.0,) * BURST,
     }
     if pattern not in starts:

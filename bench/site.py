@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from claude_vm.bench.children import finished
 from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.context.project import find_project, template_name
 from claude_vm.drivers import locks
@@ -81,18 +82,8 @@ class Site:
 
     def words(self, *words: str, timeout_s: float = WORD_S) -> subprocess.CompletedProcess[bytes]:
         """Run a command that is not measured."""
-        try:
-            return subprocess.run(
-                [program(), *words],
-                env=self.env,
-                cwd=self.project,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                timeout=timeout_s,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise BenchError(f"claude-vm {' '.join(words)} takes longer than {timeout_s:.0f} s") from error
+        name = f"claude-vm {' '.join(words)}"
+        return finished([program(), *words], name=name, timeout_s=timeout_s, env=self.env, cwd=self.project)
 
     def do(self, *words: str) -> bytes:
         """Run a command that is not measured and must succeed; return its output.

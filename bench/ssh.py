@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from claude_vm.bench.children import finished
 from claude_vm.bench.errors import BenchError
 from claude_vm.drivers.api import Access
 
@@ -80,19 +81,11 @@ class Login:
         Raises:
             BenchError: It fails, or takes too long.
         """
-        try:
-            done = subprocess.run(
-                self.argv(*words, terminal=False),
-                input=data,
-                capture_output=True,
-                check=False,
-                env=self.env,
-                timeout=timeout_s,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise BenchError(f"ssh {' '.join(words)}: no end after {timeout_s:.0f} s") from error
+        name = f"ssh {' '.join(words)}"
+        argv = self.argv(*words, terminal=False)
+        done = finished(argv, name=name, timeout_s=timeout_s, env=self.env, data=data)
         if done.returncode:
-            raise BenchError(f"ssh {' '.join(words)}: {done.stderr.decode(errors='replace').strip()[-200:]}")
+            raise BenchError(f"{name}: {done.stderr.decode(errors='replace').strip()[-200:]}")
         return done.stdout
 
 

@@ -3,19 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import msgspec
-
-
-class Summary(msgspec.Struct, frozen=True):
-    """Figures of `n` values, in the values' own unit."""
-
-    n: int
-    p50: float
-    p95: float
-    p99: float
-    least: float
-    most: float
-
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return a percentile, between two values where none is exactly there.
@@ -32,16 +19,6 @@ def percentile(values: Sequence[float], percent: float) -> float:
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-def summarise(values: Sequence[float]) -> Summary:
-    """Return the figures of some values.
-
-    Raises:
-        ValueError: There are none.
-    """
-    p50, p95, p99 = (percentile(values, percent) for percent in (50, 95, 99))
-    return Summary(len(values), p50, p95, p99, min(values), max(values))
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> list[float]:

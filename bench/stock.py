@@ -9,7 +9,6 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -19,9 +18,10 @@ from claude_vm.bench.guests import Guests
 from claude_vm.bench.site import Site
 from claude_vm.bench.ssh import Login
 from claude_vm.drivers.qemu.hypervisor import Qemu
+from claude_vm.drivers.templates import building_folder, publish
 from claude_vm.drivers.vm.driver import BOOT_ONLY
 from claude_vm.drivers.vm.instance import InstanceFolder
-from claude_vm.drivers.vm.store import VmTemplates
+from claude_vm.drivers.vm.store import VmTemplates, plain
 
 GENERATION: Final = "00000000-000000-stock"
 STOP_S: Final = 120.0
@@ -61,16 +61,15 @@ def make_stock(guests: Guests, site: Site) -> None:
     """
     record = guests.record
     source = VmTemplates(guests.site.home, record.driver).find(record.name, record.generation)
-    folder = VmTemplates(site.home, record.driver).folder(record.name) / GENERATION
-    folder.mkdir(mode=0o700, parents=True)
-    with boots_only(), guests.logged_in_at() as (login, instance_id):
-        login.run("if [ $(id -u) = 0 ]; then sh -s; else sudo -n sh -s; fi", data=UNMASK.encode())
-        power_off(guests, login, instance_id)
-        InstanceFolder(Qemu(guests.owner), instance_id).disk.rename(folder / "disk.qcow2")
     changed = msgspec.structs.replace(record, generation=GENERATION)
     stored = msgspec.structs.replace(source.stored, record=changed)
-    (folder / "template.json").write_bytes(msgspec.json.encode(stored))
-    _make_current(folder)
+    with building_folder(VmTemplates(site.home, record.driver).folder(record.name)) as building:
+        with boots_only(), guests.logged_in_at() as (login, instance_id):
+            login.run("if [ $(id -u) = 0 ]; then sh -s; else sudo -n sh -s; fi", data=UNMASK.encode())
+            power_off(guests, login, instance_id)
+            InstanceFolder(Qemu(guests.owner), instance_id).disk.rename(building / "disk.qcow2")
+        (building / "template.json").write_bytes(plain(stored))
+        publish(building, GENERATION)
 
 
 def power_off(guests: Guests, login: Login, instance_id: str) -> None:
@@ -84,7 +83,3 @@ def power_off(guests: Guests, login: Login, instance_id: str) -> None:
             await guests.driver.wait_stopped(instance_id)
 
     guests.call(stopped)
-
-
-def _make_current(folder: Path) -> None:
-    (folder.parent / "current").symlink_to(folder.name)

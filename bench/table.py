@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from claude_vm.bench.records import Line, Report, Sample, counted, success
-from claude_vm.bench.stats import summarise
+from claude_vm.bench.stats import percentile
 from claude_vm.supervisor.wire.escape import escape_cell
 
 
@@ -34,8 +34,7 @@ def samples_table(samples: Sequence[Sample]) -> list[str]:
         good = [sample.shown_ms for sample in of_group if sample.ok]
         figures = ["-"] * 5
         if good:
-            s = summarise(good)
-            figures = [f"{value:.1f}" for value in (s.p50, s.p95, s.p99, s.least, s.most)]
+            figures = [f"{percentile(good, percent):.1f}" for percent in (50, 95, 99, 0, 100)]
         errors = {sample.error for sample in of_group if sample.error}
         rows.append(
             (mode, pattern, kind, str(len(of_group)), f"{success(of_group):.0%}", *figures, _short(errors))

@@ -1,7 +1,6 @@
 """An access as a file, for programs of this package."""
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -15,8 +14,4 @@ def write_access(access: Access, path: Path) -> None:
 
 def read_access(path: Path) -> Access:
     """Read what `write_access` wrote."""
-
-    def decode(kind: type, value: Any) -> Any:
-        return kind(value)
-
-    return msgspec.json.decode(path.read_bytes(), type=Access, dec_hook=decode)
+    return msgspec.json.decode(path.read_bytes(), type=Access, dec_hook=lambda kind, value: kind(value))

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 import asyncssh
 
 from claude_vm.bench.sims.connection import open_connection
+from claude_vm.bench.sims.programs import until_orphaned
 
 _COMMAND = "read -r _; exec echo ready"
 
@@ -86,11 +86,7 @@ class _Ready:
         await self._guest.wait_closed()
 
 
-async def _serve(
-    ready: deque[_Ready],
-    primed: int,
-    client: anyio.abc.SocketStream,
-) -> None:
+async def _serve(ready: deque[_Ready], primed: int, client: anyio.abc.SocketStream) -> None:
     async with client:
         with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             await client.receive(64)
@@ -102,22 +98,12 @@ async def _serve(
                 ready.append(await _Ready.make())
 
 
-async def _until_orphaned(scope: anyio.CancelScope) -> None:
-    """Who started us holds the other end of our stdin."""
-    await anyio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
-    scope.cancel()
-
-
 async def _main(folder: Path, primed: int) -> None:
     ready: deque[_Ready] = deque()
     for _ in range(primed):
         ready.append(await _Ready.make())
     listener = await anyio.create_unix_listener(folder / "s", backlog=64)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_until_orphaned, tasks.cancel_scope)
-        tasks.start_soon(partial(listener.serve, partial(_serve, ready, primed)))
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
+    await until_orphaned(partial(listener.serve, partial(_serve, ready, primed)))
     with anyio.CancelScope(shield=True), anyio.move_on_after(5):
         for left in ready:
             await left.aclose()

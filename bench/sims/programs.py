@@ -1,12 +1,16 @@
-"""Starts the programs of this package, as long as a block lasts."""
+"""Starts the programs of this package, as long as a block lasts; and what each does so that it ends then."""
 
 import contextlib
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
 
 from claude_vm.bench.errors import BenchError
 
@@ -38,6 +42,16 @@ def running(module: str, *words: str) -> Iterator[None]:
             program.communicate(timeout=10)
         program.kill()
         program.communicate()
+
+
+async def until_orphaned(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Be such a program: say that it is ready, and work until the other end of our stdin is gone."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        await anyio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+        tasks.cancel_scope.cancel()
 
 
 def bare_claim(path: Path) -> float:

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 from msgspec.structs import replace
 
 from claude_vm.bench.sims.access import read_access
 from claude_vm.bench.sims.holder import open_holder
+from claude_vm.bench.sims.programs import until_orphaned
 from claude_vm.drivers.api import Access
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.sessions.attachment import Attachment
@@ -74,22 +74,12 @@ async def _run(link: Link, run: Path, client: Client) -> int:
             await process.aclose()
 
 
-async def _until_orphaned(scope: anyio.CancelScope) -> None:
-    """Who started us holds the other end of our stdin."""
-    await anyio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
-    scope.cancel()
-
-
 async def _main(home: Path) -> None:
     access = read_access(home / "access.json")
     path = Path(paths.socket_path(str(home)))
     paths.make_private(str(path.parent))
     listener = await anyio.create_unix_listener(path, mode=0o600)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_until_orphaned, tasks.cancel_scope)
-        tasks.start_soon(partial(serve, listener, partial(_handle, access)))
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
+    await until_orphaned(partial(serve, listener, partial(_handle, access)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.drivers.api import Access
+from claude_vm.drivers.lima.instance import free_port
 
 START_S = 10.0
 
@@ -30,7 +31,7 @@ def open_sshd(folder: Path) -> Iterator[Access]:
     for name in ("host", "client"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(folder / name)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
-    port = _free_port()
+    port = free_port()
     config = folder / "sshd_config"
     config.write_text(
         f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/client.pub\n"
@@ -59,12 +60,6 @@ def open_sshd(folder: Path) -> Iterator[Access]:
     finally:
         server.terminate()
         server.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-    return port
 
 
 def _wait(server: subprocess.Popen[bytes], port: int) -> None:

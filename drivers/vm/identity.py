@@ -2,7 +2,11 @@
 
 import os
 import secrets
+from base64 import b64encode
+from collections.abc import Sequence
 from pathlib import Path
+from time import time
+from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives import serialization
@@ -24,6 +28,18 @@ class Identity(msgspec.Struct, frozen=True):
     entropy: bytes
     host_key: KeyPair
     client_key: KeyPair
+
+    def request(self, user: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+        """Return what the guest's helper is told of it at this moment; `keys` may log in beside its own."""
+        return {
+            "entropy": b64encode(self.entropy).decode("ascii"),
+            "unix_s": time(),
+            "hostname": self.hostname,
+            "machine_id": self.machine_id,
+            "user": user,
+            "host_key": self.host_key.private,
+            "authorized_key": "".join(f"{key}\n" for key in (self.client_key.public, *keys)),
+        }
 
 
 def new_key() -> KeyPair:

@@ -1,11 +1,9 @@
 """One running QEMU and its guest: what templates and instances have in common."""
 
 import math
-from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from time import time
 from typing import Final, TypeVar
 
 import anyio
@@ -140,17 +138,7 @@ class Machine:
         """
         await self.step(
             "identity",
-            lambda: self.channel.request(
-                "identify",
-                timeout_s=HELPER_S,
-                entropy=b64encode(identity.entropy).decode("ascii"),
-                unix_s=time(),
-                hostname=identity.hostname,
-                machine_id=identity.machine_id,
-                user=user,
-                host_key=identity.host_key.private,
-                authorized_key="".join(f"{key}\n" for key in (identity.client_key.public, *keys)),
-            ),
+            lambda: self.channel.request("identify", timeout_s=HELPER_S, **identity.request(user, keys)),
             HELPER_S + 1,
         )
 

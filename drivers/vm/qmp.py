@@ -40,11 +40,7 @@ class Monitor:
         Raises:
             DriverError: It has none.
         """
-        text = await self.execute("human-monitor-command", command_line="info usernet")
-        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s", str(text))
-        if found is None:
-            raise DriverError("QEMU forwards no port to the guest's SSH", detail=str(text)[:2000])
-        return int(found[1])
+        return forwarded_port(str(await self.execute("human-monitor-command", command_line="info usernet")))
 
     async def save(self, state: Path) -> None:
         """Stop the guest and write its state, without its memory, which is in a file already.
@@ -105,6 +101,18 @@ class Monitor:
                     break
         told = await self.execute("query-migrate")
         raise DriverError("QEMU can't move the guest's state", detail=str(told.get("error-desc", "")))
+
+
+def forwarded_port(text: str) -> int:
+    """Return the loopback port of the guest's SSH, from what the monitor's ``info usernet`` says.
+
+    Raises:
+        DriverError: There is none.
+    """
+    found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s", text)
+    if found is None:
+        raise DriverError("QEMU forwards no port to the guest's SSH", detail=text[:2000])
+    return int(found[1])
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from claude_vm.bench import children
-from claude_vm.bench.children import OUTPUT, PROMPT, TerminalStep, is_prompt, is_something, run, together
+from claude_vm.bench.children import OUTPUT, PROMPT, TerminalStep, is_prompt, run, together
 
 ENV = {"PATH": "/usr/bin:/bin", "TERM": "xterm", "LANG": "C.UTF-8", "PS1": "test$ "}
 # An interactive bash writes its prompt to stderr.
@@ -92,7 +92,7 @@ def test_a_command_that_never_ends_is_killed_with_its_children():
 
 
 def test_a_command_is_hung_up_after_its_last_step():
-    found = sh("echo x; exec sleep 1000", hang_up=True, steps=(TerminalStep("shown", is_something),))
+    found = sh("echo x; exec sleep 1000", hang_up=True, steps=(TerminalStep("shown", bool),))
     assert found.ok, found.error
     assert found.status == -15
 
