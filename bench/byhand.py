@@ -57,8 +57,12 @@ class _Lines:
         self.socket.sendall(json.dumps(message).encode() + b"\n")
 
     def ask(self, command: str, **arguments: object) -> Any:
-        """Run a monitor command and return its value; events that come before it are dropped."""
+        """Run a monitor command and return its value."""
         self.send({"execute": command, "arguments": arguments})
+        return self.answer(command)
+
+    def answer(self, command: str) -> Any:
+        """Return the value of a command; events that come before it are dropped."""
         while True:
             said = self.read()
             if "error" in said:
@@ -176,9 +180,7 @@ class ByHand:
         with self._snapshot.state.open("rb") as state:
             message = json.dumps({"execute": "getfd", "arguments": {"fdname": "state"}}).encode()
             socket.send_fds(monitor.socket, [message], [state.fileno()])
-            while "return" not in (said := monitor.read()):
-                if "error" in said:
-                    raise BenchError(f"QEMU takes no descriptor: {said['error']}")
+            monitor.answer("getfd")
         monitor.send({"execute": "migrate-incoming", "arguments": {"uri": "fd:state"}})
         while (monitor.read().get("data") or {}).get("status") != "completed":
             pass

@@ -46,5 +46,5 @@ class LimaByHand:
     def _phases(self, name: str, begun: float) -> dict[str, float]:
         """Return when Lima began with what it says it did. It tells whole seconds only."""
         offset = time.time() - time.monotonic() + begun
-        found = events.phases(self._ordinary.lima_home / name)
-        return {text.partition(":")[0][:60]: at - offset for at, text in found if at >= offset}
+        found = events.phases(self._ordinary.lima_home / name, offset)
+        return {text.partition(":")[0][:60]: at - offset for at, text in found}

@@ -37,7 +37,6 @@ _POLL_S: Final = 0.2
 class Completed(msgspec.Struct, frozen=True):
     """How a program ended. `stdout` and `stderr` are at most the last 64 KiB of each."""
 
-    argv: tuple[str, ...]
     returncode: int
     stdout: bytes
     stderr: bytes
@@ -139,7 +138,7 @@ async def run_tool(
             kill_group(process.pid)
             with anyio.move_on_after(_KILL_WAIT_S, shield=True):
                 await process.wait()
-    done = Completed(tuple(argv), process.returncode or 0, out.end(), err.end())
+    done = Completed(process.returncode or 0, out.end(), err.end())
     if deadline.cancelled_caught:
         raise DriverError(f"{argv[0]} did not end within {timeout_s:g} s", detail=done.last_lines)
     if check and done.returncode:

@@ -129,14 +129,7 @@ async def bootstrap(
     own_mounts = unshare if unshare and await _may_mount(unshare, environ) else ""
     temporary = scratch_root(build_env)
     scratch, disk = await anyio.to_thread.run_sync(_prepare, spec, archive, work, temporary)
-    environ |= {
-        "TMPDIR": str(scratch),
-        "DISK_FD": str(disk),
-        "GUEST_USER": spec.user,
-        "GUEST_HOME": spec.home,
-        "GUEST_UID": str(spec.uid),
-        "GUEST_GID": str(spec.gid),
-    }
+    environ |= {"TMPDIR": str(scratch), "DISK_FD": str(disk), **spec.variables}
     try:
         await run_tool(
             command(spec, scratch, mmdebstrap, root=root, unshare=own_mounts),

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from claude_vm.drivers.directories import read_beginning
+
 MAX_BUNDLE_BYTES = 8 * 1024 * 1024
 MAX_CERTIFICATES = 2000
 
@@ -31,22 +33,15 @@ _BLOCK = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----([\sA-Za-z0
 _SECURITY_TIMEOUT_S = 20.0
 
 
-def read_bundle(path: Path) -> bytes:
-    """Return the beginning of a regular file; nothing where there is none."""
-    try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
-            return file.read(MAX_BUNDLE_BYTES)
-    except (OSError, ValueError):
-        return b""
+def _read_bundle(path: Path) -> bytes:
+    return read_beginning(path, MAX_BUNDLE_BYTES)
 
 
 def host_certificates(
     environ: Mapping[str, str],
     *,
     bundles: tuple[Path, ...] = BUNDLES,
-    read_named: Callable[[Path], bytes] = read_bundle,
+    read_named: Callable[[Path], bytes] = _read_bundle,
 ) -> tuple[str, ...]:
     """Return the CA certificates of this host as PEM texts, each once, in the order in which they were found.
 
@@ -65,7 +60,7 @@ def host_certificates(
     found.update(of_variable("NODE_EXTRA_CA_CERTS"))
     if not named:
         for bundle in bundles:
-            if certificates := _certificates(read_bundle(bundle)):
+            if certificates := _certificates(_read_bundle(bundle)):
                 found.update(certificates)
                 break
         if sys.platform == "darwin":

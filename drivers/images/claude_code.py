@@ -257,10 +257,7 @@ def _versions(folder: Path, arch: str) -> list[str]:
 
 
 def _newest_cached(folder: Path, arch: str) -> ClaudeCode | None:
-    for version in _versions(folder, arch):
-        if found := _load(folder, version, arch):
-            return found
-    return None
+    return next(filter(None, (_load(folder, version, arch) for version in _versions(folder, arch))), None)
 
 
 def _prune(folder: Path, arch: str, keep: str) -> None:

@@ -102,7 +102,7 @@ async def ensure_image(
         BadImageError: The build succeeded and its result is not usable.
     """
     tree = guest_tree()
-    key = image_key(spec, tree) if source is None else image_key(spec, tree, source.identity)
+    key = image_key(spec, tree, "" if source is None else source.identity)
     folder = cache / "images"
     if (found := _load(folder / key)) is not None:
         return found

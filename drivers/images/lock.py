@@ -35,10 +35,5 @@ async def hold(
         yield
     finally:
         if remove:
-            _unlink(path)
+            path.unlink(missing_ok=True)
         os.close(fd)
-
-
-def _unlink(path: Path) -> None:
-    """Remove a lock file that we hold."""
-    path.unlink(missing_ok=True)

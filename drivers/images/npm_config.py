@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from claude_vm.drivers.directories import read_beginning
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.programs import Programs, search
 
@@ -125,8 +126,8 @@ def _layers(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     folded = {k if "/" in k or ":" in k else k.lower(): v for k, v in from_environment.items()}
     yield "the environment", folded
     for path in _files(environ, folded):
-        if (text := _read(path)) is not None:
-            yield str(path), _parse(text, environ)
+        text = read_beginning(path, _MAX_NPMRC_BYTES).decode("utf-8", "replace")
+        yield str(path), _parse(text, environ)
 
 
 def _files(environ: Mapping[str, str], folded: Mapping[str, str]) -> Iterator[Path]:
@@ -141,17 +142,6 @@ def _files(environ: Mapping[str, str], folded: Mapping[str, str]) -> Iterator[Pa
     if prefix.startswith("/"):
         yield Path(prefix, "etc", "npmrc")
     yield Path("/etc/npmrc")
-
-
-def _read(path: Path) -> str | None:
-    """Return a configuration file's text, or None when there is none that can be read."""
-    try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            return file.read(_MAX_NPMRC_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return None
 
 
 def _parse(text: str, environ: Mapping[str, str]) -> dict[str, str]:

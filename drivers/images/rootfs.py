@@ -88,6 +88,16 @@ class ImageSpec(msgspec.Struct, frozen=True):
         """The home directory of the guest's user."""
         return "/root" if self.uid == 0 else "/home/claude"
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """What ``customize`` is told of the guest's user."""
+        return {
+            "GUEST_USER": self.user,
+            "GUEST_HOME": self.home,
+            "GUEST_UID": str(self.uid),
+            "GUEST_GID": str(self.gid),
+        }
+
 
 class TreeFile(msgspec.Struct, frozen=True):
     """One file of the guest: its path without the leading slash."""

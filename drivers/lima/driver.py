@@ -10,7 +10,8 @@ from claude_vm.drivers.api import Inspection, Owner
 from claude_vm.drivers.errors import DriverError, ToolMissingError
 from claude_vm.drivers.lima import prerequisites
 from claude_vm.drivers.lima.home import lima_home
-from claude_vm.drivers.lima.hypervisor import LIMACTL, Lima
+from claude_vm.drivers.lima.hypervisor import Lima
+from claude_vm.drivers.lima.prerequisites import LIMACTL
 from claude_vm.drivers.prerequisites import this_host
 from claude_vm.drivers.programs import Programs, own
 from claude_vm.drivers.vm import accelerator

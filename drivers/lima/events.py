@@ -6,7 +6,6 @@ what is older than the start that is meant is not news.
 Source: Lima's `pkg/hostagent/events` and `pkg/hostagent/hostagent.go` (v2.2).
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+
+from claude_vm.drivers.vm.spawn import last_bytes, printable
 
 STATES: Final = "ha.stdout.log"
 PHASES: Final = "ha.stderr.log"
@@ -87,17 +88,9 @@ def said(folder: Path) -> str:
     return "\n".join(printable(line) for line in found[-20:])
 
 
-def printable(text: str) -> str:
-    """Return a text with a mark in place of each control character."""
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
 def _lines(path: Path) -> list[bytes]:
     """Return the last lines of a file; the first one may be a part of one."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL))
-            return file.read(_TAIL).splitlines()
+        return last_bytes(path, _TAIL).splitlines()
     except OSError:
         return []

@@ -21,7 +21,7 @@ from typing import Final
 from claude_vm.drivers.api import Owner
 from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.drivers.locks import locked
-from claude_vm.drivers.vm.identity import new_key
+from claude_vm.drivers.vm.identity import new_key, write_private
 
 ELSEWHERE: Final = Path("/var/tmp")  # noqa: S108 - a folder of ours is made in it, and checked
 CONFIG: Final = "_config"
@@ -111,10 +111,7 @@ def _make_key(config: Path) -> None:
             return
         (config / KEY).unlink(missing_ok=True)
         for path, (name, text) in zip(temporary, halves, strict=True):
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(text)
+            write_private(path, text)
             path.rename(config / name)
 
 

@@ -5,7 +5,6 @@ ours (see `arguments.stand_in`), which fetches descriptors and further arguments
 also how we know, without asking again and again, that QEMU is about to run, and which process it will be.
 """
 
-import os
 import resource
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +23,7 @@ from claude_vm.drivers.images.debian import RootfsSource
 from claude_vm.drivers.lima import arguments, events, home, importing, instance, processes
 from claude_vm.drivers.lima.handover import Order, hand_over
 from claude_vm.drivers.lima.phases import LimaPhase
-from claude_vm.drivers.lima.prerequisites import install_hint, parse_version, too_old
+from claude_vm.drivers.lima.prerequisites import LIMACTL, install_hint, lacking, parse_version, too_old
 from claude_vm.drivers.prerequisites import template_tools, this_host
 from claude_vm.drivers.process import ProcessIdentity, run_tool
 from claude_vm.drivers.programs import BuildEnvironment, Programs, own, user_environment
@@ -35,9 +34,6 @@ from claude_vm.drivers.vm.machine import HELPER_S, Files, Machine, attached, whi
 from claude_vm.drivers.vm.slots import inherited
 from claude_vm.drivers.vm.spawn import end, listen, reap, spawn, tail
 
-_ROOT_HINT: Final = "run claude-vm as a normal user, or with `--driver qemu`"
-
-LIMACTL: Final = "limactl"
 _TOOL_S: Final = 30.0
 _HANDOVER_S: Final = 60.0
 _PORT_TRIES: Final = 5
@@ -139,13 +135,9 @@ class Lima(Hypervisor):
 
     def problems(self, programs: Programs) -> Sequence[Diagnostic]:
         """Return what is missing, or why Lima would not run."""
-        found = []
+        found = lacking(this_host(programs))
         if sys.platform != "linux":
-            found.append(Diagnostic("the driver lima runs on Linux only, so far", "use the driver qemu"))
-        if programs.find(LIMACTL) is None:
-            found.append(Diagnostic(programs.absence(LIMACTL), install_hint(this_host(programs))))
-        if os.geteuid() == 0:
-            found.append(Diagnostic("Lima refuses to be run by root", _ROOT_HINT))
+            found.insert(0, Diagnostic("the driver lima runs on Linux only, so far", "use the driver qemu"))
         return found
 
     def arguments(self, host: QemuBuild, guest: VmPlan) -> Sequence[str]:

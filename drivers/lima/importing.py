@@ -208,15 +208,8 @@ class Import:
     async def _convert(self, spec: ImageSpec, name: str, archive: bytes, work: Path) -> None:
         shell = ("shell", "--workdir", "/", name)
         await self._run(spec, *shell, "tee", "/tmp/tree.tar", data=archive, timeout_s=_COMMAND_S)  # noqa: S108
-        kernel = f"linux-image-{spec.architecture}"
-        values = {
-            "PACKAGES": " ".join((*spec.packages, kernel)),
-            "IMPORTER": _USER,
-            "GUEST_USER": spec.user,
-            "GUEST_HOME": spec.home,
-            "GUEST_UID": str(spec.uid),
-            "GUEST_GID": str(spec.gid),
-        }
+        packages = " ".join((*spec.packages, f"linux-image-{spec.architecture}"))
+        values = {"PACKAGES": packages, "IMPORTER": _USER, **spec.variables}
         script = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items()) + _CONVERT
         await self._run(spec, *shell, "sudo", "sh", "-s", data=script.encode(), timeout_s=_INSTALL_S)
         for file in (KERNEL, INITRD, TERMINFO, LOCALES):

@@ -9,6 +9,8 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.prerequisites import Host, hypervisor, template_tools
 from claude_vm.drivers.process import run_tool
 
+LIMACTL: Final = "limactl"
+
 OLDEST: Final = (2, 1, 2)
 """The oldest version whose files and arguments are those that the driver knows.
 
@@ -18,9 +20,10 @@ Source: Lima, `pkg/limatype/filenames`, `pkg/driver/qemu`.
 """
 
 _ANSWER_S: Final = 20.0
+_ROOT_HINT: Final = "run claude-vm as a normal user, or with `--driver qemu`"
 
 
-async def inspect(host: Host, *, limactl: str = "limactl") -> Inspection:
+async def inspect(host: Host) -> Inspection:
     """Look for Lima, and ask it for its version.
 
     Takes up to `_ANSWER_S` seconds, where `limactl` hangs.
@@ -28,24 +31,26 @@ async def inspect(host: Host, *, limactl: str = "limactl") -> Inspection:
     Raises:
         Nothing: what is wrong is a problem.
     """
-    problems: list[Diagnostic] = []
+    problems = lacking(host)
     version = ""
-    path = host.which(limactl)
-    if path is None:
-        problems.append(Diagnostic(host.absence("limactl"), install_hint(host)))
-    if host.uid == 0:  # it would not even say its version
-        problems.append(
-            Diagnostic(
-                "limactl refuses to run as root", "run claude-vm as a normal user, or use --driver qemu"
-            )
-        )
-    elif path is not None:
+    path = host.which(LIMACTL)
+    if path is not None and host.uid != 0:
         version, problem = await _version(host, path)
         problems += [problem] if problem is not None else []
     if host.system != "darwin":  # where Lima has the system's own hypervisor, and images of its own
         problems += hypervisor(host)
         problems += [_imported(problem) for problem in template_tools(host)]
     return Inspection(path is not None, version, tuple(problems))
+
+
+def lacking(host: Host) -> list[Diagnostic]:
+    """Return what keeps `limactl` from running. Root is not even told its version."""
+    found = []
+    if host.which(LIMACTL) is None:
+        found.append(Diagnostic(host.absence(LIMACTL), install_hint(host)))
+    if host.uid == 0:
+        found.append(Diagnostic("Lima refuses to be run by root", _ROOT_HINT))
+    return found
 
 
 def _imported(problem: Diagnostic) -> Diagnostic:

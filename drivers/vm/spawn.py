@@ -109,14 +109,28 @@ async def end(process: ProcessIdentity, *, timeout_s: float = 10) -> None:
     reap(process.pid)
 
 
+def last_bytes(path: Path, limit: int) -> bytes:
+    """Return the end of a file.
+
+    Raises:
+        OSError: It can't be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - limit))
+        return file.read(limit)
+
+
+def printable(line: str) -> str:
+    """Return a line with a mark in place of each control character."""
+    return "".join(char if char.isprintable() else "?" for char in line)
+
+
 def tail(path: Path, limit: int = 4000) -> str:
     """Return the end of a log as printable text; a log that isn't there is empty."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - limit))
-            data = file.read(limit)
+        data = last_bytes(path, limit)
     except OSError as error:
         return "" if error.errno == errno.ENOENT else str(error)
     lines = data.decode(errors="replace").replace("\r", "").splitlines()[-20:]
-    return "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in lines)
+    return "\n".join(map(printable, lines))

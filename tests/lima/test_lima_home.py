@@ -236,7 +236,7 @@ async def test_what_keeps_lima_from_running_is_told_with_what_to_do(short, monke
     programs = search(str(short))
     if error is DriverError:
         (short / "limactl").symlink_to("/bin/true")
-    monkeypatch.setattr(hypervisor.os, "geteuid", lambda: uid)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
     with pytest.raises(error) as caught:
         await hypervisor.Lima(Owner(short / "home", "sv", short)).find_host("tcg", programs)
     assert type(caught.value) is error
