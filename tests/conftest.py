@@ -33,9 +33,8 @@ for _number in range(3, 256):
         os.set_inheritable(_number, False)
 
 
-_spec = importlib.util.spec_from_file_location(
-    "claude_vm_tests_choice", Path(__file__).parent / "standins" / "choice.py"
-)
+HERE = Path(__file__).parent
+_spec = importlib.util.spec_from_file_location("claude_vm_tests_choice", HERE / "standins" / "choice.py")
 choice = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(choice)
 
@@ -44,6 +43,9 @@ ON_PATH = pytest.StashKey()
 
 
 def pytest_configure(config):
+    folders = PARTS.get(config.getoption("--part"))
+    if folders and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args[:] = [str(HERE / folder) for folder in folders]
     config.stash[TALLY] = choice.Tally()
     config.stash[ON_PATH] = functools.cache(choice.on_path)
 
@@ -95,11 +97,28 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(line)
 
 
+# Folders whose tests without VMs are a part of their own.
+APART = ("chaos", "daemon", "ssh")
+# What each part of tests/lanes.py collects. "rest" has the tests of all other folders.
+PARTS = {
+    "e2e": ("e2e",),
+    "vm": ("contract", "images", "lima", "lima_contract", "qemu"),
+    "timed": ("bench", "core", "daemon"),
+    **{folder: (folder,) for folder in APART},
+    "rest": tuple(
+        p.name for p in HERE.iterdir() if p.is_dir() and p.name[0] not in "._" and p.name not in APART
+    ),
+}
+
+
 def part(item):
     """Return which of the parts that tests/lanes.py runs a test belongs to."""
+    folder = item.path.relative_to(HERE).parts[0]
     if item.get_closest_marker("vm") is not None:
-        return "e2e" if "tests/e2e" in item.nodeid else "vm"
-    return "timed" if item.get_closest_marker("timed") is not None else "rest"
+        return "e2e" if folder == "e2e" else "vm"
+    if item.get_closest_marker("timed") is not None:
+        return "timed"
+    return folder if folder in APART else "rest"
 
 
 def of_lima(item):
@@ -113,6 +132,9 @@ def of_lima(item):
 def pytest_collection_modifyitems(config, items):
     """Leave out tests of other parts, and those that say nothing of a stand-in or nothing new."""
     wanted = config.getoption("--part")
+    for item in items:
+        if item.path.relative_to(HERE).parts[0] not in PARTS[part(item)]:
+            raise pytest.UsageError(f"{item.nodeid} is in none of the folders of its part")
     lima_is_tested = config.getoption("--lima-is-tested")
     stood_in = config.stash[ON_PATH]() == choice.STAND_IN
     left_out = [
@@ -129,8 +151,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_addoption(parser):
     """``--no-skips``: a skipped test is a failure, for machines where all of them can run."""
-    parts = ("e2e", "vm", "rest", "timed")
-    parser.addoption("--part", choices=parts, help="run the tests of one part only, see tests/lanes.py")
+    parser.addoption("--part", choices=PARTS, help="run the tests of one part only, see tests/lanes.py")
     parser.addoption("--lima-is-tested", action="store_true", help="leave out the tests of Lima's code")
     kinds = ("all", "stand-in", "real")
     parser.addoption("--driver", default="qemu", choices=("qemu", "lima"), help="what tests/e2e run on")
