@@ -9,6 +9,7 @@ import anyio
 import pytest
 from claude_vm_tests_reading import attach, held_sessions, until, whole
 
+from claude_vm.drivers.guest.holder import shell
 from claude_vm.supervisor.daemon.sessions.outputs import Outputs
 from claude_vm.supervisor.ssh.errors import InputClosedError, LinkLostError, ShellError, SshError
 from claude_vm.supervisor.ssh.launch import LaunchMode
@@ -186,7 +187,9 @@ async def settled(link, name):
             pass
 
 
-async def test_a_terminal_that_nobody_watches_goes_on_and_forgets_the_oldest(link, put, server):
+@pytest.mark.parametrize("server", ["sim"], indirect=True)  # its holder is in this process
+async def test_a_terminal_that_nobody_watches_goes_on_and_forgets_the_oldest(link, put, server, monkeypatch):
+    monkeypatch.setattr(shell, "ALONE_S", 0.3)
     shells = await prime(link, (ShellKind.PTY,), term="xterm-256color")
     mark = server.scratch / "done"
     name = put(
