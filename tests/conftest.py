@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,18 @@ for _number in range(3, 256):
 
 
 HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("claude_vm_tests_choice", HERE / "standins" / "choice.py")
-choice = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(choice)
+
+
+def load(name, path):
+    """Load a module of the tests under a name of its own; once."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+choice = load("claude_vm_tests_choice", HERE / "standins" / "choice.py")
 
 TALLY = pytest.StashKey[choice.Tally]()
 ON_PATH = pytest.StashKey()
@@ -56,6 +66,14 @@ def pytest_generate_tests(metafunc):
         found = choice.choices(metafunc.config.getoption("--limactl"))
         ids = [one.label.removesuffix(" for limactl").replace(" ", "-") for one in found]
         metafunc.parametrize("limactl", found, ids=ids, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def data_folders():
+    """Return the data folder of each driver, with a template that is built when it is first asked for."""
+    made = load("claude_vm_tests_data_folder", HERE / "data_folder.py").DataFolders()
+    yield made
+    made.close()
 
 
 @pytest.fixture

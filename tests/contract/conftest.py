@@ -1,4 +1,4 @@
-"""Templates for the contract suite, each built once for the whole test run."""
+"""What the contract suite runs on: data folders with a template, and supervisors of them."""
 
 import contextlib
 import importlib.util
@@ -9,23 +9,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-import anyio
+import msgspec
 import pytest
 
 from claude_vm.drivers import registry
-from claude_vm.drivers.api import Owner, TemplateSpec
+from claude_vm.drivers.api import Owner
 
-TEMPLATE = "claude-tpl_contract_0123abcd"
+HERE = Path(__file__).parent
 
 
-def load(name):
-    """Load a module that lies beside this file."""
+def load(name, folder=HERE):
+    """Load a module of the tests; once."""
     known = sys.modules.get(f"claude_vm_tests_{name}")
     if known is not None:
         return known
-    spec = importlib.util.spec_from_file_location(
-        f"claude_vm_tests_{name}", Path(__file__).with_name(f"{name}.py")
-    )
+    spec = importlib.util.spec_from_file_location(f"claude_vm_tests_{name}", folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -45,6 +43,7 @@ for _name in (
 ):
     load(_name)
 suite = load("suite")
+data_folder = load("data_folder", HERE.parent)
 
 
 @pytest.fixture
@@ -53,15 +52,7 @@ def anyio_backend():
 
 
 async def build(driver, name):
-    spec = TemplateSpec(
-        name=name,
-        project="/contract",
-        cpus=2,
-        memory_mib=1024,
-        disk_gib=8,
-        uid=os.getuid(),
-        gid=os.getgid(),
-    )
+    spec = msgspec.structs.replace(data_folder.TEMPLATE, name=name)
     return await driver.build_template(spec, suite.silent)
 
 
@@ -75,25 +66,13 @@ async def kill(driver, instance_id):
 
 
 class Site:
-    """A data folder with one template of one driver."""
+    """A supervisor of a data folder."""
 
-    def __init__(self, driver_name):
-        self.driver_name = driver_name
-        self.root = Path(tempfile.mkdtemp(prefix="contract-"))
-        self.home = self.root / "home"
+    def __init__(self, folder):
+        self.driver_name = folder.driver_name
+        self.home = folder.home
         self.runtime = Path(tempfile.mkdtemp(prefix="cv-"))
-        self.home.mkdir()
-        # Base images are content-addressed: they come from the cache of the user who runs the tests.
-        cache = Path.home() / ".claude-vm" / "cache"
-        cache.mkdir(parents=True, exist_ok=True)
-        (self.home / "cache").symlink_to(cache)
-        (self.home / "sim.json").write_text('{"prestart": true}')  # only the simulation reads it
         self.owner = Owner(self.home, "contract", self.runtime)
-        self.template = anyio.run(self._build)
-
-    async def _build(self):
-        async with registry.open_driver(self.driver_name, self.owner) as driver:
-            return await build(driver, TEMPLATE)
 
     def open_driver(self, owner):
         return registry.open_driver(self.driver_name, owner)
@@ -105,20 +84,17 @@ class Site:
             yield suite.Case(driver, self.owner, template, project, self.open_driver, kill, build)
 
     def close(self):
-        for folder in registry.folders(self.home):  # with a long path it is elsewhere
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(self.root)
         shutil.rmtree(self.runtime)
 
 
 @pytest.fixture(scope="session")
-def sites():
+def sites(data_folders):
     """Return the site of a driver, made when it is first asked for."""
     made = {}
 
     def get(driver_name):
         if driver_name not in made:
-            made[driver_name] = Site(driver_name)
+            made[driver_name] = Site(data_folders[driver_name])
         return made[driver_name]
 
     yield get
@@ -139,15 +115,16 @@ def qemu_site(sites):
 @pytest.fixture
 def new_site():
     """Make sites that no other test uses."""
-    sites = []
+    with contextlib.ExitStack() as ends:
 
-    def make(driver_name):
-        sites.append(Site(driver_name))
-        return sites[-1]
+        def make(driver_name):
+            folder = data_folder.DataFolder(driver_name)
+            ends.callback(folder.close)
+            site = Site(folder)
+            ends.callback(site.close)
+            return site
 
-    yield make
-    for site in sites:
-        site.close()
+        yield make
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
-"""The real thing: an image from Debian's packages, looked at from outside and booted."""
+"""The real thing: an image from Debian's packages, looked at from outside and booted.
+
+It is kept for the next run, as images are: it says nothing new until what it is made of changes.
+"""
 
 import os
 import re
 import shutil
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import anyio
 import msgspec
 import pytest
 
-from claude_vm.drivers.images.debian import ImageSpec, ensure_image
+from claude_vm.drivers.images.debian import ImageSpec, ensure_image, images, remove_image
 from claude_vm.drivers.process import find_marked
 
 needed = ("mmdebstrap", "mke2fs", "debugfs", "qemu-system-x86_64", "qemu-img")
@@ -27,6 +31,7 @@ pytestmark = [
 
 # A uid that no range of subordinate ids has, and a gid that Debian gives to a group of its own.
 SPEC = ImageSpec(uid=70_001, gid=20)
+UNUSED_S = 7 * 24 * 3600
 
 
 @pytest.fixture
@@ -35,15 +40,17 @@ def anyio_backend():
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    """A built image, and the phases that were told on the way."""
-    phases = []
-    cache = tmp_path_factory.mktemp("cache")
+def image():
+    """A built image. Those that no run has used for a week are removed."""
+    cache = Path.home() / ".cache" / "claude-vm-tests"
     before = set(scratch_folders())
-    image = anyio.run(ensure_image, cache, SPEC, lambda phase, detail: phases.append((phase, detail)))
-    assert phases
+    image = anyio.run(ensure_image, cache, SPEC, lambda _phase, _detail: None)
     assert set(scratch_folders()) <= before
     assert [path.name for path in (cache / "images").iterdir() if path.name.endswith(".partial")] == []
+    os.utime(image.disk.parent)
+    for other in images(cache):
+        if time.time() - other.disk.parent.stat().st_mtime > UNUSED_S:
+            anyio.run(remove_image, cache, other.key)
     return image
 
 
