@@ -66,7 +66,7 @@ CHAOS_CLAIMS ?= 200
 export CHAOS_SEED
 chaos: system system-test dev
 	@CHAOS_KILLS=$(CHAOS_KILLS) $(BIN)/python -m pytest -q -s tests/chaos tests/e2e/test_faults.py \
-	    tests/core/test_many.py::test_of_ten_thousand_claims_none_is_double $(PYTEST_ARGS)
+	    tests/core/test_many.py::test_of_very_many_claims_none_is_double tests/core/test_stateful.py $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest -q tests/contract/unseeded_guests.py
 	@CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_CLAIMS=$(CHAOS_CLAIMS) $(BIN)/python tests/chaos/campaign.py
 

@@ -1,5 +1,6 @@
-"""Ten thousand claims, none double; and how many events a second."""
+"""Very many claims, none double; and how many events a second."""
 
+import os
 import random
 import sys
 import time
@@ -10,7 +11,7 @@ from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.core import Core
 from claude_vm.supervisor.core.policy import PoolPolicy
 
-CLAIMS = 10_000
+CLAIMS = 10_000 if "CHAOS_KILLS" in os.environ else 2_000  # ten thousand are for `make chaos`
 EVENTS_PER_SECOND = 50_000
 ANSWERS = {
     effects.Clone: events.CloneDone,
@@ -87,7 +88,7 @@ class Host:
             self.send(events.Tick)
 
 
-def test_of_ten_thousand_claims_none_is_double(key_of):
+def test_of_very_many_claims_none_is_double(key_of):
     rng = random.Random(20)
     policy = PoolPolicy(
         size=1, max_instances=16, paused=2, prestart_drivers=frozenset({"sim"}), memory_budget_mib=5000
@@ -113,7 +114,7 @@ def test_of_ten_thousand_claims_none_is_double(key_of):
     print(f"claims: {len(host.ends):,} simulated, double: {host.double}")  # noqa: T201 - a figure
     assert host.double == 0
     assert len(set(host.session_of.values())) == len(host.session_of) == CLAIMS
-    assert min(host.sources.values()) > 100
+    assert min(host.sources.values()) > CLAIMS / 100
 
 
 def cold_life(core, n, key, at):

@@ -4,6 +4,8 @@ The world answers effects as a dispatcher would: one answer each, at any time, d
 `Cancel` has been asked for, cancelled. It keeps its own books, and compares.
 """
 
+import os
+
 import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
@@ -854,7 +856,7 @@ class World(RuleBasedStateMachine):
 
 TestWorld = pytest.mark.timeout(600)(World.TestCase)
 TestWorld.settings = settings(
-    max_examples=200,
+    max_examples=1000 if "CHAOS_KILLS" in os.environ else 100,  # a thousand are for `make chaos`
     stateful_step_count=60,
     deadline=None,
     database=None,
