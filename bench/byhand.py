@@ -22,12 +22,12 @@ from claude_vm.bench import children
 from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.guests import Guests
 from claude_vm.bench.ssh import Login
-from claude_vm.drivers.api import Access
+from claude_vm.drivers.api import Access, Mount
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.arguments import arguments
 from claude_vm.drivers.vm import accelerator
-from claude_vm.drivers.vm.arguments import QemuBuild, Ram, Slot, VmSize
+from claude_vm.drivers.vm.arguments import QemuBuild, Ram, VmSize
 from claude_vm.drivers.vm.identity import new_identity, write_private
 from claude_vm.drivers.vm.machine import MOUNT_OPTIONS
 from claude_vm.drivers.vm.qmp import forwarded_port
@@ -157,7 +157,7 @@ class ByHand:
             self._generation.stored.guest("by-hand", self._size, disk),
             serial=str(folder / "serial.log"),
             empty=str(empty),
-            slots=(Slot(self._project, writable=True),),
+            slots=(Mount(self._project, self._project),),
             ram=Ram(str(self._snapshot.ram), shared=False),
             incoming=True,
         )

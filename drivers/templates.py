@@ -109,18 +109,10 @@ class Templates(ABC, Generic[G]):
         Raises:
             TemplateInUseError: With the instances that use it.
         """
-        _refuse_used(name, users())
         folder = self.folder(name)
-        if not folder.is_dir():
-            return
-        trash = _set_aside(folder)
-        try:
-            # Somebody may have cloned it in between; then it goes back.
-            _refuse_used(name, users())
-        except TemplateInUseError:
-            trash.rename(folder)
-            raise
-        await anyio.to_thread.run_sync(discard, trash)
+        if using := await _remove(folder, users, name):
+            instances = tuple(sorted({use.instance_id for use in using}))
+            raise TemplateInUseError(f"the template {name} is in use", instances=instances)
         with suppress(OSError):
             folder.parent.rmdir()
 
@@ -130,7 +122,7 @@ class Templates(ABC, Generic[G]):
         for folder in sorted(self._root.glob(f"*/{self.kind}/[0-9]*")):
             name = folder.parent.parent.name
             current = (folder.parent / "current").resolve() == folder.resolve()
-            if not current and await _discard_unused(name, folder, users):
+            if not current and not await _remove(folder, users, name, folder.name):
                 removed.append(f"template {name}, generation {folder.name}")
         return removed
 
@@ -176,26 +168,23 @@ def building_folder(parent: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _refuse_used(name: str, users: Sequence[Use]) -> None:
-    found = tuple(sorted({use.instance_id for use in users if use.template == name}))
-    if found:
-        raise TemplateInUseError(f"the template {name} is in use", instances=found)
+async def _remove(folder: Path, users: Users, name: str, generation: str = "") -> list[Use]:
+    """Remove the folder of a template, or of a generation, unless somebody uses that; return who does.
 
+    Somebody may have cloned it while it was set aside; then it goes back.
+    """
 
-async def _discard_unused(name: str, folder: Path, users: Users) -> bool:
-    """Remove a generation unless an instance uses it, also one that is being cloned at this moment."""
+    def using() -> list[Use]:
+        return [use for use in users() if use.template == name and generation in {"", use.generation}]
 
-    def used() -> bool:
-        return any((use.template, use.generation) == (name, folder.name) for use in users())
-
-    if used():
-        return False
+    if (found := using()) or not folder.is_dir():
+        return found
     trash = _set_aside(folder)
-    if used():
+    if found := using():
         trash.rename(folder)
-        return False
-    await anyio.to_thread.run_sync(discard, trash)
-    return True
+    else:
+        await anyio.to_thread.run_sync(discard, trash)
+    return found
 
 
 def _set_aside(folder: Path) -> Path:

@@ -7,9 +7,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from msgspec.structs import replace
-
 from claude_vm.bench import children
+from claude_vm.bench.children import TerminalStep
 from claude_vm.bench.errors import UnavailableError
 from claude_vm.bench.figures.targets import CLONES, line, ratio_line
 from claude_vm.bench.guests import pss_mib
@@ -26,7 +25,7 @@ BOX = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}".encode()
 """What stands in front of Claude Code's input."""
 
 _KEY = "sk-ant-api03-" + "k" * 80 + "-bench"
-_TYPED = b"claude --dangerously-skip-permissions\r"
+_TYPED = (TerminalStep("prompt", children.is_prompt, b"claude --dangerously-skip-permissions\r"),)
 
 
 def memory(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - memory is no wait
@@ -129,43 +128,28 @@ def agent(lab: Lab, rounds: int) -> Figures:
         for index in range(min(rounds, AGENT_STARTS)):
             lab.tell(f"F12: Claude Code ({name}), {index + 1}")
             mode.prepare(1)
-            samples.append(_started(site, env, index))
+            samples.append(_until_box(site, env, "claude-vm", index))
             mode.prepare(1)
-            samples.append(_typed(site, env, index))
+            samples.append(_until_box(site, env, "typed", index, "shell", first=_TYPED))
     sides = (shown_ms(samples, "claude-vm"), shown_ms(samples, "typed"))
     return samples, [ratio_line("F12.box", *sides, note)]
 
 
-def _started(site: Site, env: dict[str, str], index: int) -> Sample:
-    steps = (children.TerminalStep(SHOWN, is_box),)
-    timing = _run(site, env, (), steps)
-    return _sample("claude-vm", index, timing, timing.instants.get(SHOWN))
-
-
-def _typed(site: Site, env: dict[str, str], index: int) -> Sample:
-    steps = (
-        children.TerminalStep("prompt", children.is_prompt, _TYPED),
-        children.TerminalStep(SHOWN, is_box),
-    )
-    timing = _run(site, env, ("shell",), steps)
-    shown = timing.instants.get(SHOWN)
-    return _sample("typed", index, timing, None if shown is None else shown - timing.instants["prompt"])
-
-
-def _run(
-    site: Site, env: dict[str, str], words: Sequence[str], steps: Sequence[children.TerminalStep]
-) -> children.Timing:
-    return children.run(
+def _until_box(
+    site: Site, env: dict[str, str], mode: str, index: int, *words: str, first: Sequence[TerminalStep] = ()
+) -> Sample:
+    """Run a command until Claude Code's input is there, timed from the end of the `first` steps."""
+    timing = children.run(
         [program(), *words],
         env=env,
         cwd=site.project,
-        steps=steps,
+        steps=(*first, TerminalStep(SHOWN, is_box)),
         terminal=True,
         hang_up=True,
         timeout_s=AGENT_S,
     )
-
-
-def _sample(mode: str, index: int, timing: children.Timing, shown: float | None) -> Sample:
-    made = Sample(mode=mode, kind="input", round=index, ok=timing.ok, error=timing.error)
-    return made if shown is None else replace(made, instants={SHOWN: shown})
+    instants = {}
+    if SHOWN in timing.instants:
+        begun = timing.instants[first[-1].name] if first else 0.0
+        instants = {SHOWN: timing.instants[SHOWN] - begun}
+    return Sample(mode=mode, kind="input", round=index, ok=timing.ok, error=timing.error, instants=instants)

@@ -78,19 +78,24 @@ class Talk:
         os.close(self._terminal)
 
 
-@contextlib.contextmanager
-def talking(argv: Sequence[str | Path], site: Site) -> Iterator[Talk]:
-    """Give a program on a terminal, until the block's end."""
-    ours, theirs = open_terminal()
-    child = subprocess.Popen(
+def _started(argv: Sequence[str | Path], site: Site, way: int) -> subprocess.Popen[bytes]:
+    """Start a program whose input and output go the same `way`: a descriptor, or `subprocess.DEVNULL`."""
+    return subprocess.Popen(
         argv,
-        stdin=theirs,
-        stdout=theirs,
+        stdin=way,
+        stdout=way,
         stderr=subprocess.DEVNULL,
         env=site.env,
         cwd=site.project,
         start_new_session=True,
     )
+
+
+@contextlib.contextmanager
+def talking(argv: Sequence[str | Path], site: Site) -> Iterator[Talk]:
+    """Give a program on a terminal, until the block's end."""
+    ours, theirs = open_terminal()
+    child = _started(argv, site, theirs)
     os.close(theirs)
     talk = Talk(child, ours)
     try:
@@ -172,15 +177,7 @@ def streams(lab: Lab, rounds: int) -> Figures:
 
 def _flood(stack: contextlib.ExitStack, ours: Callable[[str], list[str | Path]], site: Site) -> None:
     """Let another session of the same supervisor flood; its client's output goes nowhere."""
-    flood = subprocess.Popen(
-        ours(_FLOOD),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=site.env,
-        cwd=site.project,
-        start_new_session=True,
-    )
+    flood = _started(ours(_FLOOD), site, subprocess.DEVNULL)
     stack.callback(flood.wait)
     stack.callback(flood.kill)
 

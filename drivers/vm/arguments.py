@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from claude_vm.drivers.api import Mount
+
 SLOTS: Final = 8
 """How many host directories a guest can have mounted."""
 
@@ -50,15 +52,6 @@ class QemuBuild(msgspec.Struct, frozen=True):
     path: str = ""
 
 
-class Slot(msgspec.Struct, frozen=True):
-    """A host directory that the guest may mount by the tag ``slotN``. For its identity see `api.Mount`."""
-
-    path: str
-    writable: bool
-    device: int = 0
-    inode: int = 0
-
-
 class VmSize(msgspec.Struct, frozen=True):
     """What a saved state fits, beside the host."""
 
@@ -76,7 +69,8 @@ class Ram(msgspec.Struct, frozen=True):
 class VmPlan(msgspec.Struct, frozen=True):
     """One VM to start. `incoming` waits for a snapshot's state instead of booting.
 
-    `slots` are at most `SLOTS`; the rest point to `empty`, an empty directory. `run_as` is a uid and gid to
+    `slots` are at most `SLOTS`, each of which the guest may mount by the tag ``slotN``; the rest point to
+    `empty`, an empty directory. `run_as` is a uid and gid to
     change to once all files are open. `uid`, `user` and `home` are those of the guest's user. `serial` and
     what follows is set by who launches it: `monitor` and `helper` are listening unix sockets, as inherited
     file descriptors.
@@ -89,7 +83,7 @@ class VmPlan(msgspec.Struct, frozen=True):
     kernel: str
     initrd: str
     kernel_arguments: str
-    slots: tuple[Slot, ...] = ()
+    slots: tuple[Mount, ...] = ()
     ram: Ram | None = None
     incoming: bool = False
     run_as: tuple[int, int] | None = None
@@ -189,8 +183,8 @@ def mounts(guest: VmPlan) -> Sequence[str]:
     """A fixed number of 9p devices: their number is part of a snapshot, their directories are not."""
     found: list[str] = []
     for number in range(SLOTS):
-        slot = guest.slots[number] if number < len(guest.slots) else Slot(guest.empty, writable=False)
+        slot = guest.slots[number] if number < len(guest.slots) else Mount(guest.empty, "", writable=False)
         mode = "" if slot.writable else ",readonly=on"
-        local = f"local,id=slot{number},path={quote(slot.path)},security_model=none,multidevs=remap{mode}"
+        local = f"local,id=slot{number},path={quote(slot.host)},security_model=none,multidevs=remap{mode}"
         found += ["-fsdev", local, "-device", f"virtio-9p-pci,fsdev=slot{number},mount_tag=slot{number}"]
     return found

@@ -14,18 +14,13 @@ import msgspec
 
 from claude_vm.drivers.api import Mount
 from claude_vm.drivers.directories import open_directory
-from claude_vm.drivers.vm.arguments import Slot, VmPlan
+from claude_vm.drivers.vm.arguments import VmPlan
 from claude_vm.drivers.vm.machine import Files
 from claude_vm.drivers.vm.spawn import listen
 
 _MONITOR_FD: Final = 10
 _HELPER_FD: Final = 11
 _SLOTS_FD: Final = 12
-
-
-def slot_of(mount: Mount) -> Slot:
-    """Return the slot for a mount."""
-    return Slot(mount.host, mount.writable, mount.device, mount.inode)
 
 
 @contextmanager
@@ -55,7 +50,7 @@ def inherited(guest: VmPlan, files: Files) -> Iterator[tuple[VmPlan, list[tuple[
 
 
 @contextmanager
-def _opened(slots: Sequence[Slot]) -> Iterator[tuple[tuple[Slot, ...], list[tuple[int, int]]]]:
+def _opened(slots: Sequence[Mount]) -> Iterator[tuple[tuple[Mount, ...], list[tuple[int, int]]]]:
     """Open the slots' directories for as long as the block lasts.
 
     Yields the slots as QEMU shall see them, and the descriptors to give to it, each with its number there.
@@ -66,15 +61,14 @@ def _opened(slots: Sequence[Slot]) -> Iterator[tuple[tuple[Slot, ...], list[tupl
     with ExitStack() as stack:
         given = []
         for number, slot in enumerate(slots, _SLOTS_FD):
-            mount = Mount(slot.path, "", slot.writable, slot.device, slot.inode)
-            descriptor = open_directory(mount)
+            descriptor = open_directory(slot)
             stack.callback(os.close, descriptor)
             given.append((descriptor, number))
         if sys.platform != "linux":
             yield tuple(slots), []
             return
         named = [
-            msgspec.structs.replace(slot, path=f"/proc/self/fd/{number}")
+            msgspec.structs.replace(slot, host=f"/proc/self/fd/{number}")
             for slot, (_, number) in zip(slots, given, strict=True)
         ]
         yield tuple(named), given

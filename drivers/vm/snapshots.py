@@ -13,15 +13,15 @@ from typing import Final
 import anyio
 import msgspec
 
-from claude_vm.drivers.api import GuestFile, Progress
+from claude_vm.drivers.api import GuestFile, Mount, Progress
 from claude_vm.drivers.errors import DriverError, GuestError
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.process import ProcessIdentity, find_marked
 from claude_vm.drivers.templates import building_folder
-from claude_vm.drivers.vm.arguments import Ram, Slot, VmSize
+from claude_vm.drivers.vm.arguments import Ram, VmSize
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
-from claude_vm.drivers.vm.identity import Identity, new_identity
+from claude_vm.drivers.vm.identity import new_identity
 from claude_vm.drivers.vm.machine import HELPER_S, Machine, boot_again, boot_limit_s
 from claude_vm.drivers.vm.phases import VmPhase
 from claude_vm.drivers.vm.spawn import end
@@ -83,7 +83,7 @@ class Preparation:
         building: Path,
         progress: Progress,
         *,
-        slots: tuple[Slot, ...] = (),
+        slots: tuple[Mount, ...] = (),
     ) -> None:
         hypervisor = tools.hypervisor
         name = f"{hypervisor.mark}:build:{building.name}"
@@ -171,20 +171,17 @@ async def _warm_up(machine: Machine, user: str) -> None:
     """Log in once over SSH, inside the guest, and run what sessions run first."""
     identity = new_identity("i-template")
     await machine.identify(identity, user)
-    await machine.channel.put_files(_warm_files(identity), timeout_s=HELPER_S)
+    hosts = f"127.0.0.1 {identity.host_key.public}\n".encode()
+    files = [
+        GuestFile(_WARM_KEY, identity.client_key.private.encode(), 0o600, "root"),
+        GuestFile(f"{_WARM_KEY}.hosts", hosts, 0o600, "root"),
+    ]
+    await machine.channel.put_files(files, timeout_s=HELPER_S)
     known = f"UserKnownHostsFile={_WARM_KEY}.hosts"
     ssh = ["ssh", "-F", "none", "-i", _WARM_KEY, *("-o", known, "-o", "BatchMode=yes")]
     login = [*ssh, f"{user}@127.0.0.1", f"bash -lc {shlex.quote(_WARM_UP)}"]
     await machine.run("warming up", login, timeout_s=_WARM_S)
     await machine.run("cleaning up", ["rm", "-f", _WARM_KEY, f"{_WARM_KEY}.hosts"], timeout_s=HELPER_S)
-
-
-def _warm_files(identity: Identity) -> list[GuestFile]:
-    hosts = f"127.0.0.1 {identity.host_key.public}\n".encode()
-    return [
-        GuestFile(_WARM_KEY, identity.client_key.private.encode(), 0o600, "root"),
-        GuestFile(f"{_WARM_KEY}.hosts", hosts, 0o600, "root"),
-    ]
 
 
 async def end_build(hypervisor: Hypervisor, folder: Path) -> None:

@@ -27,7 +27,6 @@ from claude_vm.drivers.vm.machine import (
     boot_limit_s,
 )
 from claude_vm.drivers.vm.phases import VmPhase
-from claude_vm.drivers.vm.slots import slot_of
 from claude_vm.drivers.vm.snapshots import ensure_snapshot
 from claude_vm.drivers.vm.store import Snapshot, VmTemplates
 
@@ -158,7 +157,7 @@ class VmStart:
         name = f"{self._tools.hypervisor.mark}:{self._folder.instance_id}"
         return msgspec.structs.replace(
             stored.guest(name, self._size, self._folder.disk),
-            slots=tuple(slot_of(mount) for mount in self._spec.mounts),
+            slots=self._spec.mounts,
             ram=None if snapshot is None else Ram(str(snapshot.ram), shared=False),
             incoming=snapshot is not None,
             # QEMU's user is who owns what the guest writes. Only root can choose.

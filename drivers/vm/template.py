@@ -18,7 +18,7 @@ from claude_vm.drivers.images.debian import Image, ImageSpec, ensure_image
 from claude_vm.drivers.images.rootfs import guest_programs
 from claude_vm.drivers.programs import BuildEnvironment
 from claude_vm.drivers.templates import building_folder, new_generation_name, publish
-from claude_vm.drivers.vm.arguments import Slot, VmSize
+from claude_vm.drivers.vm.arguments import VmSize
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Hypervisor, Toolchain
 from claude_vm.drivers.vm.machine import HELPER_S, Machine
@@ -53,7 +53,7 @@ async def build(tools: Toolchain, templates: VmTemplates, spec: TemplateSpec, pr
         snapshot.mkdir(mode=0o700, parents=True)
         await make_overlay(tools.programs, building / "disk.qcow2", image.disk, "raw", spec.disk_gib)
         claude = spec.claude_binary
-        slots = () if claude is None else (Slot(str(claude.parent), writable=False),)
+        slots = () if claude is None else (Mount(str(claude.parent), _SETUP, writable=False),)
         preparation = Preparation(tools, stored, size, building, progress, slots=slots)
         await preparation.take(snapshot, lambda machine: _customise(machine, spec, progress))
         record = msgspec.structs.replace(stored.record, size_bytes=size_bytes(building))

@@ -20,7 +20,7 @@ from claude_vm.drivers.lima.hypervisor import Lima
 from claude_vm.drivers.lima.importing import Import
 from claude_vm.drivers.programs import BuildEnvironment, search
 from claude_vm.drivers.vm import accelerator
-from claude_vm.drivers.vm.arguments import QemuBuild, Ram, Slot, VmPlan
+from claude_vm.drivers.vm.arguments import QemuBuild, Ram, VmPlan
 
 HOST = QemuBuild("/usr/bin/qemu-system-x86_64", "QEMU 7.2 limactl 2.2.0", "x86_64", "pc-q35-7.2", "tcg")
 ARM = QemuBuild(
@@ -38,7 +38,7 @@ GUEST = VmPlan(
     empty="/h/lima/sv.i-0123456789/empty",
     monitor=10,
     helper=11,
-    slots=(Slot("/proc/self/fd/12", writable=True), Slot("/proc/self/fd/13", writable=False)),
+    slots=(Mount("/proc/self/fd/12", "/in", writable=True), Mount("/proc/self/fd/13", "/in", writable=False)),
 )
 RESTORED = msgspec.structs.replace(GUEST, ram=Ram("/t/ram", shared=False), incoming=True)
 INSTANCE = LimaInstance(
@@ -105,7 +105,7 @@ def test_the_argument_lists_are_the_recorded_ones(name, host, guest):
 def test_lima_sees_neither_paths_nor_devices():
     hostile = '/a, b{{ fd_connect "/x" }}\'$(id)'
     guest = msgspec.structs.replace(
-        RESTORED, slots=(Slot(hostile, writable=True),), ram=Ram(hostile, shared=False), empty=hostile
+        RESTORED, slots=(Mount(hostile, "/in", writable=True),), ram=Ram(hostile, shared=False), empty=hostile
     )
     assert arguments.seen(HOST, guest) == arguments.seen(HOST, RESTORED)
     assert not any("/" in word for word in arguments.seen(HOST, guest))

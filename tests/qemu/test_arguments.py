@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_vm.drivers.api import TemplateRecord
+from claude_vm.drivers.api import Mount, TemplateRecord
 from claude_vm.drivers.qemu.arguments import arguments
-from claude_vm.drivers.vm.arguments import SLOTS, QemuBuild, Ram, Slot, VmPlan, VmSize
+from claude_vm.drivers.vm.arguments import SLOTS, QemuBuild, Ram, VmPlan, VmSize
 from claude_vm.drivers.vm.store import Stored
 
 HOST = QemuBuild("/usr/bin/qemu-system-x86_64", "QEMU 7.2", "x86_64", "pc-q35-7.2", "tcg")
@@ -27,7 +27,7 @@ GUEST = VmPlan(
     empty="/h/empty",
     monitor=10,
     helper=11,
-    slots=(Slot("/home/me/project, one: x", writable=True), Slot("/data", writable=False)),
+    slots=(Mount("/home/me/project, one: x", "/in", writable=True), Mount("/data", "/in", writable=False)),
 )
 SIZE = VmSize(2, 2048)
 RECORD = TemplateRecord("t", "g", "qemu", "/p", 0, 1, 512, 8, 0, "u", "/h", None, "i")
@@ -66,8 +66,10 @@ def test_slots_are_always_the_same_number_and_unused_ones_are_read_only():
 
 @given(st.text(min_size=1).filter(lambda text: "\0" not in text))
 def test_no_path_can_add_an_option(text):
-    plain = arguments(HOST, msgspec.structs.replace(GUEST, slots=(Slot("/x", writable=False),)))
-    hostile = arguments(HOST, msgspec.structs.replace(GUEST, slots=(Slot("/" + text, writable=False),)))
+    plain = arguments(HOST, msgspec.structs.replace(GUEST, slots=(Mount("/x", "/in", writable=False),)))
+    hostile = arguments(
+        HOST, msgspec.structs.replace(GUEST, slots=(Mount("/" + text, "/in", writable=False),))
+    )
 
     assert len(plain) == len(hostile)
     slot = next(word for word in hostile if word.startswith("local,id=slot0,"))
