@@ -38,52 +38,30 @@ in /tmp. File locks in such folders, and so SQLite's, hold within this machine o
 
 _KEY_TAIL = 20
 
-_SETTINGS: dict[str, Any] = {
-    "skipDangerousModePermissionPrompt": True,
-    "enableAllProjectMcpServers": True,
+_SETTINGS = {"skipDangerousModePermissionPrompt": True, "enableAllProjectMcpServers": True}
+_TRUST = {
+    "hasTrustDialogAccepted": True,
+    "hasClaudeMdExternalIncludesApproved": True,
+    "hasClaudeMdExternalIncludesWarningShown": True,
 }
 
 
-def settings_json(existing: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the content of ``~/.claude/settings.json``: what exists, under what the session needs."""
-    return {**(existing or {}), **_SETTINGS}
-
-
-def claude_json(
-    *,
-    trusted: Iterable[str],
-    api_key: str | None,
-    version: str | None = None,
-    existing: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+def claude_json(*, trusted: Iterable[str], api_key: str | None, version: str | None = None) -> dict[str, Any]:
     """Return the content of ``~/.claude.json``.
 
     `trusted` are guest directories (absolute): the project's root and the working directory. `api_key` is
     the session's key, or None. `version` is Claude Code's in the template: with it nothing is announced as
-    new. `existing` is what the template's file holds; its other entries stay.
+    new.
     """
-    found = dict(existing or {})
-    found["hasCompletedOnboarding"] = True
-    found.setdefault("theme", "dark")
+    found: dict[str, Any] = {
+        "hasCompletedOnboarding": True,
+        "theme": "dark",
+        "projects": dict.fromkeys(trusted, _TRUST),
+    }
     if version is not None:
-        found["lastOnboardingVersion"] = version
-        found["lastReleaseNotesSeen"] = version
-    projects = dict(_mapping(found.get("projects")))
-    for directory in trusted:
-        projects[directory] = {
-            **_mapping(projects.get(directory)),
-            "hasTrustDialogAccepted": True,
-            "hasClaudeMdExternalIncludesApproved": True,
-            "hasClaudeMdExternalIncludesWarningShown": True,
-        }
-    found["projects"] = projects
+        found["lastOnboardingVersion"] = found["lastReleaseNotesSeen"] = version
     if api_key:
-        tail = api_key[-_KEY_TAIL:]
-        responses = _mapping(found.get("customApiKeyResponses"))
-        found["customApiKeyResponses"] = {
-            "approved": sorted({*_texts(responses.get("approved")), tail}),
-            "rejected": [text for text in _texts(responses.get("rejected")) if text != tail],
-        }
+        found["customApiKeyResponses"] = {"approved": [api_key[-_KEY_TAIL:]], "rejected": []}
     return found
 
 
@@ -98,7 +76,7 @@ def home_files(
     state = claude_json(trusted=trusted, api_key=environment.get("ANTHROPIC_API_KEY"), version=version)
     return (
         GuestFile(path=".claude.json", data=_encode(state), mode=0o600),
-        GuestFile(path=".claude/settings.json", data=_encode(settings_json()), mode=0o600),
+        GuestFile(path=".claude/settings.json", data=_encode(_SETTINGS), mode=0o600),
         GuestFile(path=".claude/CLAUDE.md", data=MEMORY.encode(), mode=0o600),
     )
 
@@ -126,14 +104,6 @@ def session_environment(
         # Claude Code refuses to skip permissions as root, unless it is told that this is a sandbox.
         found["IS_SANDBOX"] = "1"
     return found
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _texts(value: object) -> list[str]:
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

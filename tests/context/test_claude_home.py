@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_vm.context.claude_home import claude_json, home_files, session_environment, settings_json
+from claude_vm.context.claude_home import claude_json, home_files, session_environment
 from claude_vm.context.loopback import guest_proxies, guest_url, is_loopback
 
 HOST = "10.0.2.2"
@@ -58,32 +58,6 @@ def test_without_a_key_none_is_approved():
 
 def test_a_short_key_is_approved_whole():
     assert claude_json(trusted=[], api_key="short")["customApiKeyResponses"]["approved"] == ["short"]
-
-
-def test_what_the_template_has_is_kept():
-    existing = {
-        "theme": "light",
-        "mcpServers": {"x": {}},
-        "projects": {"/p": {"allowedTools": ["Bash"]}, "/q": {}},
-        "customApiKeyResponses": {"approved": ["other"], "rejected": [KEY[-20:]]},
-    }
-    state = claude_json(trusted=["/p"], api_key=KEY, existing=existing)
-    assert state["theme"] == "light"
-    assert state["mcpServers"] == {"x": {}}
-    assert state["projects"]["/p"]["allowedTools"] == ["Bash"]
-    assert state["projects"]["/q"] == {}
-    assert state["customApiKeyResponses"] == {"approved": ["_the-last-20-letters", "other"], "rejected": []}
-    assert "hasTrustDialogAccepted" not in existing["projects"]["/p"]  # not changed in place
-    assert settings_json({"model": "opus"}) == {"model": "opus"} | settings_json()
-
-
-@pytest.mark.parametrize(
-    "damaged", [{"projects": []}, {"customApiKeyResponses": 1}, {"projects": {"/p": None}}]
-)
-def test_damaged_state_of_the_template_is_replaced(damaged):
-    state = claude_json(trusted=["/p"], api_key="k", existing=damaged)
-    assert state["projects"]["/p"]["hasTrustDialogAccepted"] is True
-    assert state["customApiKeyResponses"]["approved"] == ["k"]
 
 
 def test_a_directory_with_bytes_that_are_no_text_survives():
