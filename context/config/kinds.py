@@ -9,7 +9,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -34,34 +33,31 @@ class PathBase(msgspec.Struct, frozen=True):
     home: Path
 
 
-class SettingKind(Protocol):
-    """What values a setting may have. `valid` describes them in a few words."""
+class SettingKind(ABC):
+    """What values a setting may have.
 
-    @property
-    def valid(self) -> str:
-        """What is valid, for documents and reports."""
-        ...
+    `valid` describes them in a few words, for documents and reports. `words` are those that can be listed,
+    each with what it means, for completion.
+    """
 
-    @property
-    def words(self) -> Mapping[str, str]:
-        """Values that can be listed, each with what it means, for completion."""
-        ...
+    valid: str
+    words: Mapping[str, str] = {}
 
+    @abstractmethod
     def read(self, value: object, place: PathBase) -> object:
         """Return the setting's value for a TOML value.
 
         Raises:
             BadValueError: It is not of this kind.
         """
-        ...
 
     def from_text(self, text: str, place: PathBase) -> object:
-        """Return the setting's value for a text.
+        """Return the setting's value for a text: mostly it is what stands between the quotes in TOML.
 
         Raises:
             BadValueError: It is not of this kind.
         """
-        ...
+        return self.read(text, place)
 
 
 def type_name(value: object) -> str:
@@ -85,33 +81,27 @@ def _text(value: object) -> str:
     return value
 
 
-class FromToml(ABC):
-    """Base of the kinds whose text is what stands between the quotes in TOML."""
+def table(value: object, keys: Sequence[str]) -> dict[str, object]:
+    """Return a table that has none but these keys.
 
-    words: Mapping[str, str] = {}
+    Raises:
+        BadValueError: It is no table, or has others.
+    """
+    if not isinstance(value, dict):
+        raise BadValueError(f"is {type_name(value)}, not a table")
+    unknown = [key for key in value if key not in keys]
+    if unknown:
+        raise BadValueError(f"has an unknown key '{unknown[0]}' (it has {', '.join(keys)})")
+    return value
 
-    @abstractmethod
-    def read(self, value: object, place: PathBase) -> object:
-        """Return the setting's value for a TOML value."""
 
-    def from_text(self, text: str, place: PathBase) -> object:
-        """Return the setting's value for a text."""
-        return self.read(text, place)
-
-
-class Integer:
+class Integer(SettingKind):
     """A whole number in a range."""
-
-    words: Mapping[str, str] = {}
 
     def __init__(self, low: int, high: int) -> None:
         self.low = low
         self.high = high
-
-    @property
-    def valid(self) -> str:
-        """What is valid."""
-        return f"{self.low}-{self.high}"
+        self.valid = f"{low}-{high}"
 
     def read(self, value: object, place: PathBase) -> int:  # noqa: ARG002 - numbers are the same everywhere
         """Return the number."""
@@ -128,7 +118,7 @@ class Integer:
         return self.read(int(text), place)
 
 
-class Switch(FromToml):
+class Switch(SettingKind):
     """Yes or no."""
 
     valid = "true, false"
@@ -140,7 +130,7 @@ class Switch(FromToml):
         return value
 
 
-class WordChoice(FromToml):
+class WordChoice(SettingKind):
     """One of a few words. `told` says what some of them mean.
 
     Words in `unenforced` are known, but nothing would do what they promise yet. They are refused: who asks
@@ -150,12 +140,8 @@ class WordChoice(FromToml):
     def __init__(self, *choices: str, unenforced: tuple[str, ...] = (), **told: str) -> None:
         self.choices = choices
         self.unenforced = unenforced
+        self.valid = ", ".join(choices)
         self.words = {choice: told.get(choice, "") for choice in choices}
-
-    @property
-    def valid(self) -> str:
-        """What is valid."""
-        return ", ".join(self.choices)
 
     def read(self, value: object, place: PathBase) -> str:  # noqa: ARG002 - see Integer
         """Return the word."""
@@ -170,7 +156,7 @@ class WordChoice(FromToml):
         return text
 
 
-class Text(FromToml):
+class Text(SettingKind):
     """Any text, or text of a pattern. An empty one is None, if `empty_is_unset`."""
 
     def __init__(
@@ -190,7 +176,7 @@ class Text(FromToml):
         return text
 
 
-class Duration(FromToml):
+class Duration(SettingKind):
     """A span of time such as ``90s``, ``30m`` or ``1h30m``, in seconds; not shorter than `least_s`."""
 
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # noqa: RUF012 - never changed
@@ -198,12 +184,8 @@ class Duration(FromToml):
 
     def __init__(self, least_s: int = 1) -> None:
         self.least_s = least_s
-
-    @property
-    def valid(self) -> str:
-        """What is valid."""
-        least = f", {self.least_s}s at least" if self.least_s > 1 else ""
-        return f"a time such as 90s, 30m, 12h, 30d or 1h30m{least}"
+        least = f", {least_s}s at least" if least_s > 1 else ""
+        self.valid = f"a time such as 90s, 30m, 12h, 30d or 1h30m{least}"
 
     def read(self, value: object, place: PathBase) -> int:  # noqa: ARG002 - see Integer
         """Return the seconds."""
@@ -218,16 +200,12 @@ class Duration(FromToml):
         return seconds
 
 
-class Either(FromToml):
+class Either(SettingKind):
     """A value of the first kind that takes it. What is wrong is said by the last one."""
 
     def __init__(self, *kinds: SettingKind) -> None:
         self.kinds = kinds
-
-    @property
-    def valid(self) -> str:
-        """What is valid."""
-        return " or ".join(kind.valid for kind in self.kinds)
+        self.valid = " or ".join(kind.valid for kind in kinds)
 
     def read(self, value: object, place: PathBase) -> object:
         """Return the value."""
@@ -239,17 +217,13 @@ class Either(FromToml):
         return self.kinds[-1].read(value, place)
 
 
-class ListOf(FromToml):
-    """A list of values of one kind."""
+class ListOf(SettingKind):
+    """A list of values of one kind, each of which errors call `item`."""
 
-    def __init__(self, kind: SettingKind, plural: str) -> None:
+    def __init__(self, kind: SettingKind, valid: str, *, item: str = "item") -> None:
         self.kind = kind
-        self.plural = plural
-
-    @property
-    def valid(self) -> str:
-        """What is valid."""
-        return f"a list of {self.plural}"
+        self.valid = valid
+        self.item = item
 
     def read(self, value: object, place: PathBase) -> tuple[object, ...]:
         """Return the values."""
@@ -260,13 +234,12 @@ class ListOf(FromToml):
             try:
                 items.append(self.kind.read(item, place))
             except BadValueError as error:
-                raise BadValueError(
-                    f"item {index + 1} {error.message}", item=index, near=error.near
-                ) from error
+                message = f"{self.item} {index + 1} {error.message}"
+                raise BadValueError(message, item=index, near=error.near) from error
         return tuple(items)
 
 
-class ExistingFile(FromToml):
+class ExistingFile(SettingKind):
     """A file that exists, as an absolute path. Relative: to the file that names it. ``~``: the home."""
 
     valid = "a file that exists"

@@ -46,11 +46,6 @@ class Settings(Sections, frozen=True, kw_only=True):
         return self.given[key].where if key in self.given else "default"
 
     @property
-    def mount_specs(self) -> tuple[MountSpec, ...]:
-        """The mounts of the layers, the farthest first; those of flags are not among them."""
-        return self.mounts
-
-    @property
     def published(self) -> tuple[PortSpec | str, ...]:
         """The ports to publish, with who asked for each, and the words that stand for others.
 

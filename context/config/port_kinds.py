@@ -1,13 +1,13 @@
-"""The kinds of ``[network] publish`` and ``[[ports]]``: ports of the guest that the host's loopback gets."""
+"""The kinds of ``[network] publish`` and of one of ``[[ports]]``: what the host's loopback gets."""
 
-from claude_vm.context.config.kinds import BadValueError, FromToml, PathBase, type_name
+from claude_vm.context.config.kinds import BadValueError, PathBase, SettingKind, table, type_name
 from claude_vm.context.errors import ContextError
 from claude_vm.context.ports import AUTO, NONE, PortSpec, parse_port, refusal
 
 KEYS = ("guest", "host")
 
 
-class PortList(FromToml):
+class PortList(SettingKind):
     """Ports as ``[HOST:]GUEST``, and perhaps ``auto``; or one of the words alone."""
 
     valid = 'auto, none, or a list of ports as "[HOST:]GUEST" (and perhaps auto)'
@@ -34,23 +34,20 @@ class PortList(FromToml):
         return tuple(found)
 
 
-class PortTables(FromToml):
-    """Ports, each a table with the guest's and perhaps the host's number."""
+class PortTable(SettingKind):
+    """A port, as a table with the guest's and perhaps the host's number."""
 
-    valid = "tables with guest, and perhaps host, each a number of a port"
+    valid = "a table with guest, and perhaps host, each a number of a port"
 
-    def read(self, value: object, place: PathBase) -> tuple[PortSpec, ...]:  # noqa: ARG002 - see Integer
-        """Return the ports."""
-        if not isinstance(value, list):
-            raise BadValueError(f"is {type_name(value)}, not an array")
-        found: list[PortSpec] = []
-        for index, item in enumerate(value):
-            problem = _flaw(item)
-            if problem:
-                raise BadValueError(f"port {index + 1} {problem}", item=index)
-            guest = item["guest"]
-            found.append(PortSpec(guest, item.get("host", guest), source="ports"))
-        return tuple(found)
+    def read(self, value: object, place: PathBase) -> PortSpec:  # noqa: ARG002 - see Integer
+        """Return the port."""
+        given = table(value, KEYS)
+        guest, host = given.get("guest"), given.get("host", given.get("guest"))
+        if type(guest) is not int or type(host) is not int:
+            raise BadValueError("has no guest, a port's number, or a host that is none")
+        if problem := refusal(guest, host):
+            raise BadValueError(problem)
+        return PortSpec(guest, host, source="ports")
 
 
 def _port(item: object, index: int) -> PortSpec:
@@ -60,16 +57,3 @@ def _port(item: object, index: int) -> PortSpec:
         return parse_port(item)
     except ContextError as error:
         raise BadValueError(error.message, item=index) from error
-
-
-def _flaw(item: object) -> str:
-    """Return what is wrong with a table of ``[[ports]]``; "" for nothing."""
-    if not isinstance(item, dict):
-        return f"is {type_name(item)}, not a table"
-    unknown = [key for key in item if key not in KEYS]
-    if unknown:
-        return f"has an unknown key '{unknown[0]}' (it has {', '.join(KEYS)})"
-    guest, host = item.get("guest"), item.get("host", item.get("guest"))
-    if type(guest) is not int or type(host) is not int:
-        return "has no guest, a port's number, or a host that is none"
-    return refusal(guest, host)

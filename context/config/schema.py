@@ -6,7 +6,7 @@ A setting is a field of a section. The field's annotation has the type that the 
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import msgspec
 
@@ -20,15 +20,21 @@ from claude_vm.context.config.kinds import (
     Text,
     WordChoice,
 )
-from claude_vm.context.config.mount_tables import MountTables
-from claude_vm.context.config.port_kinds import PortList, PortTables
-from claude_vm.context.config.setting import HOST_FILES, Later, Obeyed, Setting
+from claude_vm.context.config.mount_tables import MountTable
+from claude_vm.context.config.port_kinds import PortList, PortTable
+from claude_vm.context.config.setting import FILES, HOST_FILES, Later, Layer, Obeyed, Setting
 from claude_vm.context.mount_specs import MountSpec
 from claude_vm.context.ports import PortSpec
 from claude_vm.drivers.registry import AUTO, DRIVERS, ISOLATING
 
-WORDS = ListOf(Text(), "strings")
-SCRIPTS = ListOf(ExistingFile(), "files that exist")
+WORDS = ListOf(Text(), "a list of strings")
+SCRIPTS = ListOf(ExistingFile(), "a list of files that exist")
+MOUNTS = ListOf(
+    MountTable(),
+    "tables with location, and perhaps mount_point and writable; or texts as of --mount",
+    item="mount",
+)
+PORTS = ListOf(PortTable(), "tables with guest, and perhaps host, each a number of a port", item="port")
 PACKAGE = r"[a-z0-9*][a-z0-9+.*-]*(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~*-]+)?"
 DIGEST = r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})"
 IMAGE = rf"https://[^#\s]+#{DIGEST}|template:[A-Za-z0-9_][A-Za-z0-9._/-]*"
@@ -42,7 +48,9 @@ TOOL = Later(TEMPLATE, today=False)
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the sections."""
+    """Base of the sections. `files` are those that may set its settings, unless one says otherwise."""
+
+    files: ClassVar[frozenset[Layer]] = FILES
 
 
 class VmSection(Section, frozen=True):
@@ -72,6 +80,8 @@ class VmSection(Section, frozen=True):
 class DriverSection(Section, frozen=True):
     """What makes the VMs."""
 
+    files = HOST_FILES
+
     name: Annotated[
         str,
         Setting(
@@ -79,7 +89,6 @@ class DriverSection(Section, frozen=True):
             "The driver; `sim` isolates nothing. `auto`: of those that can be used"
             f" ({', then '.join(DRIVERS[name].words for name in ISOLATING)}), the first that has a usable"
             " template of the project, else the first that has a stale one, else the first",
-            files=HOST_FILES,
             variable="CLAUDE_VM_DRIVER",
         ),
     ] = AUTO
@@ -104,7 +113,9 @@ class PackagesSection(Section, frozen=True):
     system: Annotated[
         tuple[str, ...],
         Setting(
-            ListOf(Text("a package name, perhaps with :arch and =version", PACKAGE), "package names"),
+            ListOf(
+                Text("a package name, perhaps with :arch and =version", PACKAGE), "a list of package names"
+            ),
             "Packages of the distribution",
             adds_up=True,
             later=Later(TEMPLATE),
@@ -129,7 +140,7 @@ class SetupSection(Section, frozen=True):
     ] = ()
     mounts: Annotated[
         tuple[MountSpec, ...],
-        Setting(MountTables(), "Mounts during the building only", adds_up=True, later=Later(TEMPLATE)),
+        Setting(MOUNTS, "Mounts during the building only", adds_up=True, later=Later(TEMPLATE)),
     ] = ()
 
 
@@ -165,20 +176,17 @@ class ContextSection(Section, frozen=True):
 class PoolSection(Section, frozen=True):
     """VMs that are kept ready. They are the daemon's, so no project has a say."""
 
+    files = HOST_FILES
+
     size: Annotated[
         int,
-        Setting(
-            Integer(0, 64),
-            "VMs to keep ready for each project in use (per sizes and mounts); 0: none",
-            files=HOST_FILES,
-        ),
+        Setting(Integer(0, 64), "VMs to keep ready for each project in use (per sizes and mounts); 0: none"),
     ] = 1
     paused: Annotated[
         str | int,
         Setting(
             Either(WordChoice("auto"), Integer(0, 64)),
             "VMs to start ahead and keep paused, for when none is ready; `auto`: 1 if `size` is not 0",
-            files=HOST_FILES,
         ),
     ] = "auto"
     max_instances: Annotated[
@@ -187,14 +195,10 @@ class PoolSection(Section, frozen=True):
             Either(WordChoice("auto"), Integer(1, 1000)),
             "Most VMs at a time, in sessions and ready; more sessions wait; `auto`: by this host's memory"
             " and cores",
-            files=HOST_FILES,
         ),
     ] = "auto"
     idle_timeout: Annotated[
-        int,
-        Setting(
-            Duration(), "When a project's ready VMs are given up, after its last session", files=HOST_FILES
-        ),
+        int, Setting(Duration(), "When a project's ready VMs are given up, after its last session")
     ] = 30 * 60
     max_age: Annotated[
         int,
@@ -202,7 +206,6 @@ class PoolSection(Section, frozen=True):
             # Counted from its start, so it has to be longer than that takes, or none would ever be ready.
             Duration(least_s=60),
             "When a ready VM is replaced by a new one",
-            files=HOST_FILES,
         ),
     ] = 12 * 3600
     memory_budget: Annotated[
@@ -210,7 +213,6 @@ class PoolSection(Section, frozen=True):
         Setting(
             Text("1%-100%, or 1GB and more", r"(?:[1-9][0-9]?|100)%|[1-9][0-9]{0,5} ?GB"),
             "Memory that all VMs that are kept ready may take: a share of this host's, or GB",
-            files=HOST_FILES,
         ),
     ] = "50%"
 
@@ -218,34 +220,27 @@ class PoolSection(Section, frozen=True):
 class SessionSection(Section, frozen=True):
     """What becomes of sessions."""
 
+    files = HOST_FILES
+
     note_second_writer: Annotated[
-        bool,
-        Setting(Switch(), "Say it when another session can write in the same directories", files=HOST_FILES),
+        bool, Setting(Switch(), "Say it when another session can write in the same directories")
     ] = True
 
     on_disconnect: Annotated[
         str,
-        Setting(
-            WordChoice("keep", "stop"),
-            "When the terminal is lost",
-            files=HOST_FILES,
-            later=Later(SESSION, today="stop"),
-        ),
+        Setting(WordChoice("keep", "stop"), "When the terminal is lost", later=Later(SESSION, today="stop")),
     ] = "keep"
     detach_keys: Annotated[
         str,
         Setting(
             Text("keys such as ctrl-p,ctrl-q", rf"{KEY_NAME}(?:,{KEY_NAME})*"),
             "Keys that leave a session running",
-            files=HOST_FILES,
             later=Later(SESSION),
         ),
     ] = "ctrl-p,ctrl-q"
-    record: Annotated[
-        bool, Setting(Switch(), "Record sessions", files=HOST_FILES, later=Later(SESSION, today=False))
-    ] = True
+    record: Annotated[bool, Setting(Switch(), "Record sessions", later=Later(SESSION, today=False))] = True
     retention: Annotated[
-        int, Setting(Duration(), "How long records and logs are kept", files=HOST_FILES, later=Later(SESSION))
+        int, Setting(Duration(), "How long records and logs are kept", later=Later(SESSION))
     ] = 30 * 86400
 
 
@@ -255,7 +250,9 @@ class ClaudeSection(Section, frozen=True):
     share: Annotated[
         tuple[str, ...],
         Setting(
-            ListOf(Text("a path in ~/.claude, perhaps with :rw", r"(?!/)(?s:.+)"), "paths in ~/.claude"),
+            ListOf(
+                Text("a path in ~/.claude, perhaps with :rw", r"(?!/)(?s:.+)"), "a list of paths in ~/.claude"
+            ),
             "Files and directories that are given to the guest",
             later=Later(SESSION),
         ),
@@ -300,7 +297,7 @@ class NetworkSection(Section, frozen=True):
     allow: Annotated[
         tuple[str, ...],
         Setting(
-            ListOf(Text("a host name, perhaps with *. before it", HOST_NAME), "host names"),
+            ListOf(Text("a host name, perhaps with *. before it", HOST_NAME), "a list of host names"),
             "Hosts that `allowlist` allows",
             adds_up=True,
             later=Later(SESSION),
@@ -335,7 +332,7 @@ class BatchSection(Section, frozen=True):
     ] = 0
 
 
-class Sections(msgspec.Struct, frozen=True, kw_only=True):
+class Sections(Section, frozen=True, kw_only=True):
     """All sections with their defaults."""
 
     vm: VmSection = VmSection()
@@ -345,11 +342,11 @@ class Sections(msgspec.Struct, frozen=True, kw_only=True):
     setup: SetupSection = SetupSection()
     runtime: RuntimeSection = RuntimeSection()
     mounts: Annotated[
-        tuple[MountSpec, ...], Setting(MountTables(), "More host directories for each session", adds_up=True)
+        tuple[MountSpec, ...], Setting(MOUNTS, "More host directories for each session", adds_up=True)
     ] = ()
     ports: Annotated[
         tuple[PortSpec, ...],
-        Setting(PortTables(), "More such ports, whatever `network.publish` says", adds_up=True),
+        Setting(PORTS, "More such ports, whatever `network.publish` says", adds_up=True),
     ] = ()
     defaults: DefaultsSection = DefaultsSection()
     context: ContextSection = ContextSection()
@@ -372,10 +369,11 @@ LATER = frozenset({"phase"})
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the table: a setting under its dotted key, with its default."""
+    """A row of the table: a setting under its dotted key, the files that may set it, and its default."""
 
     key: str
     setting: Setting
+    files: frozenset[Layer]
     default: Any
 
 
@@ -385,13 +383,15 @@ def settings_table() -> dict[str, Entry]:
     return {entry.key: entry for entry in _entries(Sections(), "")}
 
 
-def _entries(section: msgspec.Struct, prefix: str) -> list[Entry]:
+def _entries(section: Section, prefix: str) -> list[Entry]:
     found: list[Entry] = []
-    for name, hint in get_type_hints(type(section), include_extras=True).items():
+    hints = get_type_hints(type(section), include_extras=True)
+    for name in section.__struct_fields__:
         value = getattr(section, name)
         if isinstance(value, Section):
             found += _entries(value, f"{name}.")
         else:
-            (setting,) = (part for part in hint.__metadata__ if isinstance(part, Setting))
-            found.append(Entry(key=prefix + name, setting=setting, default=value))
+            (setting,) = (part for part in hints[name].__metadata__ if isinstance(part, Setting))
+            files = setting.files or section.files
+            found.append(Entry(key=prefix + name, setting=setting, files=files, default=value))
     return found

@@ -64,12 +64,13 @@ class Later(msgspec.Struct, frozen=True):
 class Setting(msgspec.Struct, frozen=True):
     """What a user may say about a setting. `variable` is its name in the environment; "" means none.
 
-    `adds_up`: lists of all layers count, the global one first. `later` stands at one that is only checked.
+    `files` are those that may set it, if they are not those of its section. `adds_up`: lists of all layers
+    count, the global one first. `later` stands at one that is only checked.
     """
 
     kind: SettingKind
     doc: str
-    files: frozenset[Layer] = FILES
+    files: frozenset[Layer] | None = None
     variable: str = ""
     adds_up: bool = False
     later: Later | None = None

@@ -127,7 +127,7 @@ def _file_values(file: _ConfigFile, content: Mapping[str, object]) -> Iterator[t
             near = get_close_matches(key, [*settings_table(), *ALIASES], n=1)
             file.report(path, "is no key", key=key, value=shown(value), near=near[0] if near else "")
             continue
-        if file.layer not in entry.setting.files:
+        if file.layer not in entry.files:
             file.report(path, "can't be set here; set it in ~/.claude-vm.toml", key=key, value=shown(value))
             continue
         if real in seen:

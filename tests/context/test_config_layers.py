@@ -50,7 +50,7 @@ def test_without_anything_all_is_default(load):
     assert settings.driver.name == "auto"
     assert settings.defaults.claude_args is None
     assert settings.network.ca == "host"
-    assert settings.mount_specs == ()
+    assert settings.mounts == ()
     assert {settings.origin(key) for key in settings_table()} == {"default"}
     assert settings.where("vm.disk") == "default"
 
@@ -123,7 +123,7 @@ def test_lists_add_up_over_the_layers_each_item_once():
     assert settings.runtime.scripts == (Path("/a"), Path("/c"), Path("/b"))
     assert settings.packages.setup_script == ("one", "two")
     assert settings.defaults.claude_args == ("p",)
-    assert settings.mount_specs == (
+    assert settings.mounts == (
         MountSpec("/n", "/v", writable=False, source="global:3"),
         MountSpec("/m", source="project:7"),
     )
@@ -198,14 +198,14 @@ def test_values_have_their_types_and_units(load, home):
     assert settings.runtime.scripts == (home / "s.sh", home / "dir/t.sh")
     assert settings.network.publish == (PortSpec(3000, 3000), PortSpec(80, 8080))
     assert settings.batch.parallel == 3
-    assert settings.mount_specs == (
+    assert settings.mounts == (
         MountSpec("~/data", source="~/.claude-vm.toml:13"),
         MountSpec("/d", "/v", writable=False, source="~/.claude-vm.toml:13"),
     )
 
 
 def test_mounts_may_be_texts(load):
-    assert load('mounts = ["/a:ro"]').mount_specs == (
+    assert load('mounts = ["/a:ro"]').mounts == (
         MountSpec("/a", writable=False, source="~/.claude-vm.toml:1"),
     )
 

@@ -48,7 +48,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 
 def _layers(entry: Entry) -> Iterator[str]:
-    yield "any file" if entry.setting.files == FILES else "global file"
+    yield "any file" if entry.files == FILES else "global file"
     if entry.setting.variable:
         yield f"`{entry.setting.variable}`"
     yield from (f"`{flag.name}`" for flag, _ in flags_of(Flags) if entry.key in {flag.sets, flag.adds_to})

@@ -26,7 +26,7 @@ async def planned_mounts(target: Target, guest_home: str) -> tuple[MountKey, ...
     caller = target.workspace.caller
     mounts = plan_mounts(
         target.project,
-        (*target.settings.mount_specs, *caller.flags.mounts),
+        (*target.settings.mounts, *caller.flags.mounts),
         guest_home=guest_home,
         home=caller.home,
         max_mounts=(await target.driver.capabilities()).max_mounts,
