@@ -13,7 +13,6 @@ interpreter.
 import contextlib
 import os
 import pwd
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -288,7 +287,7 @@ def _way(path: str) -> Iterator[str]:
         if name in {"", "."}:
             continue
         here = os.path.dirname(here) if name == ".." else f"{here.rstrip('/')}/{name}"  # noqa: PTH120
-        if not _is_link(here):
+        if not os.path.islink(here):  # noqa: PTH114 - likewise
             yield here
             continue
         links += 1
@@ -296,10 +295,3 @@ def _way(path: str) -> Iterator[str]:
             raise OSError("too many links")
         rest += os.readlink(here).split("/")[::-1]  # noqa: PTH115
         here = "/" if os.readlink(here).startswith("/") else os.path.dirname(here)  # noqa: PTH115, PTH120
-
-
-def _is_link(path: str) -> bool:
-    try:
-        return stat.S_ISLNK(os.lstat(path).st_mode)
-    except OSError:
-        return False

@@ -35,7 +35,7 @@ def claim(site: Site) -> tuple[float, str]:
     """
     talk = Conversation(site, WORDS)
     try:
-        talk.wait(lambda found: found.ended)
+        talk.wait()
     finally:
         talk.close()
     if talk.output_at is None or talk.status != 0:

@@ -28,9 +28,7 @@ def units_of(figures: Sequence[str]) -> list[Unit]:
     return [Unit(mode, kind=kind, slow=mode in SLOW) for mode, kind in wanted]
 
 
-def run_units(
-    lab: Lab, units: Sequence[Unit], *, rounds: int, slow_rounds: int = 5
-) -> tuple[list[Sample], dict[str, str]]:
+def run_units(lab: Lab, units: Sequence[Unit], *, rounds: int) -> tuple[list[Sample], dict[str, str]]:
     """Measure units in turns; return the samples, and why modes could not be measured."""
     missing: dict[str, str] = {}
     for unit in units:
@@ -40,7 +38,7 @@ def run_units(
             missing[unit.mode] = str(error)
     samples: list[Sample] = []
     told = None
-    for turn in plan([u for u in units if u.mode not in missing], rounds=rounds, slow_rounds=slow_rounds):
+    for turn in plan([u for u in units if u.mode not in missing], rounds=rounds):
         if turn.unit.mode in missing:
             continue
         if turn.round != told:

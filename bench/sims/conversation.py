@@ -3,7 +3,7 @@
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from claude_vm.bench.errors import BenchError
 from claude_vm.bench.site import Site
@@ -12,6 +12,8 @@ from claude_vm.supervisor.wire.client import DaemonConnection, invoke
 from claude_vm.supervisor.wire.errors import WireError
 from claude_vm.supervisor.wire.framing import decode_json, encode
 from claude_vm.supervisor.wire.messages import FrameType
+
+WAIT_S = 60.0
 
 
 class Conversation:
@@ -72,14 +74,14 @@ class Conversation:
             self.status = status if isinstance(status, int) else None
             self.ended_at = now
 
-    def wait(self, done: Callable[["Conversation"], bool], *, timeout_s: float = 60.0) -> None:
-        """Take frames until `done` says so, or it is over.
+    def wait(self) -> None:
+        """Take frames until it is over.
 
         Raises:
-            BenchError: Neither happens in time.
+            BenchError: It is not in time.
         """
-        deadline = time.monotonic() + timeout_s
-        while not done(self) and not self.ended:
+        deadline = time.monotonic() + WAIT_S
+        while not self.ended:
             if not self._connection.has_early_frames:
                 wait_any([self], deadline)
             self.take()

@@ -31,7 +31,7 @@ from claude_vm.drivers.api import (
     TemplateSpec,
     tell_nobody,
 )
-from claude_vm.drivers.directories import open_directory
+from claude_vm.drivers.directories import open_directory, remove_tree
 from claude_vm.drivers.errors import DriverError, GuestError, words_of
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.programs import Programs
@@ -208,7 +208,7 @@ class SimDriver:
             elif self._store.folder(instance_id).exists():
                 kill_marked(self._store.folder(instance_id))
             try:
-                self._store.remove_instance(instance_id)
+                remove_tree(self._store.folder(instance_id))
             except OSError as error:
                 raise DriverError(f"{instance_id} was not removed wholly", detail=words_of(error)) from error
             self._guests.pop(instance_id, None)

@@ -6,7 +6,6 @@
 
 import contextlib
 import secrets
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -59,15 +58,6 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             return sorted(path.name for path in self._instances.iterdir() if path.is_dir())
         return []
-
-    def remove_instance(self, instance_id: str) -> None:
-        """Remove an instance's folder.
-
-        Raises:
-            OSError: Something in it can't be removed.
-        """
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder(instance_id))
 
     def users(self) -> list[Use]:
         """Return what the instances of all supervisors were cloned from."""

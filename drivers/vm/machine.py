@@ -109,8 +109,8 @@ class Machine:
         except BootError as error:
             raise NeverBootedError(error.message, detail=error.detail) from error
 
-    async def run(self, what: str, argv: list[str], *, user: str = "root", timeout_s: float) -> str:
-        """Run a program in a guest that is being prepared; return the tail of its output.
+    async def run(self, what: str, argv: list[str], *, timeout_s: float) -> None:
+        """Run a program as root in a guest that is being prepared.
 
         Raises:
             DriverError: It fails; with its last lines.
@@ -119,14 +119,13 @@ class Machine:
         answer = await self.step(
             what,
             lambda: self.channel.request(
-                "run", timeout_s=patience_s, argv=argv, user=user, limit_s=timeout_s, env={}
+                "run", timeout_s=patience_s, argv=argv, user="root", limit_s=timeout_s, env={}
             ),
             patience_s,
         )
         if answer.status:
             lines = "\n".join(answer.output.splitlines()[-20:])
             raise GuestError(f"{what} failed in the guest (exit status {answer.status})", detail=lines)
-        return answer.output
 
     async def identify(self, identity: Identity, user: str, keys: Sequence[str] = ()) -> None:
         """Give the guest its identity: random state first; SSH opens in the course of it.

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import anyio.to_thread
 
 from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError, words_of
 from claude_vm.drivers.process import BARE, ProcessIdentity
 from claude_vm.drivers.vm import confine
+
+_END_S: Final = 10.0
+_TAIL: Final = 4000
 
 
 def listen(path: Path) -> socket.socket:
@@ -92,7 +95,7 @@ def reap(pid: int) -> int | None:
     return None
 
 
-async def end(process: ProcessIdentity, *, timeout_s: float = 10) -> None:
+async def end(process: ProcessIdentity) -> None:
     """Kill a process and wait for its end.
 
     Raises:
@@ -102,7 +105,7 @@ async def end(process: ProcessIdentity, *, timeout_s: float = 10) -> None:
         process.kill()
     except PermissionError as error:
         raise DriverError(f"process {process.pid} can't be killed: {error.strerror}") from error
-    with anyio.move_on_after(timeout_s) as late:
+    with anyio.move_on_after(_END_S) as late:
         await process.wait()
     if late.cancelled_caught:
         raise DriverError(f"process {process.pid} does not die")
@@ -126,10 +129,10 @@ def printable(line: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in line)
 
 
-def tail(path: Path, limit: int = 4000) -> str:
+def tail(path: Path) -> str:
     """Return the end of a log as printable text; a log that isn't there is empty."""
     try:
-        data = last_bytes(path, limit)
+        data = last_bytes(path, _TAIL)
     except OSError as error:
         return "" if error.errno == errno.ENOENT else str(error)
     lines = data.decode(errors="replace").replace("\r", "").splitlines()[-20:]

@@ -8,6 +8,7 @@ import pytest
 from claude_vm_tests_suite import CHECKS
 
 from claude_vm.drivers.api import InstanceRecord, InstanceStatus, tell_nobody
+from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import GuestError
 from claude_vm.drivers.sim.driver import SimDriver
 from claude_vm.drivers.sim.script import Script
@@ -35,7 +36,7 @@ class DeleteLeavesASocket(SimDriver):
 
 class DeleteLeavesTheVm(SimDriver):
     async def delete(self, instance_id):
-        self._store.remove_instance(instance_id)
+        remove_tree(self._store.folder(instance_id))
 
 
 class DeleteIsNotIdempotent(SimDriver):
@@ -90,7 +91,7 @@ class CancelledStartForgets(SimDriver):
             return await super().start(instance_id, progress)
         except BaseException:
             self._guests.pop(instance_id, None)
-            self._store.remove_instance(instance_id)
+            remove_tree(self._store.folder(instance_id))
             raise
 
 
