@@ -22,13 +22,14 @@ from claude_vm.bench import children
 from claude_vm.bench.errors import BenchError, UnavailableError
 from claude_vm.bench.guests import Guests
 from claude_vm.bench.ssh import Login
+from claude_vm.drivers import files
 from claude_vm.drivers.api import Access, Mount
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.arguments import arguments
 from claude_vm.drivers.vm import accelerator
 from claude_vm.drivers.vm.arguments import QemuBuild, Ram, VmSize
-from claude_vm.drivers.vm.identity import new_identity, write_private
+from claude_vm.drivers.vm.identity import new_identity
 from claude_vm.drivers.vm.machine import MOUNT_OPTIONS
 from claude_vm.drivers.vm.qmp import forwarded_port
 from claude_vm.drivers.vm.spawn import listen
@@ -189,7 +190,7 @@ class ByHand:
     def _settle(self, helper: _Lines, folder: Path, port: int) -> Login:
         identity = new_identity("i-0123456789")
         key = folder / "key"
-        write_private(key, identity.client_key.private)
+        files.replace(key, identity.client_key.private.encode())
         helper.helper("identify", **identity.request(self._record.user))
         mount = {"tag": "slot0", "path": self._project, "readonly": False, "options": MOUNT_OPTIONS}
         helper.helper("mount", mounts=[mount])

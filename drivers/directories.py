@@ -36,30 +36,6 @@ def open_directory(mount: Mount) -> int:
     return descriptor
 
 
-def read_beginning(path: Path, limit: int) -> bytes:
-    """Return so many bytes of a regular file; nothing where there is none that can be read."""
-    try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
-            return file.read(limit)
-    except (OSError, ValueError):
-        return b""
-
-
-def sync(path: Path) -> None:
-    """Make a file survive a crash of the host.
-
-    Raises:
-        OSError: It can't be read, or the disk fails.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove_tree(folder: Path) -> None:
     """Remove a folder that may be gone, and of which others may remove something at the same time.
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from claude_vm.drivers.directories import read_beginning
+from claude_vm.drivers.files import read_beginning
 
 MAX_BUNDLE_BYTES = 8 * 1024 * 1024
 MAX_CERTIFICATES = 2000

@@ -17,8 +17,8 @@ import anyio
 import msgspec
 
 from claude_vm.drivers.api import Progress
-from claude_vm.drivers.directories import sync
 from claude_vm.drivers.errors import BadImageError
+from claude_vm.drivers.files import sync
 from claude_vm.drivers.images import bootstrap
 from claude_vm.drivers.images.lock import hold
 from claude_vm.drivers.images.phases import ImagePhase

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from claude_vm.drivers.directories import read_beginning
 from claude_vm.drivers.errors import DriverError
+from claude_vm.drivers.files import read_beginning
 from claude_vm.drivers.programs import Programs, search
 
 _SCOPE = "@anthropic-ai:registry"

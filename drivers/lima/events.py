@@ -15,7 +15,8 @@ from typing import Final
 
 import msgspec
 
-from claude_vm.drivers.vm.spawn import last_bytes, printable
+from claude_vm.drivers.files import last_bytes
+from claude_vm.drivers.vm.spawn import printable
 
 STATES: Final = "ha.stdout.log"
 PHASES: Final = "ha.stderr.log"

@@ -18,10 +18,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from claude_vm.drivers import files
 from claude_vm.drivers.api import Owner
 from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.drivers.locks import locked
-from claude_vm.drivers.vm.identity import new_key, write_private
+from claude_vm.drivers.vm.identity import new_key
 
 ELSEWHERE: Final = Path("/var/tmp")  # noqa: S108 - a folder of ours is made in it, and checked
 CONFIG: Final = "_config"
@@ -103,16 +104,13 @@ def _make_key(config: Path) -> None:
 
     What is left of another pair goes before, so that there are never two halves that don't belong together.
     """
-    key = new_key()
-    halves = ((f"{KEY}.pub", f"{key.public} lima\n"), (KEY, key.private))
-    temporary = [config / f".{name}.{os.getpid()}" for name, _ in halves]
     with locked(config / f".{KEY}.lock"):
         if _has_key(config):
             return
         (config / KEY).unlink(missing_ok=True)
-        for path, (name, text) in zip(temporary, halves, strict=True):
-            write_private(path, text)
-            path.rename(config / name)
+        key = new_key()
+        for name, text in ((f"{KEY}.pub", f"{key.public} lima\n"), (KEY, key.private)):
+            files.replace(config / name, text.encode())
 
 
 def public_key(home: Path) -> str:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
+from claude_vm.drivers import files
 from claude_vm.drivers.errors import DriverError, words_of
 from claude_vm.drivers.lima.arguments import kernel_arguments
 from claude_vm.drivers.lima.document import LimaInstance, document
@@ -46,7 +47,7 @@ def furnish(folder: Path, host: QemuBuild, guest: VmPlan, port: int, script: str
         _link(folder / "kernel", guest.kernel)
         _link(folder / "initrd", guest.initrd)
         (folder / "kernel.cmdline").write_text(kernel_arguments(guest), encoding="utf-8")
-        _write(folder / STAND_IN, script.encode(), 0o700)
+        files.replace(folder / STAND_IN, script.encode(), 0o700)
         told = LimaInstance(
             architecture=host.architecture,
             cpus=guest.cpus,
@@ -58,7 +59,7 @@ def furnish(folder: Path, host: QemuBuild, guest: VmPlan, port: int, script: str
             user=guest.user,
             home=guest.home,
         )
-        _write(folder / "lima.yaml", document(told), 0o600)
+        files.replace(folder / "lima.yaml", document(told))
     except OSError as error:
         raise DriverError(f"Lima's instance {folder.name} can't be made: {words_of(error)}") from error
 
@@ -66,14 +67,6 @@ def furnish(folder: Path, host: QemuBuild, guest: VmPlan, port: int, script: str
 def _link(path: Path, target: str) -> None:
     path.unlink(missing_ok=True)
     path.symlink_to(target)
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-    new.rename(path)
 
 
 def disk_size(path: Path) -> int:

@@ -13,6 +13,7 @@ import asyncssh
 import msgspec
 import psutil
 
+from claude_vm.drivers import files
 from claude_vm.drivers.api import Access, GuestFile
 from claude_vm.drivers.guest.holder import Connections, Holder
 from claude_vm.drivers.guest.holder.listening import TABLES
@@ -56,9 +57,7 @@ class Guest:
         host_key = asyncssh.generate_private_key("ssh-ed25519")
         client_key = asyncssh.generate_private_key("ssh-ed25519")
         client_key_path = self.folder / "client_key"
-        client_key_path.unlink(missing_ok=True)
-        with os.fdopen(os.open(client_key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(client_key.export_private_key())
+        files.replace(client_key_path, client_key.export_private_key())
         self.authorized = client_key.export_public_key().decode()
         self._listener = await asyncssh.listen(
             "127.0.0.1",

@@ -5,11 +5,11 @@
 """
 
 import contextlib
-import secrets
 from pathlib import Path
 
 import msgspec
 
+from claude_vm.drivers import files
 from claude_vm.drivers.api import InstanceSpec, TemplateRecord
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.templates import Templates, Use
@@ -47,7 +47,7 @@ class Store:
         """Write an instance's record, all or nothing. Makes its folder."""
         folder = self.folder(instance.spec.instance_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _replace(folder / "instance.json", msgspec.json.encode(instance))
+        files.replace(folder / "instance.json", msgspec.json.encode(instance))
 
     def read_instance(self, instance_id: str) -> SimRecord | None:
         """Return an instance's record. None: there is no such, or it was not written to its end."""
@@ -70,9 +70,3 @@ def _read_instance(folder: Path) -> SimRecord | None:
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode((folder / "instance.json").read_bytes(), type=SimRecord)
     return None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    part.write_bytes(data)
-    part.replace(path)

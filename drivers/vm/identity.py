@@ -1,10 +1,8 @@
 """What tells one clone from another: names, random bytes and keys, made on the host for each start."""
 
-import os
 import secrets
 from base64 import b64encode
 from collections.abc import Sequence
-from pathlib import Path
 from time import time
 from typing import Any
 
@@ -61,11 +59,3 @@ def new_identity(instance_id: str) -> Identity:
         host_key=new_key(),
         client_key=new_key(),
     )
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, in place of a former one."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text)

@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from claude_vm.drivers import files
 from claude_vm.drivers.api import InstanceRecord, InstanceSpec, InstanceStatus
 from claude_vm.drivers.directories import remove_tree
 from claude_vm.drivers.errors import DriverError, words_of
@@ -78,9 +79,7 @@ class InstanceFolder:
 
     def save(self, saved: VmRecord) -> None:
         """Write the instance's record, whole or not at all."""
-        new = self.path / "instance.json.new"
-        new.write_bytes(plain(saved))
-        new.rename(self.path / "instance.json")
+        files.replace(self.path / "instance.json", plain(saved))
 
     async def clone(self, spec: InstanceSpec, templates: VmTemplates, programs: Programs) -> None:
         """Make the folder and the disk.

@@ -12,6 +12,7 @@ from typing import Any, Final
 import anyio.to_thread
 
 from claude_vm.drivers.errors import BootError, DriverError, ToolMissingError, words_of
+from claude_vm.drivers.files import last_bytes
 from claude_vm.drivers.process import BARE, ProcessIdentity
 from claude_vm.drivers.vm import confine
 
@@ -110,18 +111,6 @@ async def end(process: ProcessIdentity) -> None:
     if late.cancelled_caught:
         raise DriverError(f"process {process.pid} does not die")
     reap(process.pid)
-
-
-def last_bytes(path: Path, limit: int) -> bytes:
-    """Return the end of a file.
-
-    Raises:
-        OSError: It can't be read.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - limit))
-        return file.read(limit)
 
 
 def printable(line: str) -> str:

@@ -10,13 +10,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 
+from claude_vm.drivers import files
 from claude_vm.drivers.api import Access, Progress, Reachable
 from claude_vm.drivers.errors import BootError, DriverError
 from claude_vm.drivers.process import ProcessIdentity
 from claude_vm.drivers.vm.arguments import Ram, VmPlan, VmSize
 from claude_vm.drivers.vm.disk import make_overlay
 from claude_vm.drivers.vm.hypervisor import Toolchain
-from claude_vm.drivers.vm.identity import new_identity, write_private
+from claude_vm.drivers.vm.identity import new_identity
 from claude_vm.drivers.vm.instance import InstanceFolder, VmRecord
 from claude_vm.drivers.vm.machine import (
     HELPER_S,
@@ -174,7 +175,7 @@ class VmStart:
         record = self._generation.stored.record
         identity = new_identity(spec.instance_id)
         key = self._folder.path / "client_key"
-        write_private(key, identity.client_key.private)
+        files.replace(key, identity.client_key.private.encode())
         port = await machine.step("port", machine.monitor.ssh_port, HELPER_S)
         access = Access(
             address="127.0.0.1",

@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 
 from claude_vm.drivers.api import TemplateRecord
-from claude_vm.drivers.directories import sync
 from claude_vm.drivers.errors import TemplateMissingError
+from claude_vm.drivers.files import sync
 from claude_vm.drivers.templates import Templates
 from claude_vm.drivers.vm.arguments import Arguments, QemuBuild, Ram, VmPlan, VmSize
 
