@@ -60,7 +60,7 @@ async def _run(link: Link, run: Path, client: Client) -> int:
     )
     process = await shells.start(session_id, pty=pty)
     try:
-        plan = SessionPlan(key=NO_VM, project="", label="", launch=None, pty=pty)
+        plan = SessionPlan(key=NO_VM, project="", command_text="", launch=None, pty=pty)
         session = Session(session_id, plan)
         attachment = Attachment(session, client, quiet=False, verbose=False)
         session.attach(attachment)

@@ -163,7 +163,7 @@ def _found(row: JournaledSession, key: PoolKey) -> Session:
     plan = SessionPlan(
         key=key,
         project=row.project,
-        label=row.label,
+        command_text=row.command_text,
         launch=None,
         pty=UNKNOWN_TERMINAL if row.pty else None,
         publish=parse_publish(row.publish),

@@ -15,7 +15,7 @@ from claude_vm.supervisor.daemon.state.records import JournaledSession
 pytestmark = pytest.mark.timeout(180)
 
 KEY = PoolKey(driver="sim", template="t", generation="g", cpus=1, memory_mib=512, disk_gib=8, mounts=())
-SESSION = JournaledSession(session_id="a1", project="/p", label="sleep", pty=True, created_at=1.5)
+SESSION = JournaledSession(session_id="a1", project="/p", command_text="sleep", pty=True, created_at=1.5)
 STATES = {"i-warm": {"clone", WARM}, "i-run": {"clone", WARM, RUN}}
 ROUNDS = 60
 

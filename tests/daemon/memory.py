@@ -531,7 +531,7 @@ class Supervisor:
         """Begin a session that is attached to a client."""
         client = changes.pop("client", None) or MemoryClient()
         plan = SessionPlan(
-            key=changes.pop("key", key()), project="/p", label="sleep",
+            key=changes.pop("key", key()), project="/p", command_text="sleep",
             launch=Launch(mode=LaunchMode.EXEC, argv=("sleep",), env={}, cwd="/p"), **changes,
         )  # fmt: skip
         session = Session(name, plan)

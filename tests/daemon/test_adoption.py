@@ -150,7 +150,7 @@ def test_a_running_session_goes_on_and_is_found(world):
             await settled()
             (session,) = second.sessions.running.values()
             assert (session.session_id, session.clients, session.source) == ("a1", [], "resumed")
-            assert (session.plan.project, session.plan.label) == ("/p", "sleep")
+            assert (session.plan.project, session.plan.command_text) == ("/p", "sleep")
             assert [str(s.state) for s in second.dispatcher.core.sessions()] == ["running"]
             assert vm.running
             vm.end_session("a1", 7)

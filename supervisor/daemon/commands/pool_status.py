@@ -10,7 +10,7 @@ from claude_vm.drivers.errors import DriverError
 from claude_vm.supervisor.core.views import PoolView
 from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago, table
-from claude_vm.supervisor.daemon.pool.labels import labels, names
+from claude_vm.supervisor.daemon.pool.names import full_names, short_names
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 from claude_vm.supervisor.daemon.pool.room import Room, room, unclaimed
 from claude_vm.supervisor.grammar.commands.pool import ShowPool
@@ -92,7 +92,7 @@ async def pool_status(command: Command, request: ShowPool) -> int:
         await command.out_json(status)
     else:
         keys = [pool.key for pool in pools]
-        called = list(zip(labels(keys, projects), names(keys, projects), strict=True))
+        called = list(zip(short_names(keys, projects), full_names(keys, projects), strict=True))
         await command.out(*_text(status, called, time.time()))
     return 0
 
@@ -145,9 +145,7 @@ HEAD = (
 
 def _text(status: PoolStatus, called: Sequence[tuple[str, str]], now: float) -> list[str]:
     """Return the lines. `called`: how each row is called in the table, and in a line of its own."""
-    lines = table(
-        HEAD, [_cells(row, label, now) for row, (label, _) in zip(status.pools, called, strict=True)]
-    )
+    lines = table(HEAD, [_cells(row, name, now) for row, (name, _) in zip(status.pools, called, strict=True)])
     for row, (_, name) in zip(status.pools, called, strict=True):
         if row.failures:
             wait = "" if row.next_try_at is None else f", next try in {ago(row.next_try_at - now)}"
@@ -165,7 +163,7 @@ def _text(status: PoolStatus, called: Sequence[tuple[str, str]], now: float) -> 
     return lines
 
 
-def _cells(row: PoolRow, label: str, now: float) -> tuple[str, ...]:
+def _cells(row: PoolRow, name: str, now: float) -> tuple[str, ...]:
     return (
         f"{row.warm}/{row.wanted}",
         str(row.making),
@@ -177,7 +175,7 @@ def _cells(row: PoolRow, label: str, now: float) -> tuple[str, ...]:
         f"{row.disk_gb} GB",
         f"{row.driver} {row.generation}",
         "never" if row.last_used_at is None else f"{ago(now - row.last_used_at)} ago",
-        label,
+        name,
     )
 
 

@@ -100,7 +100,7 @@ def _row(
         state=str(view.state) if view is not None else "queued" if is_new else "ended",
         phase=session.phase,
         project=plan.project,
-        command=plan.label,
+        command=plan.command_text,
         created_at=session.created_at,
         driver=plan.key.driver,
         cpus=plan.key.cpus,

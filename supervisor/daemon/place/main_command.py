@@ -13,16 +13,16 @@ from claude_vm.supervisor.ssh.launch import LaunchMode
 from claude_vm.supervisor.statuses import USAGE
 from claude_vm.supervisor.wire.escape import escape_cell
 
-LABEL_LIMIT = 60
-"""Characters of a label."""
+TEXT_LIMIT = 60
+"""Characters of a command in listings."""
 
 
 class MainCommand(msgspec.Struct, frozen=True):
-    """Words, and how they are run. `label` is one line for listings."""
+    """Words, and how they are run. `text` is one line for listings."""
 
     mode: LaunchMode
     argv: tuple[str, ...]
-    label: str
+    text: str
 
 
 async def resolve_claude(workspace: Workspace, args: Sequence[str]) -> tuple[Place, MainCommand]:
@@ -38,13 +38,13 @@ async def resolve_claude(workspace: Workspace, args: Sequence[str]) -> tuple[Pla
             "no-agent", "this project's template was built without Claude Code", hint="run: claude-vm setup"
         )
     argv = ("claude", *claude_argv(list(args), place.target.settings.defaults.claude_args))
-    return place, MainCommand(LaunchMode.EXEC, argv, _label(" ".join(_first(("claude", *args)))))
+    return place, MainCommand(LaunchMode.EXEC, argv, _one_line(" ".join(_first(("claude", *args)))))
 
 
 def shell_command(words: tuple[str, ...]) -> MainCommand:
     """Return a command, one line of shell, or a login shell."""
     mode = (LaunchMode.EVAL if len(words) == 1 else LaunchMode.EXEC) if words else LaunchMode.SHELL
-    return MainCommand(mode, words, _label(shlex.join(_first(words)) or "shell"))
+    return MainCommand(mode, words, _one_line(shlex.join(_first(words)) or "shell"))
 
 
 def refuse_background(args: Sequence[str], configured: Sequence[str]) -> None:
@@ -71,10 +71,10 @@ def refuse_background(args: Sequence[str], configured: Sequence[str]) -> None:
 
 
 def _first(words: Sequence[str]) -> list[str]:
-    """Return as much of the words as a label can show."""
-    return [word[: LABEL_LIMIT + 1] for word in words[: LABEL_LIMIT + 1]]
+    """Return as much of the words as a listing can show."""
+    return [word[: TEXT_LIMIT + 1] for word in words[: TEXT_LIMIT + 1]]
 
 
-def _label(text: str) -> str:
+def _one_line(text: str) -> str:
     text = escape_cell(text)
-    return text if len(text) <= LABEL_LIMIT else text[: LABEL_LIMIT - 1] + "…"
+    return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"

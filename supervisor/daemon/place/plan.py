@@ -64,7 +64,7 @@ async def plan_session(place: Place, command: MainCommand) -> SessionPlan:
     return SessionPlan(
         key=place.key,
         project=str(project.root),
-        label=command.label,
+        command_text=command.text,
         launch=launch,
         files=files,
         pty=pty,

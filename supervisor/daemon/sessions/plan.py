@@ -38,15 +38,15 @@ class Launch(msgspec.Struct, frozen=True):
 class SessionPlan(msgspec.Struct, frozen=True):
     """All that is decided before a VM is asked for.
 
-    `label` is one line for listings; `launch` the main command, None once it runs; `files` go into the guest
-    before it starts; `writes` are the host directories that it works in
+    `command_text` is one line for listings; `launch` the main command, None once it runs; `files` go into the
+    guest before it starts; `writes` are the host directories that it works in
     (`claude_vm.supervisor.daemon.sessions.sharing`), `repository` the one whose other worktrees are locked as
     long as it runs, or "".
     """
 
     key: PoolKey
     project: str
-    label: str
+    command_text: str
     launch: Launch | None
     files: tuple[GuestFile, ...] = ()
     pty: Pty | None = None

@@ -158,7 +158,7 @@ class Session:
         return JournaledSession(
             session_id=self.session_id,
             project=self.plan.project,
-            label=self.plan.label,
+            command_text=self.plan.command_text,
             pty=self.plan.pty is not None,
             created_at=self.created_at,
             publish=tuple(self.plan.publish.words),

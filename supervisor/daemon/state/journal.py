@@ -89,6 +89,7 @@ SCHEMA: Final = (
             mib INTEGER NOT NULL,
             at REAL NOT NULL
         )""",
+        "ALTER TABLE sessions RENAME COLUMN label TO command_text",
     ),
 )
 """`key`, `access` and `kind` are records as JSON. A field that is added has a default, one that is gone is
@@ -201,13 +202,13 @@ class Journal:
             if session is not None:
                 self._connection.execute(
                     "INSERT OR REPLACE INTO sessions"  # it may have had another instance before
-                    " (session_id, instance_id, project, label, pty, created_at, publish)"
+                    " (session_id, instance_id, project, command_text, pty, created_at, publish)"
                     " VALUES (?,?,?,?,?,?,?)",
                     (
                         session.session_id,
                         instance_id,
                         storable(session.project),
-                        storable(session.label),
+                        storable(session.command_text),
                         session.pty,
                         session.created_at,
                         " ".join(session.publish),
@@ -263,13 +264,13 @@ class Journal:
         """Return the instances of a former supervisor that were not deleted."""
         sessions: dict[str, JournaledSession] = {}
         for row in self._connection.execute(
-            "SELECT instance_id, session_id, project, label, pty, created_at, publish"
+            "SELECT instance_id, session_id, project, command_text, pty, created_at, publish"
             " FROM sessions WHERE started"
         ):
             with contextlib.suppress(msgspec.ValidationError):
-                instance_id, name, project, label, pty, at, publish = msgspec.convert(row, _SessionRow)
+                instance_id, name, project, command_text, pty, at, publish = msgspec.convert(row, _SessionRow)
                 sessions[instance_id] = JournaledSession(
-                    name, project, label, bool(pty), at, tuple(publish.split())
+                    name, project, command_text, bool(pty), at, tuple(publish.split())
                 )
         found: list[LeftInstance] = []
         for row in self._connection.execute(

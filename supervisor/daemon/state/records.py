@@ -21,7 +21,7 @@ class JournaledSession(msgspec.Struct, frozen=True):
 
     session_id: str
     project: str
-    label: str
+    command_text: str
     pty: bool
     created_at: float
     publish: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ from claude_vm.supervisor.wire.records import Invocation
 pytestmark = pytest.mark.anyio
 
 KEY = PoolKey("sim", "t", "g1", cpus=2, memory_mib=8192, disk_gib=20, mounts=(MountKey("/p", "/q", False),))
-PLAN = SessionPlan(key=KEY, project="/p", label="make test", launch=None)
+PLAN = SessionPlan(key=KEY, project="/p", command_text="make test", launch=None)
 NOW = 1_000_000.0
 LOOP_NOW = 500.0
 POLICY = PoolPolicy(size=1, memory_budget_mib=16384)
@@ -130,7 +130,8 @@ async def test_ps_lists_what_runs_oldest_first_and_what_has_no_client():
 
 async def test_a_name_with_a_line_end_makes_no_line_of_a_listing():
     forged = EndedSession(
-        session_id="z", plan=SessionPlan(key=KEY, project="/p\nX ended (0)", label="true", launch=None),
+        session_id="z",
+        plan=SessionPlan(key=KEY, project="/p\nX ended (0)", command_text="true", launch=None),
         created_at=NOW, phase="delete", source="made", marks=[], outcome=EndSession(session_id="z", status=7),
     )  # fmt: skip
     command = sessions(finished=[forged])

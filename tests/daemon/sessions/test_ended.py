@@ -14,7 +14,7 @@ KEY = PoolKey("sim", "t", "g1", cpus=2, memory_mib=8192, disk_gib=20, mounts=MOU
 
 
 def ended(name, **changes):
-    plan = SessionPlan(key=KEY, project="/p \udcff", label="make\u2009test", launch=None, **changes)
+    plan = SessionPlan(key=KEY, project="/p \udcff", command_text="make\u2009test", launch=None, **changes)
     return EndedSession(
         session_id=name,
         plan=plan,

@@ -25,7 +25,11 @@ pytestmark = pytest.mark.anyio
 
 MOUNTS = (MountKey(host="/p", guest="/p", writable=True),)
 PLAN = SessionPlan(
-    key=msgspec.structs.replace(key(), mounts=MOUNTS), project="/p", label="x", launch=None, repository="/one"
+    key=msgspec.structs.replace(key(), mounts=MOUNTS),
+    project="/p",
+    command_text="x",
+    launch=None,
+    repository="/one",
 )
 
 
@@ -178,7 +182,7 @@ async def test_worktrees_stay_locked_for_the_sessions_that_go_on(scene):
 
 
 async def test_a_session_whose_vm_died_with_its_supervisor_is_looked_at_too(scene):
-    row = JournaledSession(session_id="a1", project="/p", label="x", pty=True, created_at=100.0)
+    row = JournaledSession(session_id="a1", project="/p", command_text="x", pty=True, created_at=100.0)
     left = LeftInstance("i-1", "qemu", "run", same_boot=False, session=row)
     with_key = msgspec.structs.replace(left, key=PLAN.key)
     await scene.surroundings.settle((left, with_key, msgspec.structs.replace(with_key, session=None)))
@@ -186,7 +190,7 @@ async def test_a_session_whose_vm_died_with_its_supervisor_is_looked_at_too(scen
 
 
 async def test_a_bug_after_one_session_of_a_dead_supervisor_holds_no_other_one_up(scene, monkeypatch):
-    row = JournaledSession(session_id="a1", project="/p", label="x", pty=True, created_at=100.0)
+    row = JournaledSession(session_id="a1", project="/p", command_text="x", pty=True, created_at=100.0)
     left = LeftInstance("i-1", "qemu", "run", same_boot=False, key=PLAN.key, session=row)
     scene.journal.lock_worktrees("/one", "a2")
     monkeypatch.setattr(scene.scanner, "request", lambda *_: 1 / 0)

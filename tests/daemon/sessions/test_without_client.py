@@ -9,7 +9,7 @@ import pytest
 from claude_vm.supervisor.daemon.clients.caller import Caller
 from claude_vm.supervisor.daemon.clients.workspace import Workspace
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.place.main_command import LABEL_LIMIT, resolve_claude, shell_command
+from claude_vm.supervisor.daemon.place.main_command import TEXT_LIMIT, resolve_claude, shell_command
 from claude_vm.supervisor.daemon.place.plan import plan_session
 from claude_vm.supervisor.daemon.place.resolve import resolve, resolve_target
 from claude_vm.supervisor.daemon.sessions.session import Session
@@ -85,7 +85,9 @@ async def test_it_runs_in_its_callers_place_and_has_as_many_readers_as_are_wante
         assert (session.outcome.status, session.outcome.code) == (3, "")
         for reader in readers:
             assert reader.pieces == {0: b"hello\n", 1: f"{workspace.caller.cwd}\n".encode()}
-        assert [ended.plan.label for ended in workspace.supervisor.sessions.ended] == [shlex.join(words)]
+        assert [ended.plan.command_text for ended in workspace.supervisor.sessions.ended] == [
+            shlex.join(words)
+        ]
 
 
 async def test_where_nobody_answers_no_template_is_built(tmp_path, monkeypatch):
@@ -105,14 +107,14 @@ async def test_claude_is_refused_what_it_could_do_only_where_its_vm_stays(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "mode", "label"),
+    ("words", "mode", "text"),
     [
         ((), "shell", "shell"),
         (("ls | wc",), "eval", "'ls | wc'"),
         (("ls", "a b\n"), "exec", "ls 'a b\\x0a'"),
-        (("echo", "x" * 1000), "exec", "echo " + "x" * (LABEL_LIMIT - 6) + "…"),
+        (("echo", "x" * 1000), "exec", "echo " + "x" * (TEXT_LIMIT - 6) + "…"),
     ],
 )
-def test_a_command_of_the_users_has_a_label_of_one_line(words, mode, label):
+def test_a_command_of_the_users_is_shown_in_one_line(words, mode, text):
     command = shell_command(words)
-    assert (command.mode.value, command.argv, command.label) == (mode, words, label)
+    assert (command.mode.value, command.argv, command.text) == (mode, words, text)

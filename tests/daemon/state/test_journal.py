@@ -167,12 +167,14 @@ def test_an_instance_and_its_session_are_forgotten_together(tmp_path):
 
 
 def test_a_project_whose_name_is_no_text_can_be_written(tmp_path):
-    session = JournaledSession(session_id="a1", project="/\udcff", label="\ud800", pty=False, created_at=1.0)
+    session = JournaledSession(
+        session_id="a1", project="/\udcff", command_text="\ud800", pty=False, created_at=1.0
+    )
     with open_journal(tmp_path / "j.db") as (journal, _):
         journal.begin(instance_id="i-1", driver="qemu", kind="run", session=session)
         journal.note_started("a1")
         (left,) = journal.left_instances()
-    assert (left.session.project, left.session.label) == ("/?", "?")
+    assert (left.session.project, left.session.command_text) == ("/?", "?")
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"driver": 1}', "null"])

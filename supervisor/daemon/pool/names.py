@@ -10,17 +10,17 @@ from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.daemon.pool.policy import MIB_PER_GB
 
 
-def labels(keys: Sequence[PoolKey], projects: Mapping[tuple[str, str], str]) -> list[str]:
+def short_names(keys: Sequence[PoolKey], projects: Mapping[tuple[str, str], str]) -> list[str]:
     """Return what each kind is called, as a row of a table that has sizes and generations in other columns.
 
     `projects` are the paths of the templates' projects, by driver and name.
     """
-    return _distinct([_label(key, projects) for key in keys], keys, (_inodes,))
+    return _distinct([_name(key, projects) for key in keys], keys, (_inodes,))
 
 
-def names(keys: Sequence[PoolKey], projects: Mapping[tuple[str, str], str]) -> list[str]:
+def full_names(keys: Sequence[PoolKey], projects: Mapping[tuple[str, str], str]) -> list[str]:
     """Return what each kind is called where nothing else stands beside it."""
-    return _distinct(labels(keys, projects), keys, (_sizes, _generation))
+    return _distinct(short_names(keys, projects), keys, (_sizes, _generation))
 
 
 def _distinct(
@@ -37,7 +37,7 @@ def _distinct(
     return begun
 
 
-def _label(key: PoolKey, projects: Mapping[tuple[str, str], str]) -> str:
+def _name(key: PoolKey, projects: Mapping[tuple[str, str], str]) -> str:
     project = projects.get((key.driver, key.template))
     mounts = [_mount(mount) for mount in key.mounts]
     beside = "".join(f" +{mount}" for mount in mounts if mount != project)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
-from claude_vm.supervisor.daemon.pool.labels import labels, names
+from claude_vm.supervisor.daemon.pool.names import full_names, short_names
 
 OWN = MountKey("/p", "/p", writable=True, device=1, inode=10)
 KEY = PoolKey("qemu", "t", "g1", cpus=4, memory_mib=8192, disk_gib=20, mounts=(OWN,))
@@ -18,12 +18,12 @@ def with_mounts(*mounts):
 
 
 def test_a_project_alone_is_called_by_its_path_and_one_whose_template_is_gone_by_that():
-    assert labels([KEY], PROJECTS) == names([KEY], PROJECTS) == ["/p"]
-    assert labels([KEY], {}) == ["t (gone) +/p"]
+    assert short_names([KEY], PROJECTS) == full_names([KEY], PROJECTS) == ["/p"]
+    assert short_names([KEY], {}) == ["t (gone) +/p"]
 
 
 @pytest.mark.parametrize(
-    ("mount", "label"),
+    ("mount", "name"),
     [
         (MountKey("/d", "/d", writable=True), "/p +/d"),
         (MountKey("/d", "/d", writable=False), "/p +/d:ro"),
@@ -32,13 +32,13 @@ def test_a_project_alone_is_called_by_its_path_and_one_whose_template_is_gone_by
         (MountKey("/p", "/p", writable=False), "/p +/p:ro"),
     ],
 )
-def test_mounts_beside_the_projects_own_are_shown_as_a_user_writes_them(mount, label):
-    assert labels([KEY, with_mounts(mount)], PROJECTS) == ["/p", label]
+def test_mounts_beside_the_projects_own_are_shown_as_a_user_writes_them(mount, name):
+    assert short_names([KEY, with_mounts(mount)], PROJECTS) == ["/p", name]
 
 
 def test_a_directory_that_was_made_anew_is_told_from_the_one_that_had_its_name():
     one, other = (MountKey("/d", "/d", writable=True, device=1, inode=inode) for inode in (7, 8))
-    assert labels([with_mounts(one), with_mounts(other), KEY], PROJECTS) == [
+    assert short_names([with_mounts(one), with_mounts(other), KEY], PROJECTS) == [
         "/p +/d (inodes 10, 7)",
         "/p +/d (inodes 10, 8)",
         "/p",
@@ -48,10 +48,10 @@ def test_a_directory_that_was_made_anew_is_told_from_the_one_that_had_its_name()
 def test_sizes_and_generations_stand_in_a_rows_columns_and_in_a_line_only_where_they_differ():
     smaller = msgspec.structs.replace(KEY, memory_mib=2048)
     older = msgspec.structs.replace(KEY, generation="g0")
-    assert labels([KEY, smaller], PROJECTS) == ["/p", "/p"]
-    told = names([KEY, smaller], PROJECTS)
+    assert short_names([KEY, smaller], PROJECTS) == ["/p", "/p"]
+    told = full_names([KEY, smaller], PROJECTS)
     assert told == ["/p (4 CPUs, 8.0 GB, 20 GB disk)", "/p (4 CPUs, 2.0 GB, 20 GB disk)"]
-    assert names([KEY, older], PROJECTS) == ["/p (qemu g1)", "/p (qemu g0)"]
+    assert full_names([KEY, older], PROJECTS) == ["/p (qemu g1)", "/p (qemu g0)"]
 
 
 def test_no_two_different_kinds_have_one_name():
@@ -65,4 +65,4 @@ def test_no_two_different_kinds_have_one_name():
         msgspec.structs.replace(with_mounts(*more), cpus=cpus, memory_mib=mib, generation=generation)
         for more, cpus, mib, generation in choices
     ]
-    assert len(set(names(keys, PROJECTS))) == len(keys)
+    assert len(set(full_names(keys, PROJECTS))) == len(keys)
