@@ -30,12 +30,6 @@ BASE_URL = "ANTHROPIC_BASE_URL"
 
 GUEST_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
-MEMORY = """\
-Folders that are mounted from the host (`findmnt -t 9p`) take no FIFOs and no unix sockets (ENXIO): make those
-in /tmp. File locks in such folders, and so SQLite's, hold within this machine only.
-"""
-"""What Claude is told about its machine, as short as can be: it is read with each request."""
-
 _KEY_TAIL = 20
 
 _SETTINGS = {"skipDangerousModePermissionPrompt": True, "enableAllProjectMcpServers": True}
@@ -66,18 +60,19 @@ def claude_json(*, trusted: Iterable[str], api_key: str | None, version: str | N
 
 
 def home_files(
-    *, trusted: Iterable[str], environment: Mapping[str, str], version: str | None
+    *, trusted: Iterable[str], environment: Mapping[str, str], version: str | None, instructions: str = ""
 ) -> tuple[GuestFile, ...]:
     """Return the files for the guest user's home, to be put before Claude Code starts.
 
-    `environment` is the session's, as `session_environment` returns it. The files hold the end of the API
-    key: they are for this session's disposable guest, never for a template.
+    `environment` is the session's, as `session_environment` returns it. `instructions` are what Claude is
+    told about its machine. The files hold the end of the API key: they are for this session's disposable
+    guest, never for a template.
     """
     state = claude_json(trusted=trusted, api_key=environment.get("ANTHROPIC_API_KEY"), version=version)
     return (
         GuestFile(path=".claude.json", data=_encode(state), mode=0o600),
         GuestFile(path=".claude/settings.json", data=_encode(_SETTINGS), mode=0o600),
-        GuestFile(path=".claude/CLAUDE.md", data=MEMORY.encode(), mode=0o600),
+        GuestFile(path=".claude/CLAUDE.md", data=instructions.encode(), mode=0o600),
     )
 
 

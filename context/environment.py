@@ -8,6 +8,9 @@ from claude_vm.context.errors import VariableError
 from claude_vm.context.opening import read_file
 from claude_vm.drivers.programs import Guard, nobody_writes
 
+ENV, ENV_FILE, INHERIT = "--env", "--env-file", "--inherit-env"
+"""What gives variables on the command line."""
+
 LIMIT = 1024 * 1024
 """Largest environment file, in bytes."""
 
@@ -52,17 +55,17 @@ def resolve_environment(
         found.update(_from_file(name, cwd, problems, guard))
     for name in inherit:
         if not _NAME.fullmatch(name):
-            problems.append(f"--inherit-env: '{name}' is no name of a variable")
+            problems.append(f"{INHERIT}: '{name}' is no name of a variable")
         elif name in environ:
             found[name] = environ[name]
     for text in env:
         name, equals, value = text.partition("=")
         if not _NAME.fullmatch(name):
-            problems.append(f"--env: '{name}' is no name of a variable")
+            problems.append(f"{ENV}: '{name}' is no name of a variable")
         elif not equals:
-            problems.append(f"--env {name}: there is no value (to pass yours on: --inherit-env {name})")
+            problems.append(f"{ENV} {name}: there is no value (to pass yours on: {INHERIT} {name})")
         elif "\0" in value:
-            problems.append(f"--env {name}: the value has a NUL character")
+            problems.append(f"{ENV} {name}: the value has a NUL character")
         else:
             found[name] = value
     problems += _too_many(len(found))
@@ -79,11 +82,11 @@ def _too_many(count: int) -> list[str]:
 def _from_file(name: str, cwd: Path, problems: list[str], guard: Guard) -> Iterator[tuple[str, str]]:
     read = read_file(cwd / name, LIMIT, guard)
     if read is None:
-        problems.append(f"--env-file: '{name}' can't be read, or is no regular file of at most 1 MiB")
+        problems.append(f"{ENV_FILE}: '{name}' can't be read, or is no regular file of at most 1 MiB")
         return
     _, data = read
     if b"\0" in data:
-        problems.append(f"--env-file: '{name}' has a NUL character")
+        problems.append(f"{ENV_FILE}: '{name}' has a NUL character")
         return
     text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):

@@ -72,7 +72,7 @@ class Mount(msgspec.Struct, frozen=True):
     """A host directory in a guest. Both paths are absolute; `host` exists and has no symlink left in it.
 
     `device` and `inode` tell which directory is meant, in case another one gets its name; an inode of 0 means
-    whichever is there.
+    whichever is there. Locks on its files may hold within one guest only.
     """
 
     host: str
@@ -149,7 +149,8 @@ class TemplateSpec(msgspec.Struct, frozen=True):
     """A template to build.
 
     `name` is legal for every driver (see `claude_vm.context.project`). `uid` and `gid` are those of the
-    project's owner, who must own what the guest writes. `claude_binary` is a host file (a Linux program for
+    project's owner, who owns what the guest writes if root starts it; else that is who starts it.
+    `claude_binary` is a host file (a Linux program for
     the host's architecture), or None for a template without Claude Code. `ca_certificates` are PEM texts.
     `proxies` are environment variables (``http_proxy`` …) in the guest's own terms. `image` names another
     image to start from than the one that is built: a path, an address with its digest, a template of Lima's.
@@ -209,7 +210,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     `host_address` is what its guests call the host's loopback. `prestart` tells whether `Driver.prestart` is
     of use here. `phases` are those by which `Driver.start` tells how far it is, in their order; it may tell
-    of others, such as trouble.
+    of others, such as trouble. `instructions` tell an agent in a guest what is unusual there, as shortly as
+    can be: they are read with each of its requests.
     """
 
     accelerator: str
@@ -220,6 +222,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     isolates: bool = True
     prestart: bool = False
     phases: tuple[Phase, ...] = ()
+    instructions: str = ""
 
 
 class Diagnostic(msgspec.Struct, frozen=True):

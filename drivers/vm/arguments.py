@@ -180,7 +180,13 @@ def monitor(guest: VmPlan) -> Sequence[str]:
 
 
 def mounts(guest: VmPlan) -> Sequence[str]:
-    """A fixed number of 9p devices: their number is part of a snapshot, their directories are not."""
+    """A fixed number of 9p devices: their number is part of a snapshot, their directories are not.
+
+    Each VM has a 9p client of its own, and QEMU answers each request for a lock with success, without asking
+    the host. So two guests, or a guest and the host, can hold the same lock at a time.
+
+    Source: QEMU's hw/9pfs/9p.c (``v9fs_lock``).
+    """
     found: list[str] = []
     for number in range(SLOTS):
         slot = guest.slots[number] if number < len(guest.slots) else Mount(guest.empty, "", writable=False)

@@ -45,6 +45,11 @@ from claude_vm.drivers.vm.template import build
 
 _FILES_S: Final = 30.0
 
+_INSTRUCTIONS: Final = """\
+Folders that are mounted from the host (`findmnt -t 9p`) take no FIFOs and no unix sockets (ENXIO): make those
+in /tmp. File locks in such folders, and so SQLite's, hold within this machine only.
+"""
+
 
 class VmDriver:
     """Makes VMs with a hypervisor, as the user who runs it; see `claude_vm.drivers.api.Driver`."""
@@ -96,6 +101,7 @@ class VmDriver:
             host_address=self._hypervisor.host_address,
             prestart=_ram_clones(),  # it is a snapshot's state that such a QEMU waits for
             phases=(*first, *self._hypervisor.phases, VmPhase.IDENTITY, VmPhase.MOUNTS),
+            instructions=_INSTRUCTIONS,
         )
 
     async def clone(self, spec: InstanceSpec) -> None:

@@ -1,5 +1,6 @@
 """Building a template: the guest image, grown, with Claude Code, certificates and proxies, as a snapshot."""
 
+import os
 import re
 import shlex
 import shutil
@@ -43,6 +44,8 @@ async def build(tools: Toolchain, templates: VmTemplates, spec: TemplateSpec, pr
     Raises:
         DriverError: With the failing tool's last output; then nothing has changed.
     """
+    if os.geteuid() != 0:  # QEMU's user owns what the guest writes, and only root can choose that user
+        spec = msgspec.structs.replace(spec, uid=os.geteuid(), gid=os.getegid())
     # The folder comes first: it keeps the image from being taken for garbage.
     with building_folder(templates.folder(spec.name)) as building:
         image = await _image(tools, spec, progress)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from claude_vm.context import mount_specs, ports
+from claude_vm.context import environment, mount_specs, ports
 from claude_vm.context.config.schema import settings_table
 from claude_vm.context.config.setting import Value
 from claude_vm.supervisor.grammar.declaring import Flag, flags_of
@@ -61,13 +61,14 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     env: Annotated[
-        tuple[str, ...], Flag("--env", "Set an environment variable.", metavar="K=V", panel=FILES)
+        tuple[str, ...], Flag(environment.ENV, "Set an environment variable.", metavar="K=V", panel=FILES)
     ] = ()
     env_files: Annotated[
-        tuple[str, ...], Flag("--env-file", "Set those that the file has.", metavar="FILE", panel=FILES)
+        tuple[str, ...],
+        Flag(environment.ENV_FILE, "Set those that the file has.", metavar="FILE", panel=FILES),
     ] = ()
     inherit_env: Annotated[
-        tuple[str, ...], Flag("--inherit-env", "Pass this one on, if set.", metavar="NAME", panel=FILES)
+        tuple[str, ...], Flag(environment.INHERIT, "Pass this one on, if set.", metavar="NAME", panel=FILES)
     ] = ()
     any_directory: Annotated[
         bool,

@@ -30,11 +30,9 @@ def test_every_question_is_answered():
     assert files[".claude/settings.json"]["skipDangerousModePermissionPrompt"] is True
 
 
-def test_claude_is_told_shortly_what_its_mounts_can_not_hold():
-    (told,) = (f for f in home_files(trusted=[], environment={}, version=None) if f.path.endswith(".md"))
-    assert told.path == ".claude/CLAUDE.md"
-    assert b"FIFO" in told.data
-    assert len(told.data) < 300
+def test_claude_is_told_what_is_unusual_in_its_machine():
+    files = home_files(trusted=[], environment={}, version=None, instructions="no FIFOs")
+    assert [(f.path, f.data) for f in files if f.path.endswith(".md")] == [(".claude/CLAUDE.md", b"no FIFOs")]
 
 
 def test_only_the_end_of_the_key_is_written():

@@ -20,6 +20,7 @@ async def a_driver_says_what_it_can_do(case):
     assert capabilities.accelerator_reason
     assert capabilities.max_mounts >= 4
     assert ipaddress.ip_address(capabilities.host_address)
+    assert len(capabilities.instructions) < 300
     for problem in await case.driver.diagnose():
         assert problem.what
         assert problem.fix

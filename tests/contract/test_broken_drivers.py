@@ -271,6 +271,11 @@ class NamesNoAddress(SimDriver):
         return msgspec.structs.replace(await super().capabilities(), host_address="the host")
 
 
+class TellsAgentsALot(SimDriver):
+    async def capabilities(self):
+        return msgspec.structs.replace(await super().capabilities(), instructions="Think. " * 50)
+
+
 class TellsItsPhasesBackwards(SimDriver):
     async def capabilities(self):
         phases = (VmPhase.RESTORE, VmPhase.IDENTITY)
@@ -333,6 +338,7 @@ BROKEN = {
     MountsWhateverIsThere: "another_directory_under_the_name_of_a_mount_is_refused",
     SaysNothing: "a_driver_says_what_it_can_do",
     NamesNoAddress: "a_driver_says_what_it_can_do",
+    TellsAgentsALot: "a_driver_says_what_it_can_do",
     TellsItsPhasesBackwards: "a_started_instance_is_reached_by_its_own_key_only",
 }
 

@@ -76,6 +76,22 @@ async def test_a_build_that_would_fill_the_disk_is_refused_and_leaves_nothing(
     assert list(store.VmTemplates(owner.home, "qemu").folder("t").iterdir()) == []
 
 
+@pytest.mark.parametrize(("starter", "writer"), [(0, 1001), (1000, 1000)])
+async def test_a_guests_user_is_who_starts_its_vm_and_only_root_can_choose_the_projects_owner(
+    owner, monkeypatch, starter, writer
+):
+    async def image(_tools, spec, _progress):
+        raise ReachedError(spec.uid, spec.gid)
+
+    monkeypatch.setattr(template, "_image", image)
+    monkeypatch.setattr(template.os, "geteuid", lambda: starter)
+    monkeypatch.setattr(template.os, "getegid", lambda: starter)
+    tools = Toolchain(Qemu(owner), own(), host_of("tcg"))
+    with pytest.raises(ReachedError) as caught:
+        await template.build(tools, store.VmTemplates(owner.home, "qemu"), SPEC, silent)
+    assert caught.value.args == (writer, writer)
+
+
 class Builds:
     """Stands for the build: notes the accelerators, and fails as told with each of them."""
 

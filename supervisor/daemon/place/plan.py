@@ -43,6 +43,7 @@ async def plan_session(place: Place, command: MainCommand) -> SessionPlan:
         trusted=(str(project.root), str(project.cwd)),
         environment=environment,
         version=template.claude_version,
+        instructions=capabilities.instructions,
     )
     environment |= shown.environment
     pty = None

@@ -1,10 +1,6 @@
-"""Other sessions that can write where a new one can: locks don't hold between them.
+"""Other sessions that can write where a new one can: locks don't hold between them (`drivers.api.Mount`).
 
-Each VM has a 9p client of its own, and QEMU answers each request for a lock with success, without asking the
-host. So two guests, or a guest and the host, can hold the same lock at a time. What a session of another
-supervisor of this home can write is read from that one's journal.
-
-Source: QEMU's hw/9pfs/9p.c (``v9fs_lock``).
+What a session of another supervisor of this home can write is read from that one's journal.
 """
 
 import contextlib

@@ -129,9 +129,8 @@ def _ports_taken(
         lines.append(f"port {port} of this host can't be had: {why}")
     asked = next(p for p in publish.ports if p.host == problems[0][0])
     other = asked.host + 1 if asked.host < HIGHEST else asked.host - 1
-    hint = f"choose another one: {FLAG} {other}:{asked.guest}"
-    if asked.source != FLAG:
-        hint = f"{asked.source} asks for it; {FLAG} none leaves all of them out"
+    way = f"choose another one ({FLAG} {other}:{asked.guest}), or none ({FLAG} none)"
+    hint = f"{asked.source} asks for it; {way}"
     if len(lines) == 1:
         return CommandError("port-taken", lines[0], hint=hint)
     return CommandError("port-taken", f"{len(lines)} ports can't be had", lines=lines, hint=hint)

@@ -1,6 +1,5 @@
 """The project's template: which one is current, and building a new one. Used by several commands."""
 
-import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -215,15 +214,11 @@ async def _certificates(workspace: Workspace, settings: Settings) -> tuple[str, 
 
 
 def _owner(project: Project) -> tuple[int, int]:
-    """Return uid and gid under which a project's files must be written.
-
-    QEMU started by root runs as the project's owner; a user's QEMU can be nobody else.
+    """Return uid and gid of a project's owner.
 
     Raises:
         CommandError: The project is gone, or was replaced by a link.
     """
-    if os.geteuid() != 0:
-        return os.geteuid(), os.getegid()
     try:
         with opened(project.root) as found:
             owner = found.status

@@ -168,9 +168,9 @@ def test_a_port_of_the_users_file_that_somebody_has_is_told_with_its_place_and_c
     (ready.home / ".claude-vm.toml").write_text(f"{before}[[ports]]\nguest = {server.port}\n")
     done = ready.run("shell", "true")
     assert done.returncode == 125
-    assert (
-        f"~/.claude-vm.toml:{before.count(chr(10)) + 1} asks for it; --publish none".encode() in done.stderr
-    )
+    text = done.stderr.decode()
+    assert f"~/.claude-vm.toml:{before.count(chr(10)) + 1} asks for it; choose another one" in text
+    assert "or none (--publish none)" in text
     assert ready.run("--publish", "none", "shell", "exit 7").returncode == 7
 
 
