@@ -76,7 +76,7 @@ class Core:
                 self._make_warm(event, reaction)
             case events.ShutdownRequested():
                 self._shut_down(reaction)
-            case events.InstanceFound() | events.WarmFound() | events.SessionFound():
+            case events.InstanceFound() | events.WarmFound() | events.SessionFound() | events.SessionLost():
                 self._find(event, reaction)
             case _:
                 self._change_demand(event, reaction)
@@ -220,11 +220,16 @@ class Core:
             self._lives.make_ahead(event, reaction)
 
     def _find(
-        self, event: events.InstanceFound | events.WarmFound | events.SessionFound, reaction: Reaction
+        self,
+        event: events.InstanceFound | events.WarmFound | events.SessionFound | events.SessionLost,
+        reaction: Reaction,
     ) -> None:
         """Take over what a dead supervisor left."""
-        if isinstance(event, events.SessionFound):
+        if isinstance(event, events.SessionFound | events.SessionLost):
             self._check_new_session(event)
+        if isinstance(event, events.SessionLost):
+            self._lives.lose(event, reaction)
+            return
         name = event.instance_id
         self._check_fresh(name, event)
         match event:
@@ -333,7 +338,9 @@ class Core:
         """How many more instances there may be."""
         return self._supply.policy.max_instances - self._lives.held
 
-    def _check_new_session(self, event: events.SessionRequested | events.SessionFound) -> None:
+    def _check_new_session(
+        self, event: events.SessionRequested | events.SessionFound | events.SessionLost
+    ) -> None:
         """Raise unless there is, and was, no session of this id."""
         if self._lives.sessions.state(event.session_id) is not SessionState.ABSENT:
             raise self._lives.sessions.unfit(event.session_id, event)

@@ -134,6 +134,17 @@ class SessionFound(Event, frozen=True):
     key: PoolKey
 
 
+class SessionLost(Event, frozen=True):
+    """At start: a session of a dead supervisor that can't be gone on with. Its main command had started.
+
+    `code` and `message` say why. If its instance is there, an `InstanceFound` tells of that.
+    """
+
+    session_id: str
+    code: str
+    message: str
+
+
 class InstanceFound(Event, frozen=True):
     """At start: an instance that a dead supervisor left. `reason` says why it can't be used on."""
 

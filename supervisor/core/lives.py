@@ -108,6 +108,13 @@ class Lives:
         self._add_session(session, type(event), event.at)
         self._end_session(session, SessionOrder.REFUSE, reaction)
 
+    def lose(self, event: events.SessionLost, reaction: Reaction) -> None:
+        """A found session has ended with its supervisor."""
+        outcome = Outcome(SESSION_FAILED, event.code, event.message)
+        session = SessionLife(event.session_id, UNKNOWN_KEY, "", event.at, outcome=outcome)
+        self.sessions.add(session.session_id, session)
+        self._end_session(session, type(event), reaction, f"{event.code}: {event.message}")
+
     def claim(self, session: SessionLife, instance: InstanceLife, reaction: Reaction) -> None:
         """A session that waits gets an unclaimed instance."""
         is_ready = instance.state in READY
@@ -315,10 +322,12 @@ class Lives:
             instance.session_id = ""
             self._end_session(session, SessionOrder.RELEASE, reaction)
 
-    def _end_session(self, session: SessionLife, cause: SessionCause, reaction: Reaction) -> None:
+    def _end_session(
+        self, session: SessionLife, cause: SessionCause, reaction: Reaction, note: str = ""
+    ) -> None:
         """Let a session's client have its exit status, and let go of the session."""
         outcome = session.outcome
-        self._move_session(session, cause, reaction.event.at, outcome.code)
+        self._move_session(session, cause, reaction.event.at, note or outcome.code)
         self.sessions.retire(session.session_id)
         reaction.out.append(
             effects.EndSession(

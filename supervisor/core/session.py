@@ -10,7 +10,8 @@
 From PREPARING it goes back to QUEUED once (AGAIN), if the instance that it got from the pool turns out to be
 lost before the main command runs: nothing of the session has happened yet, and another one may do.
 
-A session of a dead supervisor that runs on begins with RUNNING (SessionFound).
+A session of a dead supervisor that runs on begins with RUNNING (SessionFound); one that can't be gone on with
+is told by its end alone (SessionLost).
 
 QUEUED has no instance and waits for a place. PREPARING has one, whose main command does not run yet. ENDING
 has its outcome and waits until nothing of its instance is left, or until the first try to delete it has
@@ -73,6 +74,7 @@ MOVES: Mapping[SessionState, Mapping[SessionCause, SessionState]] = MappingProxy
         _S.ABSENT: {
             events.SessionRequested: _S.QUEUED,
             events.SessionFound: _S.RUNNING,
+            events.SessionLost: _S.ENDED,
         },
         _S.QUEUED: {
             _O.ADMIT: _S.PREPARING,

@@ -6,9 +6,10 @@ ones and those with a running session are used on, others deleted), and what sup
 its successor's alone: sessions go on in it.
 """
 
+import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,8 +20,10 @@ from claude_vm.drivers import registry
 from claude_vm.drivers.api import Access, InstanceRecord, InstanceStatus, Owner
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.programs import system
+from claude_vm.supervisor.core.instance import UNKNOWN_KEY
 from claude_vm.supervisor.core.keys import PoolKey
 from claude_vm.supervisor.daemon.dispatch.dispatcher import Dispatcher
+from claude_vm.supervisor.daemon.dispatch.reconnection import SessionLostError
 from claude_vm.supervisor.daemon.drivers import DriverSet
 from claude_vm.supervisor.daemon.sessions.plan import SessionPlan
 from claude_vm.supervisor.daemon.sessions.scanning import Scanner
@@ -36,6 +39,8 @@ log = structlog.get_logger()
 
 REASON = "its supervisor died"
 
+_GONE = ", and its VM is gone"
+
 UNKNOWN_TERMINAL = Pty(term="", rows=0, columns=0)
 """The terminal of a session of which only is known that it has one."""
 
@@ -44,7 +49,7 @@ class Adopted(msgspec.Struct, frozen=True):
     """What was done with what the predecessor left.
 
     `sessions` go on without a client; `lost` are instances whose session had started and does not. `spared`
-    are left to the next supervisor.
+    are left to the next supervisor, and so are sessions (`out_of_reach`) whose driver can't be asked.
     """
 
     warm: tuple[str, ...] = ()
@@ -52,6 +57,12 @@ class Adopted(msgspec.Struct, frozen=True):
     deleted: tuple[str, ...] = ()
     spared: tuple[str, ...] = ()
     lost: tuple[LeftInstance, ...] = ()
+    out_of_reach: tuple[str, ...] = ()
+
+    @property
+    def going_on(self) -> frozenset[str]:
+        """The sessions that what follows a session must not be done for yet."""
+        return frozenset((*(session.session_id for session in self.sessions), *self.out_of_reach))
 
 
 async def adopt(
@@ -61,51 +72,113 @@ async def adopt(
 
     What is warm is kept for the next session; a session whose main command had started goes on; everything
     else is deleted. With `spare` only sessions are taken over, and nothing is deleted. What was done is in
-    the log.
+    the log. A session that can't be taken over is told as lost; everything else is taken over all the same.
     """
-    left_ones = journal.left_instances()
-    known = {left.instance_id: left for left in left_ones}
-    warm: list[str] = []
-    sessions: list[Session] = []
-    deleted: list[str] = []
-    spared: list[str] = []
+    adoption = _Adoption(dispatcher, journal.left_instances(), spare=spare)
     for name in registry.DRIVERS:
         try:
-            driver = await drivers.get(name)
-            found = await driver.list_instances()
-            current = {t.name: t.generation for t in await driver.templates() if not t.stale}
+            found, current = await _ask(drivers, name)
         except DriverError as error:
             log.warning("driver-not-swept", driver=name, error=str(error))
+            adoption.refusals[name] = error
             continue
         for record in found:
-            left = known.pop(record.instance_id, None)
-            match _judge(left, record, current):
-                case Warm() | Garbage() if spare:
-                    spared.append(record.instance_id)
-                case Warm(key=key, access=access, age_s=age_s):
-                    dispatcher.adopt_warm(record.instance_id, key, access, age_s)
-                    warm.append(record.instance_id)
-                    log.info("warm-instance-adopted", instance=record.instance_id, driver=name)
-                case Running(row=row, key=key, access=access):
-                    session = _found(row, key)
-                    await dispatcher.adopt_session(session, record.instance_id, access)
-                    sessions.append(session)
-                    log.info("session-adopted", session=row.session_id, instance=record.instance_id)
-                case Garbage(reason=reason):
-                    log.info(
-                        "instance-found",
-                        instance=record.instance_id,
-                        driver=name,
-                        status=record.status,
-                        reason=reason,
-                    )
-                    dispatcher.adopt_garbage(record.instance_id, name, reason)
-                    deleted.append(record.instance_id)
-    goes_on = {session.session_id for session in sessions}
-    lost = tuple(one for one in left_ones if one.session and one.session.session_id not in goes_on)
-    for instance_id in known:  # deleted, but the supervisor died before it wrote that
+            await adoption.take(name, record, current)
+    for instance_id in adoption.gone():  # deleted, but the supervisor died before it wrote that
         journal.forget(instance_id)
-    return Adopted(tuple(warm), tuple(sessions), tuple(deleted), tuple(spared), lost)
+    return adoption.finish()
+
+
+class _Adoption:
+    """An adoption under way. `refusals` are why drivers can't be asked, by name."""
+
+    def __init__(self, dispatcher: Dispatcher, left: Sequence[LeftInstance], *, spare: bool) -> None:
+        self.refusals: dict[str, DriverError] = {}
+        self._dispatcher = dispatcher
+        self._spare = spare
+        self._left = left
+        self._missing = {one.instance_id: one for one in left}
+        self._warm: list[str] = []
+        self._sessions: list[Session] = []
+        self._deleted: list[str] = []
+        self._spared: list[str] = []
+        self._reasons: dict[str, str] = {}
+
+    async def take(self, driver: str, record: InstanceRecord, current: Mapping[str, str]) -> None:
+        """Take over an instance that is there, or have it deleted."""
+        name = record.instance_id
+        try:
+            judged = _judge(self._missing.pop(name, None), record, current)
+            if isinstance(judged, Running):
+                session = _found(judged.row, judged.key)
+                session.tell("resume", "resumed")
+                await self._dispatcher.adopt_session(session, name, judged.access)
+                self._sessions.append(session)
+                log.info("session-adopted", session=session.session_id, instance=name)
+                return
+        except Exception as error:  # a bug around one session must not end the others
+            log.exception("instance-not-adopted", instance=name)
+            judged = Garbage(f"it can't be taken over: {type(error).__name__}: {error}")
+        if isinstance(judged, Garbage):
+            self._reasons[name] = judged.reason
+        match judged:
+            case _ if self._spare:
+                self._spared.append(name)
+            case Warm(key=key, access=access, age_s=age_s):
+                self._dispatcher.adopt_warm(name, key, access, age_s)
+                self._warm.append(name)
+                log.info("warm-instance-adopted", instance=name, driver=driver)
+            case Garbage(reason=reason):
+                log.info("instance-found", instance=name, driver=driver, status=record.status, reason=reason)
+                self._dispatcher.adopt_garbage(name, driver, reason)
+                self._deleted.append(name)
+
+    def gone(self) -> list[str]:
+        """Return the instances that are nowhere, and that no driver can be silent about."""
+        return [name for name, left in self._missing.items() if left.driver not in self.refusals]
+
+    def finish(self) -> Adopted:
+        """Tell which sessions do not go on, and return what was done."""
+        lost: list[LeftInstance] = []
+        out_of_reach: list[str] = []
+        going_on = {session.session_id for session in self._sessions}
+        for left in self._left:
+            if left.session is None or left.session.session_id in going_on:
+                continue
+            refusal = self.refusals.get(left.driver)
+            if refusal is None:
+                code, why = SessionLostError.code, self._reasons.get(left.instance_id, f"{REASON}{_GONE}")
+                lost.append(left)
+            else:
+                code, why = refusal.code, f"{REASON}, and its driver can't be asked: {refusal.message}"
+                out_of_reach.append(left.session.session_id)
+            log.warning("session-lost", session=left.session.session_id, code=code, reason=why)
+            self._dispatcher.lose_session(_found(left.session, left.key or UNKNOWN_KEY), code, why)
+        return Adopted(
+            warm=tuple(self._warm),
+            sessions=tuple(self._sessions),
+            deleted=tuple(self._deleted),
+            spared=tuple(self._spared),
+            lost=tuple(lost),
+            out_of_reach=tuple(out_of_reach),
+        )
+
+
+async def _ask(drivers: DriverSet, name: str) -> tuple[Sequence[InstanceRecord], dict[str, str]]:
+    """Return a driver's instances, and the generations of its templates by name.
+
+    Raises:
+        DriverError: It can't be opened, or does not say.
+    """
+    try:
+        driver = await drivers.get(name)
+        found = await driver.list_instances()
+        return found, {t.name: t.generation for t in await driver.templates() if not t.stale}
+    except DriverError:
+        raise
+    except Exception as error:  # a bug around one driver must not end the sessions of the others
+        log.exception("driver-not-asked", driver=name)
+        raise DriverError(f"{type(error).__name__}: {error}") from error
 
 
 class Warm(msgspec.Struct, frozen=True):
@@ -155,11 +228,17 @@ def _flaw(left: LeftInstance | None, record: InstanceRecord) -> str:
         return ", and its journal does not know it"
     if not left.same_boot:
         return ", and the host was restarted since"
-    return "" if record.status is InstanceStatus.RUNNING else ", and its VM does not run"
+    if record.status is not InstanceStatus.RUNNING:
+        return ", and its VM does not run"
+    if left.session is not None and (left.key is None or left.access is None):
+        return ", and what was written down of it can't be read"
+    if left.access is not None and not os.access(left.access.client_key, os.R_OK):
+        return ", and the key to its guest is gone"
+    return ""
 
 
 def _found(row: JournaledSession, key: PoolKey) -> Session:
-    """Return a session that was found running."""
+    """Return a session that a dead supervisor began."""
     plan = SessionPlan(
         key=key,
         project=row.project,
@@ -168,9 +247,7 @@ def _found(row: JournaledSession, key: PoolKey) -> Session:
         pty=UNKNOWN_TERMINAL if row.pty else None,
         publish=parse_publish(row.publish),
     )
-    session = Session(row.session_id, plan, created_at=row.created_at, found=True)
-    session.tell("resume", "resumed")
-    return session
+    return Session(row.session_id, plan, created_at=row.created_at, found=True)
 
 
 async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, scanner: Scanner) -> int:

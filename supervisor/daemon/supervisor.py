@@ -121,7 +121,7 @@ async def open_supervisor(
             Core(policy), journal, drivers, tasks, sessions, admit=admit, available=available, faults=faults
         )
         adopted = await adopt.adopt(dispatcher, drivers, journal)
-        await surroundings.settle(adopted.lost, sessions.running)
+        await surroundings.settle(adopted.lost, adopted.going_on)
         tasks.start_soon(scanner.serve)
         tasks.start_soon(_clean_up, drivers, runtime, boot, scanner)
         tasks.start_soon(_checkpoint, journal)

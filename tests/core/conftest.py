@@ -133,6 +133,11 @@ class Rig:
         fields = {"session_id": f"s{n}", "instance_id": f"i{instance or n}", "key": key or pool_key()}
         return self.send(events.SessionFound, **fields)
 
+    def session_lost(self, n=1):
+        return self.send(
+            events.SessionLost, session_id=f"s{n}", code="session-lost", message="its VM is gone"
+        )
+
     def change(self, generation, name="t", sizes=None):
         return self.send(
             events.TemplateChanged, driver="sim", template=name, generation=generation, sizes=sizes

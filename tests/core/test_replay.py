@@ -23,6 +23,7 @@ EVENT = (
     | events.PolicyChanged
     | events.WarmFound
     | events.SessionFound
+    | events.SessionLost
     | events.ShutdownRequested
     | events.CloneDone
     | events.PrestartDone
@@ -115,7 +116,9 @@ class Day:
             case 3:
                 return events.WarmFound(at=at, instance_id=name, key=key, made_at=at - 100.0)
             case 4:
-                return events.SessionFound(at=at, session_id=f"s{n}", instance_id=name, key=key)
+                found = events.SessionFound(at=at, session_id=f"s{n}", instance_id=name, key=key)
+                lost = events.SessionLost(at=at, session_id=f"s{n}", code="session-lost", message="m")
+                return lost if n % 2 else found
             case _:
                 return events.FillRequested(at=at, key=key, size=2)
 

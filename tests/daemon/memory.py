@@ -1,7 +1,6 @@
 """A dispatcher over VMs in memory: they outlive their supervisor, and time is virtual."""
 
 import contextlib
-from pathlib import Path
 
 import anyio
 import trio
@@ -106,7 +105,9 @@ class Vm:
 class Cloud:
     """All VMs of the host. They outlive each supervisor."""
 
-    def __init__(self):
+    def __init__(self, folder):
+        self.key = folder / "k\udcff"  # a path need not be text
+        self.key.touch()
         self.vms = {}
         self.ports = iter(range(1000, 10_000))
         self.templates = {"t": "g1"}
@@ -174,8 +175,7 @@ class MemoryDriver:
     async def start(self, instance_id, progress, reachable=tell_nobody):
         await self._call("start", instance_id)
         vm = self._known(instance_id)
-        path = Path("/k\udcff")  # a path need not be text
-        access = Access("127.0.0.1", vm.port, "u", "/h", "key", path, restored=True, pid=vm.port)
+        access = Access("127.0.0.1", vm.port, "u", "/h", "key", self.cloud.key, restored=True, pid=vm.port)
         progress(VmPhase.BOOT_AGAIN, "which is no phase of a start")
         for phase in PHASES:
             progress(phase, "")
@@ -227,6 +227,7 @@ class MemoryDriver:
             vm.die("it was deleted")
 
     async def list_instances(self):
+        await self._pass("list_instances")
         return [InstanceRecord(name, "test", await self.poll(name)) for name in sorted(self.cloud.vms)]
 
     async def delete_template(self, name):
@@ -450,6 +451,8 @@ class MemoryDrivers:
         await anyio.lowlevel.checkpoint()
         if name != NAME:
             raise DriverError(f"no {name} here")
+        if self.driver.cloud.failures.get("open"):
+            raise self.driver.cloud.failures["open"].pop(0)
         return self.driver
 
 
@@ -464,7 +467,7 @@ class World:
     """A host: its VMs, and a folder with the journal of its supervisor."""
 
     def __init__(self, folder, monkeypatch):
-        self.cloud = Cloud()
+        self.cloud = Cloud(folder)
         self.folder = folder
         self.boot = "boot-1"
         self.attempts = 0  # to connect
@@ -487,7 +490,7 @@ class World:
                 core = Core(policy or PoolPolicy())
                 dispatcher = Dispatcher(core, journal, drivers, tasks, sessions, **options)
                 adopted = await adopt.adopt(dispatcher, drivers, journal)
-                await surroundings.settle(adopted.lost, sessions.running)
+                await surroundings.settle(adopted.lost, adopted.going_on)
                 yield Supervisor(dispatcher, sessions, journal, adopted, tasks)
                 tasks.cancel_scope.cancel()
 

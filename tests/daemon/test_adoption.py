@@ -1,6 +1,9 @@
 """What a supervisor does with what its dead predecessor left: VMs in memory, which outlive it."""
 
+import contextlib
 import errno
+import json
+import os
 import socket
 import sqlite3
 import time
@@ -10,10 +13,14 @@ import trio
 from claude_vm_tests_memory import MemoryDrivers, MemoryProcess, in_virtual_time, key, settled
 
 from claude_vm.context.ports import PortSpec, Publish
+from claude_vm.drivers.errors import DriverError, ToolMissingError
 from claude_vm.supervisor.core.events import FillRequested, ShutdownRequested
 from claude_vm.supervisor.core.policy import PoolPolicy
-from claude_vm.supervisor.daemon import readonly
+from claude_vm.supervisor.daemon import adopt, readonly
 from claude_vm.supervisor.daemon.errors import CommandError
+from claude_vm.supervisor.daemon.ports.published import Ports
+from claude_vm.supervisor.daemon.sessions import surroundings
+from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool, ShowPool
 from claude_vm.supervisor.grammar.commands.sessions import Ps, Shell, Stop
 from claude_vm.supervisor.grammar.commands.templates import Setup
@@ -369,6 +376,155 @@ def test_the_sessions_that_were_lost_are_told_from_those_that_go_on(world):
         async with world.supervisor() as second:
             assert [s.session_id for s in second.adopted.sessions] == ["a1"]
             assert [left.session.session_id for left in second.adopted.lost] == ["b2"]
+
+    in_virtual_time(main)
+
+
+async def left_sessions(world, *names):
+    """Run sessions, kill their supervisor, and return the VMs in which they go on, by session."""
+    async with world.supervisor() as supervisor:
+        for name in names:
+            await supervisor.session(name)
+            await settled()
+    return {name: vm for vm in world.cloud.vms.values() for name in vm.sessions}
+
+
+def ended(supervisor):
+    return {s.session_id: (s.outcome.status, s.outcome.code) for s in supervisor.sessions.ended}
+
+
+def told(supervisor, session_id):
+    """The note of the one step that is known of a session."""
+    (step,) = supervisor.dispatcher.core.session_story(session_id).steps
+    return step.note
+
+
+def change_row(world, statement, *values):
+    with contextlib.closing(sqlite3.connect(world.folder / "journal.db")) as connection, connection:
+        assert connection.execute(statement, values).rowcount == 1
+
+
+def damage_instance(world, vm, column, value):
+    change_row(world, f"UPDATE instances SET {column}=? WHERE instance_id=?", value, vm.spec.instance_id)
+
+
+def lose_key(world, vm):
+    access = json.loads(read_access(world, vm))
+    damage_instance(world, vm, "access", json.dumps(access | {"client_key": str(world.folder / "gone")}))
+
+
+def read_access(world, vm):
+    with contextlib.closing(sqlite3.connect(world.folder / "journal.db")) as connection:
+        query = "SELECT access FROM instances WHERE instance_id=?"
+        return connection.execute(query, (vm.spec.instance_id,)).fetchone()[0]
+
+
+LOSSES = {
+    "its VM is gone": lambda world, vm: world.cloud.vms.pop(vm.spec.instance_id),
+    "its VM does not run": lambda _, vm: vm.die(),
+    "the key to its guest is gone": lose_key,
+    "the host was restarted since": lambda w, vm: damage_instance(w, vm, "boot_id", "boot-0"),
+    "can't be read (key)": lambda w, vm: damage_instance(w, vm, "key", "{"),
+    "can't be read (access)": lambda w, vm: damage_instance(w, vm, "access", "{"),
+    "can't be read (row)": lambda w, vm: damage_instance(w, vm, "made_at", "yesterday"),
+    "can't be read (session)": lambda w, _: change_row(
+        w, "UPDATE sessions SET created_at='yesterday' WHERE session_id='b2'"
+    ),
+}
+
+
+@pytest.mark.parametrize("why", LOSSES)
+def test_a_session_that_can_not_be_gone_on_with_is_told_with_the_reason_and_the_others_go_on(world, why):
+    async def main():
+        vms = await left_sessions(world, "a1", "b2", "c3")
+        LOSSES[why](world, vms["b2"])
+        async with world.supervisor() as second:
+            await settled()
+            assert set(second.sessions.running) == {"a1", "c3"}
+            assert ended(second) == {"b2": (125, "session-lost")}
+            assert told(second, "b2").startswith("session-lost: its supervisor died, and ")
+            assert why.partition(" (")[0] in told(second, "b2")
+            assert set(world.cloud.vms) == {vms[name].spec.instance_id for name in ("a1", "c3")}
+            assert {left.session.session_id for left in second.journal.left_instances()} == {"a1", "c3"}
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("where", ["ports", "judging"])
+def test_a_bug_around_one_found_session_ends_that_one_alone(world, where, monkeypatch):
+    """Both are what the take-over of one session goes through."""
+
+    def fail(*_):
+        raise ValueError("embedded null byte")
+
+    async def main():
+        vms = await left_sessions(world, "a1", "b2", "c3")
+        if where == "ports":
+            reserve = Ports.reserve
+            monkeypatch.setattr(Ports, "reserve", lambda p: fail() if p._session_id == "b2" else reserve(p))
+        else:
+            lose_key(world, vms["b2"])
+            access = os.access
+            monkeypatch.setattr(
+                adopt.os, "access", lambda path, mode: fail() if path.name == "gone" else access(path, mode)
+            )
+        async with world.supervisor() as second:
+            await settled()
+            assert set(second.sessions.running) == {"a1", "c3"}
+            assert ended(second) == {"b2": (125, "session-lost")}
+            assert told(second, "b2").endswith("can't be taken over: ValueError: embedded null byte")
+            assert set(world.cloud.vms) == {vms[name].spec.instance_id for name in ("a1", "c3")}
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("method", ["open", "list_instances"])
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ToolMissingError("there is no QEMU"), "tool-missing", "there is no QEMU"),
+        (PermissionError("denied"), "driver-failed", "PermissionError: denied"),
+        (KeyError("pid"), "driver-failed", "KeyError: 'pid'"),
+    ],
+    ids=str,
+)
+def test_sessions_whose_driver_refuses_are_told_with_its_error_and_left_to_the_next_supervisor(
+    world, method, error, code, words
+):
+    async def main():
+        vms = await left_sessions(world, "a1", "b2")
+        world.cloud.failures[method] = [error]
+        async with world.supervisor() as second:
+            await settled()
+            assert ended(second) == {"a1": (125, code), "b2": (125, code)}
+            assert (
+                told(second, "b2") == f"{code}: its supervisor died, and its driver can't be asked: {words}"
+            )
+            assert second.adopted.lost == ()
+            assert all(vm.running for vm in vms.values())
+        async with world.supervisor() as third:
+            await settled()
+            assert set(third.sessions.running) == {"a1", "b2"}
+
+    in_virtual_time(main)
+
+
+def test_what_follows_a_session_waits_where_nobody_knows_whether_it_goes_on(world, monkeypatch):
+    unlocked = []
+    monkeypatch.setattr(surroundings, "release_stale", lambda repository, _: unlocked.append(str(repository)))
+
+    async def main():
+        await left_sessions(world, "a1")
+        with Journal.open(world.folder / "journal.db", world.boot) as (journal, _):
+            journal.lock_worktrees("/repository", "a1")
+        world.cloud.failures["open"] = [DriverError("not now")]
+        async with world.supervisor() as second:
+            await settled()
+            assert (second.journal.locked_repositories(), unlocked) == ([("/repository", "a1")], [])
+        world.cloud.vms.clear()
+        async with world.supervisor() as third:
+            await settled()
+            assert (third.journal.locked_repositories(), unlocked) == ([], ["/repository"])
 
     in_virtual_time(main)
 

@@ -34,7 +34,7 @@ def contract():
 
 @pytest.mark.parametrize("name", KEPT)
 def test_vms_in_memory_keep_the_contract(contract, tmp_path, name):
-    cloud = Cloud()
+    cloud = Cloud(tmp_path)
     cloud.templates["t"] = "g1"
 
     @contextlib.asynccontextmanager

@@ -214,6 +214,13 @@ class Dispatcher:
 
         await self._begin(session, found)
 
+    def lose_session(self, session: Session, code: str, message: str) -> None:
+        """A session does not go on, for a reason."""
+        event = ev.SessionLost(
+            at=anyio.current_time(), session_id=session.session_id, code=code, message=message
+        )
+        self._sessions.lose(session, lambda: self.post(event))
+
     def set_clocks(self) -> None:
         """Set the clocks of all running guests to the host's."""
         for instance_id, instance in self._instances.items():

@@ -45,7 +45,7 @@ REFUSALS = 5
 
 
 class SessionLostError(DriverError):
-    """The guest does not hold the session any more, so its exit status is not known."""
+    """The session can't be gone on with, so its exit status is not known."""
 
     code = "session-lost"
 

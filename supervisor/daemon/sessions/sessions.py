@@ -66,6 +66,16 @@ class Sessions:
             self._forget(session)
             raise
 
+    def lose(self, session: Session, request: Callable[[], None]) -> None:
+        """Keep a session that does not go on among those that ended; `request` has the core end it.
+
+        Never waits.
+        """
+        self.running[session.session_id] = session
+        request()
+        self.ended.add(session.kept())
+        self._forget(session)
+
     async def _live(
         self, session: Session, request: Callable[[], None], *, task_status: anyio.abc.TaskStatus[None]
     ) -> None:

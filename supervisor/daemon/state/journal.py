@@ -263,12 +263,17 @@ class Journal:
     def left_instances(self) -> list[LeftInstance]:
         """Return the instances of a former supervisor that were not deleted."""
         sessions: dict[str, JournaledSession] = {}
+        damaged: set[str] = set()
         for row in self._connection.execute(
             "SELECT instance_id, session_id, project, command_text, pty, created_at, publish"
             " FROM sessions WHERE started"
         ):
-            with contextlib.suppress(msgspec.ValidationError):
+            try:
                 instance_id, name, project, command_text, pty, at, publish = msgspec.convert(row, _SessionRow)
+            except msgspec.ValidationError:  # so much of it that it can be told to have been there
+                damaged.add(str(row[0]))
+                sessions[str(row[0])] = JournaledSession(str(row[1]), "?", "?", False, time.time())
+            else:
                 sessions[instance_id] = JournaledSession(
                     name, project, command_text, bool(pty), at, tuple(publish.split())
                 )
@@ -276,21 +281,23 @@ class Journal:
         for row in self._connection.execute(
             "SELECT instance_id, driver, state, boot_id, made_at, key, access FROM instances"
         ):
-            # An instance whose row is damaged is one that the journal does not know.
-            with contextlib.suppress(msgspec.ValidationError):
+            try:
                 instance_id, driver, state, boot_id, made_at, key, access = msgspec.convert(row, _InstanceRow)
-                found.append(
-                    LeftInstance(
-                        instance_id=instance_id,
-                        driver=driver,
-                        state=state,
-                        same_boot=boot_id == self._boot_id,
-                        made_at=made_at,
-                        key=from_text(key, PoolKey),
-                        access=from_text(access, Access),
-                        session=sessions.get(instance_id),
-                    )
+            except msgspec.ValidationError:
+                instance_id, driver, state, boot_id = map(str, row[:4])
+                made_at, key, access = 0.0, None, None
+            found.append(
+                LeftInstance(
+                    instance_id=instance_id,
+                    driver=driver,
+                    state=state,
+                    same_boot=boot_id == self._boot_id,
+                    made_at=made_at,
+                    key=None if instance_id in damaged else from_text(key, PoolKey),
+                    access=from_text(access, Access),
+                    session=sessions.get(instance_id),
                 )
+            )
         return found
 
     def lock_worktrees(self, repository: str, session_id: str) -> None:

@@ -32,7 +32,7 @@ class LeftInstance(msgspec.Struct, frozen=True):
 
     `state` is `WARM` or the kind of the last effect that was begun; `made_at` a Unix time in seconds. `key`
     and `access` are None where they were not written yet, or can't be read. `session` is the one whose main
-    command had started in it.
+    command had started in it. Where any of it can't be read, there is no `key`.
     """
 
     instance_id: str
