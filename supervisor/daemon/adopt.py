@@ -10,7 +10,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 import structlog
@@ -250,31 +249,27 @@ def _found(row: JournaledSession, key: PoolKey) -> Session:
     return Session(row.session_id, plan, created_at=row.created_at, found=True)
 
 
-async def sweep_others(home: Path, own_id: str, runtime: Path, boot_id: str, scanner: Scanner) -> int:
+async def sweep_others(owner: Owner, boot_id: str, scanner: Scanner) -> int:
     """Delete what dead supervisors inside clients left; return how many instances that were.
 
-    `scanner` gets the sessions that had started.
+    `owner` is who sweeps. `scanner` gets the sessions that had started.
     """
     swept = 0
-    for other in identity.dead_supervisors(home, own_id):
+    for other in identity.dead_supervisors(owner.home, owner.supervisor_id):
+        dead = msgspec.structs.replace(owner, supervisor_id=other)
         try:
-            with identity.locked(home, other) as folder:
-                owner = Owner(home=home, supervisor_id=other, runtime=runtime)
+            with identity.locked(owner.home, other) as folder:
                 try:  # what a newer version wrote down is refused before anything is deleted
                     with Journal.open(folder / "journal.db", boot_id) as (journal, _):
-                        swept += await _sweep(owner)
+                        swept += await _sweep(dead)
                         await Surroundings(journal, other, scanner).settle(journal.left_instances())
                 except sqlite3.Error as error:
                     log.warning("journal-not-read", supervisor=other, error=str(error))
-                    swept += await _sweep(owner)
-                identity.remove(home, other)
+                    swept += await _sweep(dead)
+                identity.remove(owner.home, other)
         except identity.AlreadyRunningError:
             continue
-        except (
-            DriverError,
-            OSError,
-            NewerSchemaError,
-        ) as error:  # its folder stays for the next one that starts
+        except (DriverError, OSError, NewerSchemaError) as error:  # its folder stays for the next that starts
             log.warning("supervisor-not-swept", supervisor=other, error=str(error))
     return swept
 

@@ -7,14 +7,12 @@ is gone, and does what is pending for it: the scan for other names, the worktree
 what can't be written is refused before it begins.
 """
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import anyio
 
-from claude_vm.drivers import registry
 from claude_vm.drivers.api import Owner
 from claude_vm.drivers.process import boot_id
 from claude_vm.drivers.programs import system
@@ -33,7 +31,6 @@ from claude_vm.supervisor.daemon.supervisor import NO_POOL, Supervisor
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.wire import paths
 from claude_vm.supervisor.wire.shortage import NotWritableError
-from claude_vm.supervisor.wire.version import VERSION
 
 DELETION_S = 30.0
 """How long the deletion of what nobody uses may take, in seconds, before a command that wants it gone."""
@@ -77,15 +74,9 @@ async def open_readonly_supervisor(
             return f"{short.consequence}{left}"
 
         yield Supervisor(
-            home=home,
-            folders=(home, runtime, *registry.folders(home)),
-            supervisor_id=supervisor_id,
-            version=VERSION,
-            started_at=time.time(),
             dispatcher=dispatcher,
             sessions=sessions,
             drivers=drivers,
-            journal=journal,
             known_folders=known_folders,
             scanner=Scanner(Reports(home)),
             sweep=_sweep_nothing,

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 import anyio
@@ -39,7 +40,6 @@ from claude_vm.supervisor.daemon.state.known_folders import KnownFolders
 from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.wire import paths
-from claude_vm.supervisor.wire.version import VERSION
 
 log = structlog.get_logger()
 
@@ -53,28 +53,37 @@ async def _nothing_to_prepare(request: Request) -> str:  # noqa: ARG001 - what o
     return ""
 
 
-class Supervisor(msgspec.Struct, frozen=True):
+class Supervisor(msgspec.Struct, frozen=True, dict=True):
     """The supervisor that carries commands out. `sweep` looks for dead supervisors, in the background.
 
-    `folders` is where our own data is: `home`, and what is elsewhere for want of a short path there.
     `known_folders` remembers which folders guests could ever write. `prepare` is called before each
-    command, and returns a remark for its client, or "".
+    command, and returns a remark for its client, or "". `started_at` is a Unix time in seconds.
     """
 
-    home: Path
-    folders: tuple[Path, ...]
-    supervisor_id: str
-    version: str
-    started_at: float
     dispatcher: Dispatcher
     sessions: Sessions
     drivers: DriverSet
-    journal: Journal
     known_folders: KnownFolders
     scanner: Scanner
     sweep: Callable[[], None]
     in_process: bool = False
     prepare: Callable[[Request], Awaitable[str]] = _nothing_to_prepare
+    started_at: float = msgspec.field(default_factory=time.time)
+
+    @property
+    def home(self) -> Path:
+        """The data folder."""
+        return self.drivers.owner.home
+
+    @property
+    def supervisor_id(self) -> str:
+        """Its name among the supervisors of this home."""
+        return self.drivers.owner.supervisor_id
+
+    @cached_property
+    def folders(self) -> tuple[Path, ...]:
+        """Where our own data is: `home`, and what is elsewhere for want of a short path there."""
+        return self.home, self.drivers.owner.runtime, *registry.folders(self.home)
 
 
 @asynccontextmanager
@@ -123,23 +132,17 @@ async def open_supervisor(
         adopted = await adopt.adopt(dispatcher, drivers, journal)
         await surroundings.settle(adopted.lost, adopted.going_on)
         tasks.start_soon(scanner.serve)
-        tasks.start_soon(_clean_up, drivers, runtime, boot, scanner)
+        tasks.start_soon(_clean_up, drivers, boot, scanner)
         tasks.start_soon(_checkpoint, journal)
         tasks.start_soon(watch_host_clock, lambda seconds: _clock_jumped(dispatcher, seconds))
         tasks.start_soon(follow_drift, dispatcher.set_clocks)
         yield Supervisor(
-            home=home,
-            folders=(home, runtime, *registry.folders(home)),
-            supervisor_id=supervisor_id,
-            version=VERSION,
-            started_at=time.time(),
             dispatcher=dispatcher,
             sessions=sessions,
             drivers=drivers,
-            journal=journal,
             known_folders=known_folders,
             scanner=scanner,
-            sweep=lambda: _sweep_soon(tasks, drivers, runtime, boot, scanner),
+            sweep=lambda: _sweep_soon(tasks, drivers, boot, scanner),
             in_process=in_process,
         )
         if not dispatcher.stopped.is_set():
@@ -168,10 +171,9 @@ def _clock_jumped(dispatcher: Dispatcher, seconds: float) -> None:
     dispatcher.set_clocks()
 
 
-async def _clean_up(drivers: DriverSet, runtime: Path, boot: str, scanner: Scanner) -> None:
+async def _clean_up(drivers: DriverSet, boot: str, scanner: Scanner) -> None:
     """What other supervisors and dead builders left. Beside the first commands, which need none of it."""
-    owner = drivers.owner
-    await _sweep_others(owner, runtime, boot, scanner)
+    await _sweep_others(drivers.owner, boot, scanner)
     for name in registry.DRIVERS:
         try:
             for removed in await (await drivers.get(name)).collect_garbage():
@@ -180,21 +182,19 @@ async def _clean_up(drivers: DriverSet, runtime: Path, boot: str, scanner: Scann
             log.warning("clean-up-failed", driver=name, error=str(error))
 
 
-def _sweep_soon(
-    tasks: anyio.abc.TaskGroup, drivers: DriverSet, runtime: Path, boot: str, scanner: Scanner
-) -> None:
+def _sweep_soon(tasks: anyio.abc.TaskGroup, drivers: DriverSet, boot: str, scanner: Scanner) -> None:
     """Sweep if there is any other supervisor's folder; whether it is dead, its lock tells.
 
     One that has ended well may have left a scan to do.
     """
     scanner.soon()
     if identity.dead_supervisors(drivers.owner.home, drivers.owner.supervisor_id):
-        tasks.start_soon(_sweep_others, drivers.owner, runtime, boot, scanner)
+        tasks.start_soon(_sweep_others, drivers.owner, boot, scanner)
 
 
-async def _sweep_others(owner: Owner, runtime: Path, boot: str, scanner: Scanner) -> None:
+async def _sweep_others(owner: Owner, boot: str, scanner: Scanner) -> None:
     try:
-        await adopt.sweep_others(owner.home, owner.supervisor_id, runtime, boot, scanner)
+        await adopt.sweep_others(owner, boot, scanner)
     except (DriverError, OSError, sqlite3.Error) as error:
         log.warning("sweep-failed", error=str(error))
 

@@ -36,7 +36,7 @@ async def test_its_vms_are_deleted_only_where_its_journal_can_be_read(tmp_path, 
             with contextlib.closing(sqlite3.connect(folder / "journal.db")) as connection:
                 connection.execute(f"PRAGMA user_version={len(SCHEMA) + 1}")
 
-        assert await sweep_others(owner.home, "daemon", tmp_path, "boot", None) == (0 if newer else 1)
+        assert await sweep_others(Owner(owner.home, "daemon", tmp_path), "boot", None) == (0 if newer else 1)
 
         assert len(await driver.list_instances()) == (1 if newer else 0)
     assert folder.exists() == newer

@@ -35,7 +35,7 @@ class OneThatFails:
 async def test_a_driver_that_cannot_clean_up_keeps_no_other_from_it(tmp_path, failing):
     drivers = OneThatFails(Owner(tmp_path, "daemon", tmp_path), failing)
     with capture_logs() as logs:
-        await supervisor._clean_up(drivers, tmp_path, "boot", Scanner(Reports(tmp_path)))
+        await supervisor._clean_up(drivers, "boot", Scanner(Reports(tmp_path)))
     others = [f"of {name}" for name in registry.DRIVERS if name != failing]
     assert [line["what"] for line in logs if line["event"] == "garbage-removed"] == others
     (told,) = (line for line in logs if line["event"] == "clean-up-failed")

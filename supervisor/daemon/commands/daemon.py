@@ -11,6 +11,7 @@ from claude_vm.supervisor.daemon.clients.command import Command
 from claude_vm.supervisor.daemon.clients.table import ago
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.grammar.commands.installation import ShowDaemon, StopDaemon, Version
+from claude_vm.supervisor.wire.version import VERSION
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
@@ -33,7 +34,7 @@ async def status(command: Command, request: ShowDaemon) -> int:
     supervisor = command.supervisor
     found = DaemonStatus(
         pid=os.getpid(),
-        version=supervisor.version,
+        version=VERSION,
         home=str(supervisor.home),
         started_at=supervisor.started_at,
         sessions=len(supervisor.sessions.running),
@@ -69,7 +70,7 @@ async def stop(command: Command, request: StopDaemon) -> int:
 async def version(command: Command, request: Version) -> int:
     """Print our version."""
     if request.json:
-        await command.out_json({"version": command.supervisor.version})
+        await command.out_json({"version": VERSION})
     else:
-        await command.out(f"claude-vm {command.supervisor.version}")
+        await command.out(f"claude-vm {VERSION}")
     return 0

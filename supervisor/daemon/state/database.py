@@ -12,7 +12,7 @@ import functools
 import os
 import sqlite3
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -124,6 +124,18 @@ def connect_again(path: Path, *, timeout_s: float, writable: bool = False) -> sq
     return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=timeout_s)
 
 
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Do all that is done within the block, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
 def number(connection: sqlite3.Connection, query: str) -> int:
     """Return the one number that a query has."""
     return int(connection.execute(query).fetchone()[0])
@@ -176,17 +188,12 @@ def _migrate(connection: sqlite3.Connection, schema: Schema) -> None:
         sqlite3.DatabaseError: A step is impossible, or it does not have our tables afterwards.
     """
     if number(connection, "PRAGMA user_version") < len(schema):
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             # Who had the lock before us may have taken them.
             for step in schema[number(connection, "PRAGMA user_version") :]:
                 for statement in step:
                     connection.execute(statement)
             connection.execute(f"PRAGMA user_version={len(schema)}")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
     intended = _intended_shape(schema)
     ours = {table for _, table, _ in intended}  # others may be there: an ANALYZE makes some
     if [row for row in _shape(connection) if row[1] in ours] != intended:

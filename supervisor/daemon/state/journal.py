@@ -24,7 +24,14 @@ import msgspec
 
 from claude_vm.drivers.api import Access
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.daemon.state.database import connect, connect_again, copy, is_of_host, raise_reason
+from claude_vm.supervisor.daemon.state.database import (
+    connect,
+    connect_again,
+    copy,
+    is_of_host,
+    raise_reason,
+    transaction,
+)
 from claude_vm.supervisor.daemon.state.records import (
     JournaledSession,
     LeftInstance,
@@ -187,7 +194,7 @@ class Journal:
         `key` is given with an instance's first effect; `session` when one is about to run in it.
         """
         now = time.time()
-        with self._transaction():
+        with transaction(self._connection):
             cursor = self._connection.execute(
                 "INSERT INTO effects (boot_id, at, instance_id, driver, kind, session_id)"
                 " VALUES (?,?,?,?,?,?)",
@@ -236,7 +243,7 @@ class Journal:
 
     def forget(self, instance_id: str) -> None:
         """The instance is gone: nothing of it must be looked for."""
-        with self._transaction():
+        with transaction(self._connection):
             self._connection.execute("DELETE FROM instances WHERE instance_id=?", (instance_id,))
             self._connection.execute("DELETE FROM sessions WHERE instance_id=?", (instance_id,))
             self._connection.execute(
@@ -245,7 +252,7 @@ class Journal:
 
     def note_memory(self, kind: PoolKey, mib: int) -> None:
         """Write what a ready VM of a kind takes. Only the kinds that were noted last are kept."""
-        with self._transaction():
+        with transaction(self._connection):
             self._connection.execute(
                 "INSERT OR REPLACE INTO memory VALUES (?,?,?)", (to_text(kind), mib, time.time())
             )
@@ -324,16 +331,6 @@ class Journal:
         with contextlib.closing(connect_again(self._path, timeout_s=1, writable=True)) as connection:
             _prune(connection)
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -20,7 +20,7 @@ from typing import Final
 
 from claude_vm.context.folders import Folder, Known
 from claude_vm.supervisor.daemon.errors import CommandError
-from claude_vm.supervisor.daemon.state.database import NewerSchemaError, connect, number
+from claude_vm.supervisor.daemon.state.database import NewerSchemaError, connect, number, transaction
 
 NAME: Final = "places.db"
 
@@ -82,8 +82,7 @@ class KnownFolders:
             connection = self._connect(create=True)
             if connection is None:  # pragma: no cover - it was made
                 raise sqlite3.OperationalError("unable to open database file")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(connection):
                 connection.executemany(
                     "INSERT INTO folders VALUES (?,?,?,?,?,?) ON CONFLICT (path) DO UPDATE SET"
                     " reach=excluded.reach, template_root=excluded.template_root,"
@@ -92,10 +91,6 @@ class KnownFolders:
                     " changed_at=excluded.changed_at",
                     rows,
                 )
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
             self._version = -1  # what one writes oneself changes no number
 
     def close(self) -> None:
