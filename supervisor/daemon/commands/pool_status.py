@@ -78,16 +78,9 @@ async def pool_status(command: Command, request: ShowPool) -> int:
     taken = room(core.policy, core.memory, core.instances())
     # The core's instants are of the loop's clock.
     offset = time.time() - anyio.current_time()
-    status = PoolStatus(
-        size=core.policy.size,
-        instances=taken.instances,
-        max_instances=taken.max_instances,
-        memory_mib=taken.memory_mib,
-        memory_budget_mib=taken.memory_budget_mib,
-        available_mib=taken.available_mib,
-        memory_reserve_mib=taken.memory_reserve_mib,
-        pools=[_row(pool, projects, taken, offset) for pool in pools],
-    )
+    rows = [_row(pool, projects, taken, offset) for pool in pools]
+    facts = msgspec.structs.asdict(taken) | {"size": core.policy.size, "pools": rows}
+    status = msgspec.convert(facts, PoolStatus)
     if request.json:
         await command.out_json(status)
     else:
@@ -112,29 +105,17 @@ async def _projects(command: Command, drivers: set[str]) -> dict[tuple[str, str]
 def _row(pool: PoolView, projects: Mapping[tuple[str, str], str], taken: Room, offset: float) -> PoolRow:
     key = pool.key
     lacks = unclaimed(pool) < pool.wanted
-    return PoolRow(
-        project=projects.get((key.driver, key.template)),
-        template=key.template,
-        driver=key.driver,
-        generation=key.generation,
-        cpus=key.cpus,
-        memory_mib=key.memory_mib,
-        disk_gb=key.disk_gib,
-        mounts=[mount.shown for mount in key.mounts],
-        wanted=pool.wanted,
-        warm=pool.warm,
-        making=pool.making,
-        paused=pool.paused,
-        in_sessions=pool.claimed,
-        last_used_at=None if pool.last_used_at is None else pool.last_used_at + offset,
-        failures=pool.failures,
-        last_error=pool.last_error,
-        next_try_at=None if pool.next_try_at is None else pool.next_try_at + offset,
-        hindered_by=taken.hindrance(pool.takes_mib) if lacks else "",
-        gave_way=pool.gave_way,
-        takes_mib=pool.takes_mib,
-        is_measured=pool.is_measured,
-    )
+    facts = msgspec.structs.asdict(key) | msgspec.structs.asdict(pool)
+    facts |= {
+        "project": projects.get((key.driver, key.template)),
+        "disk_gb": key.disk_gib,
+        "mounts": [mount.shown for mount in key.mounts],
+        "in_sessions": pool.claimed,
+        "last_used_at": None if pool.last_used_at is None else pool.last_used_at + offset,
+        "next_try_at": None if pool.next_try_at is None else pool.next_try_at + offset,
+        "hindered_by": taken.hindrance(pool.takes_mib) if lacks else "",
+    }
+    return msgspec.convert(facts, PoolRow)
 
 
 HEAD = (

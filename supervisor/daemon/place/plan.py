@@ -49,13 +49,7 @@ async def plan_session(place: Place, command: MainCommand) -> SessionPlan:
     pty = None
     if terminal.stdin_tty and terminal.stdout_tty:
         files += shown.files
-        pty = Pty(
-            term=shown.term,
-            rows=terminal.rows,
-            columns=terminal.columns,
-            width=terminal.width,
-            height=terminal.height,
-        )
+        pty = Pty(shown.term, terminal.rows, terminal.columns, terminal.width, terminal.height)
     else:
         environment.pop("TERM", None)
     environment |= await _given_environment(workspace)

@@ -145,6 +145,7 @@ class Session:
         self.mark("ended")
         self.mark("deleted")
         self.outcome = outcome
+        self.plan = self.plan.without_secrets()
         self.ended.set()
 
     async def next_phase(self) -> str:
@@ -166,15 +167,7 @@ class Session:
 
     def kept(self) -> EndedSession:
         """Return what is kept of it after its end."""
-        return EndedSession(
-            session_id=self.session_id,
-            plan=self.plan.without_secrets(),
-            created_at=self.created_at,
-            phase=self.phase,
-            source=self.source,
-            marks=self.marks,
-            outcome=self.outcome,
-        )
+        return msgspec.convert(self, EndedSession, from_attributes=True)
 
     # Its clients.
 
