@@ -141,6 +141,11 @@ class SessionLife(msgspec.Struct):
     tried_again: bool = False
 
     @property
+    def status(self) -> int | None:
+        """Its exit status, once that is settled."""
+        return None if self.outcome is UNDECIDED else self.outcome.status
+
+    @property
     def may_try_again(self) -> bool:
         """Whether another instance may do what the one from the pool could not."""
         return (

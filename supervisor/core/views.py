@@ -2,18 +2,19 @@
 
 import msgspec
 
-from claude_vm.supervisor.core.instance import UNKNOWN_KEY, InstanceLife, InstanceState
+from claude_vm.supervisor.core.instance import InstanceLife, InstanceState
 from claude_vm.supervisor.core.keys import PoolKey
-from claude_vm.supervisor.core.session import UNDECIDED, SessionLife, SessionState
+from claude_vm.supervisor.core.session import SessionLife, SessionState
 
 
 class SessionView(msgspec.Struct, frozen=True):
     """A session that has not ended.
 
     `requested_at` and `since` (when it came into its state) are instants of the events' clock. `status` is
-    its exit status once that is settled, that is while ENDING. `source` says how its instance came: ``warm``
-    and ``paused`` were taken from the pool, with ``making`` it was already being made ready there; it was
-    ``made`` for the session; ``resumed`` belonged to a dead supervisor; "" as long as it has none.
+    its exit status once that is settled, that is while ENDING. `instance_id` is "" as long as it has none.
+    `source` says how its instance came: ``warm`` and ``paused`` were taken from the pool, with ``making`` it
+    was already being made ready there; it was ``made`` for the session; ``resumed`` belonged to a dead
+    supervisor; "" as long as it has none.
     """
 
     session_id: str
@@ -21,7 +22,7 @@ class SessionView(msgspec.Struct, frozen=True):
     requested_at: float
     since: float
     key: PoolKey
-    instance_id: str | None
+    instance_id: str
     status: int | None
     source: str
 
@@ -29,15 +30,15 @@ class SessionView(msgspec.Struct, frozen=True):
 class InstanceView(msgspec.Struct, frozen=True):
     """An instance of which something may be left.
 
-    `key` is None if a dead supervisor left it for deletion. `made_at` is the instant at which its making
-    began, None if a dead supervisor made it, unless it was warm.
+    `key` is `UNKNOWN_KEY` if a dead supervisor left it for deletion, `session_id` "" if no session has it.
+    `made_at` is the instant at which its making began, None if a dead supervisor made it, unless it was warm.
     """
 
     instance_id: str
     state: InstanceState
     since: float
-    key: PoolKey | None
-    session_id: str | None
+    key: PoolKey
+    session_id: str
     failed_deletions: int
     made_at: float | None
 
@@ -84,26 +85,9 @@ class MemoryView(msgspec.Struct, frozen=True):
 
 def view_session(session: SessionLife) -> SessionView:
     """Return what may be seen of a session."""
-    return SessionView(
-        session_id=session.session_id,
-        state=session.state,
-        requested_at=session.requested_at,
-        since=session.since,
-        key=session.key,
-        instance_id=session.instance_id or None,
-        status=None if session.outcome is UNDECIDED else session.outcome.status,
-        source=session.source,
-    )
+    return msgspec.convert(session, SessionView, from_attributes=True)
 
 
 def view_instance(instance: InstanceLife) -> InstanceView:
     """Return what may be seen of an instance."""
-    return InstanceView(
-        instance_id=instance.instance_id,
-        state=instance.state,
-        since=instance.since,
-        key=None if instance.key is UNKNOWN_KEY else instance.key,
-        session_id=instance.session_id or None,
-        failed_deletions=instance.failed_deletions,
-        made_at=instance.made_at,
-    )
+    return msgspec.convert(instance, InstanceView, from_attributes=True)

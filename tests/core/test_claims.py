@@ -5,6 +5,7 @@ import pytest
 from claude_vm.supervisor.core import effects, events
 from claude_vm.supervisor.core.effects import Cancel, Clone, Connect, Delete, Run, Start
 from claude_vm.supervisor.core.events import EffectFailed
+from claude_vm.supervisor.core.instance import UNKNOWN_KEY
 
 
 def test_a_session_without_a_warm_instance_goes_through_clone_start_connect_and_run(rig, key_of):
@@ -160,13 +161,13 @@ def test_the_listings_show_what_there_is(make_rig, key_of):
     rig.now = 103.0
     rig.cloned(1)
     found, made = rig.core.instances()
-    assert (found.instance_id, found.key, found.session_id, found.since) == ("i9", None, None, 100.0)
+    assert (found.instance_id, found.key, found.session_id, found.since) == ("i9", UNKNOWN_KEY, "", 100.0)
     assert (made.state, made.key, made.session_id, made.since) == ("starting", key_of(), "s1", 103.0)
     one, two = rig.core.sessions()
     assert (one.session_id, one.state, one.instance_id, one.status) == ("s1", "preparing", "i1", None)
     assert (one.source, two.source) == ("made", "")
     assert (found.made_at, made.made_at) == (None, 101.0)
-    assert (two.state, two.instance_id, two.requested_at, two.since) == ("queued", None, 101.0, 101.0)
+    assert (two.state, two.instance_id, two.requested_at, two.since) == ("queued", "", 101.0, 101.0)
     rig.stop(1, status=130)
     assert rig.core.sessions()[0].status == 130
     assert rig.core.instances()[1].failed_deletions == 0

@@ -102,11 +102,11 @@ class Town:
         match effect:
             case effects.Clone(key=key):
                 self._keys[name] = key
-                if view.session_id is None:
+                if not view.session_id:
                     self.made += 1
                     self._unused.add(name)
             case effects.Start():
-                if self._keys[name].template in self.fails and view.session_id is None:
+                if self._keys[name].template in self.fails and not view.session_id:
                     self.send(events.EffectFailed, instance_id=name, code="broken", message="m")
                     return
                 self.taken[name] = self.vm_mib

@@ -722,10 +722,10 @@ class World(RuleBasedStateMachine):
             assert (name in self.flying) == (view.state not in WITHOUT_EFFECT)
             assert (name in self.asked) == (view.state is InstanceState.ABANDONED)
             if view.state in READY:
-                assert view.session_id is None, "leased and warm"
+                assert not view.session_id, "leased and warm"
                 assert name not in self.ran, "warm again"
             if view.state in WITHOUT_EFFECT:
-                assert view.session_id is None
+                assert not view.session_id
             if view.session_id:
                 assert sessions[view.session_id].instance_id == name
                 assert sessions[view.session_id].key == view.key, "another key, or an old generation"
@@ -736,7 +736,7 @@ class World(RuleBasedStateMachine):
         assert len(leases) == len(set(leases)), "two instances for one session"
         for name, view in sessions.items():
             if view.state is SessionState.QUEUED:
-                assert view.instance_id is None
+                assert not view.instance_id
             else:
                 assert instances[view.instance_id].session_id == name, "leased twice"
 

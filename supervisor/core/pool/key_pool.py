@@ -120,19 +120,11 @@ class KeyPool(msgspec.Struct):
         """Let others give way for as much as the key shall have by this policy."""
         self.credit = sum(self.targets(policy))
 
-    def want(self) -> None:
-        """From now on the key is wanted."""
-        self.wanted = True
-
     def fill(self, size: int | None, at: float) -> None:
         """So many warm instances are wanted at once, whatever failed before."""
         self.clear_failures()
         self.not_before = self.patient_until = at
         self.filled_to = None if size is None else max(size, 0)
-
-    def inherit(self, filled_to: int | None) -> None:
-        """Take over the number that was asked for of the generation before."""
-        self.filled_to = filled_to
 
     def forget(self) -> None:
         """The key is wanted no more."""
@@ -168,24 +160,12 @@ class KeyPool(msgspec.Struct):
         latest = self.postponed_at + MOST_DELAYS * policy.refill_delay_s
         self.not_before = max(self.not_before, min(at + policy.refill_delay_s, latest))
 
-    def cease_postponing(self) -> None:
-        """The next claim is the first one again for whose sake an instance waits."""
-        self.postponed_at = None
-
-    def displace(self) -> None:
-        """Another one gives way for it."""
-        self.displaces = True
-
     def ask(self) -> None:
         """It is asked for."""
         self.asked = True
         self.postponed_at = None
         self.credit -= self.displaces
         self.displaces = False
-
-    def take_answer(self) -> None:
-        """What was asked for is answered."""
-        self.asked = False
 
     # Unclaimed instances.
 
@@ -213,10 +193,6 @@ class KeyPool(msgspec.Struct):
         if self.warm.pop(instance_id, None) is None:
             del self.paused[instance_id]
         return True
-
-    def give_way(self, why: str) -> None:
-        """One is about to be given up for something else."""
-        self.gave_way = why
 
     def fail(self, error: str, at: float) -> None:
         """One came to nothing: the next one has to wait.

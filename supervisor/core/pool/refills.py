@@ -70,7 +70,7 @@ class Refills:
             self._starved.discard(key)
         paused = pool.lack(self._pools.policy)
         if paused is None:
-            pool.cease_postponing()
+            pool.postponed_at = None  # the next claim is the first again that it waits for
             self.leave(key)
             self._pools.tidy(pool)
         elif pool.not_before > at:
@@ -135,7 +135,7 @@ class Refills:
         other = self._pools.lowest(below=worth)
         if other is None or lacking_mib > self._pools.displaceable_mib(worth):
             return None
-        pool.displace()
+        pool.displaces = True
         return Displace(*other)
 
     def _kept_mib(self, below: Worth) -> int:
@@ -168,7 +168,7 @@ class Refills:
 
     def take_answer(self, pool: KeyPool) -> None:
         """A request has been answered."""
-        pool.take_answer()
+        pool.asked = False
         del self._asked[pool.key]
 
     def invariants(self) -> Invariants:

@@ -134,7 +134,7 @@ class Supply:
             current = self._generations.current(pool.key)
             if wanted and current is not None and sizes in {None, current.sizes}:
                 successor = self._pools.pool(current)
-                successor.inherit(filled_to)
+                successor.filled_to = filled_to
                 successor.postpone(at, self._pools.policy)
                 self._want(successor, max(used_at, successor.recency), at)
         return gone
@@ -246,7 +246,7 @@ class Supply:
 
     def give_way(self, key: PoolKey, why: str) -> None:
         """An instance of a key is about to be given up for something else."""
-        self._pools.pool(key).give_way(why)
+        self._pools.pool(key).gave_way = why
 
     def fail(self, key: PoolKey, error: str, at: float) -> None:
         """An unclaimed instance came to nothing, and will be lost: the next one has to wait."""
@@ -323,7 +323,7 @@ class Supply:
         pool.use(used_at, self._pools.policy)
         self._pools.rank(pool)
         if any(pool.targets(self._pools.policy)) and not pool.wanted:
-            pool.want()
+            pool.wanted = True
             self._agenda.set(Idle(pool.key), used_at + self._pools.policy.idle_timeout_s)
         self._refills.consider(pool, at, anew=True)  # a later use may displace others
 

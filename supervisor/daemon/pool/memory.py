@@ -70,7 +70,7 @@ class MemoryWatch:
 
     def _ready(self) -> list[tuple[PoolKey, str]]:
         views = self._core.instances()
-        return [(view.key, view.instance_id) for view in views if view.state == "warm" and view.key]
+        return [(view.key, view.instance_id) for view in views if view.state == "warm"]
 
     async def look_at_new(self, key: PoolKey, instance_id: str) -> None:
         """Measure an instance that was just connected to; a session's only if it is the first of its kind."""

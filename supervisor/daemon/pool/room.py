@@ -78,4 +78,4 @@ def pool_of(key: PoolKey, pools: Sequence[PoolView]) -> PoolView | None:
 
 def is_unclaimed(instance: InstanceView) -> bool:
     """Tell whether an instance is the pool's own: ready, or on its way to be, and no session's."""
-    return instance.session_id is None and instance.key is not None and instance.state not in _ENDING
+    return not instance.session_id and instance.state not in _ENDING

@@ -26,7 +26,7 @@ def waits_for(
     taken = [i for i in instances if i.state != _TAKES_NOTHING]
     if len(taken) < max_instances:
         return "queued: its VM is made next"
-    claimed = sum(i.session_id is not None for i in taken)
+    claimed = sum(bool(i.session_id) for i in taken)
     ready = sum(is_unclaimed(i) for i in taken)
     by = {"by sessions": claimed, "ready or being made ready": ready, "going": len(taken) - claimed - ready}
     shown = ", ".join(f"{count} {what}" for what, count in by.items() if count)

@@ -222,7 +222,7 @@ def pool_view(key=KEY, **more):
 
 def machine(state=InstanceState.WARM):
     return InstanceView(
-        instance_id="i", state=state, since=0, key=KEY, session_id=None, failed_deletions=0, made_at=0
+        instance_id="i", state=state, since=0, key=KEY, session_id="", failed_deletions=0, made_at=0
     )
 
 

@@ -184,7 +184,7 @@ def pool_view(key, **more):
     return PoolView(key=key, **(NOTHING | more))
 
 
-def machine(name, state, key, *, session=None, failed=0):
+def machine(name, state, key, *, session="", failed=0):
     return InstanceView(
         instance_id=name,
         state=state,

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from claude_vm.supervisor.core.instance import InstanceState
+from claude_vm.supervisor.core.instance import UNKNOWN_KEY, InstanceState
 from claude_vm.supervisor.core.keys import MountKey, PoolKey
 from claude_vm.supervisor.core.policy import PoolPolicy
 from claude_vm.supervisor.core.views import InstanceView, MemoryView, PoolView
@@ -25,7 +25,7 @@ def view(key=KEY, **more):
     return PoolView(key=key, **(nothing | more))
 
 
-def instance(state, *, session=None, key=KEY):
+def instance(state, *, session="", key=KEY):
     return InstanceView(
         instance_id="i", state=state, since=0, key=key, session_id=session, failed_deletions=0, made_at=0
     )
@@ -72,13 +72,13 @@ def test_a_ready_vm_must_leave_the_host_twice_its_reserve():
 @pytest.mark.parametrize(
     ("state", "session", "key", "unclaimed"),
     [
-        (InstanceState.WARM, None, KEY, True),
-        (InstanceState.CLONING, None, KEY, True),
+        (InstanceState.WARM, "", KEY, True),
+        (InstanceState.CLONING, "", KEY, True),
         (InstanceState.CLONING, "s", KEY, False),
-        (InstanceState.DELETING, None, KEY, False),
-        (InstanceState.ABANDONED, None, KEY, False),
-        (InstanceState.LEAKED, None, KEY, False),
-        (InstanceState.DELETING, None, None, False),
+        (InstanceState.DELETING, "", KEY, False),
+        (InstanceState.ABANDONED, "", KEY, False),
+        (InstanceState.LEAKED, "", KEY, False),
+        (InstanceState.DELETING, "", UNKNOWN_KEY, False),
     ],
 )
 def test_only_what_is_ready_or_becomes_so_without_a_session_is_the_pools(state, session, key, unclaimed):

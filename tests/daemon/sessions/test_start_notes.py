@@ -12,12 +12,12 @@ from claude_vm.supervisor.daemon.sessions.start_notes import waits_for
 KEY = PoolKey("sim", "t", "g1", cpus=2, memory_mib=1024, disk_gib=20)
 
 
-def machine(session=None, state=InstanceState.RUNNING):
+def machine(session="", state=InstanceState.RUNNING):
     return InstanceView("i", state, 0.0, KEY, session, 0, 0.0)
 
 
 def queued(name, at):
-    return SessionView(name, SessionState.QUEUED, at, at, KEY, None, None, "")
+    return SessionView(name, SessionState.QUEUED, at, at, KEY, "", None, "")
 
 
 IN_SESSION = machine("s")
