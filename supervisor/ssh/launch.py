@@ -35,18 +35,10 @@ _LAUNCHERS = "__claude_vm_"
 
 # Bash's own: an assignment to them fails, or is dropped without a word.
 _NOT_SETTABLE = frozenset(
-    (
-        "BASHOPTS",
-        "BASHPID",
-        "BASH_VERSINFO",
-        "DIRSTACK",
-        "EUID",
-        "FUNCNAME",
-        "GROUPS",
-        "PPID",
-        "SHELLOPTS",
-        "UID",
-    )
+    {
+        *("BASHOPTS", "BASHPID", "BASH_VERSINFO", "DIRSTACK", "EUID", "FUNCNAME", "GROUPS", "PPID"),
+        *("SHELLOPTS", "UID"),
+    }
 )
 
 

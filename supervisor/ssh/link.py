@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import anyio
 import asyncssh
@@ -71,14 +71,10 @@ class Link:
             ChannelRefusedError: Nobody listens there, or the guest opens no more channels.
             LinkLostError: The connection is gone.
         """
-        try:
+        with self._refusing("the guest opens no stream"):
             await self._connection.create_unix_connection(
                 make_session, self._holder, encoding=None, window=WINDOW, max_pktsize=MAX_PACKET
             )
-        except (asyncssh.Error, OSError) as error:
-            if self._connection.is_closed():
-                raise self._lost() from error
-            raise ChannelRefusedError("the guest opens no stream", detail=str(error)) from error
 
     async def open_dialogue(self) -> "tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]]":
         """Connect to the guest's holder for what needs no more than a small window.
@@ -87,14 +83,10 @@ class Link:
             ChannelRefusedError: Nobody listens there, or the guest opens no more channels.
             LinkLostError: The connection is gone.
         """
-        try:
+        with self._refusing("the guest opens no stream"):
             return await self._connection.open_unix_connection(
                 self._holder, encoding=None, window=SMALL_WINDOW, max_pktsize=SMALL_WINDOW
             )
-        except (asyncssh.Error, OSError) as error:
-            if self._connection.is_closed():
-                raise self._lost() from error
-            raise ChannelRefusedError("the guest opens no stream", detail=str(error)) from error
 
     async def open_tcp(self, port: int) -> "tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]]":
         """Connect to a TCP port of the guest, at whichever address of its loopback somebody listens.
@@ -105,17 +97,20 @@ class Link:
             ChannelRefusedError: Nobody listens there, or the guest opens no more channels.
             LinkLostError: The connection is gone.
         """
-        refusal = ""
-        for address in ("127.0.0.1", "::1"):
-            try:
-                return await self._connection.open_connection(
-                    address, port, encoding=None, window=PORT_WINDOW, max_pktsize=MAX_PACKET
-                )
-            except (asyncssh.Error, OSError) as error:
-                if self._connection.is_closed():
-                    raise self._lost() from error
-                refusal = refusal or str(error)
-        raise ChannelRefusedError(f"nobody listens at {port} in the guest", detail=refusal)
+        try:
+            return await self._open_tcp("127.0.0.1", port)
+        except ChannelRefusedError:
+            with contextlib.suppress(ChannelRefusedError):
+                return await self._open_tcp("::1", port)
+            raise
+
+    async def _open_tcp(
+        self, address: str, port: int
+    ) -> "tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]]":
+        with self._refusing(f"nobody listens at {port} in the guest"):
+            return await self._connection.open_connection(
+                address, port, encoding=None, window=PORT_WINDOW, max_pktsize=MAX_PACKET
+            )
 
     async def until_it_takes(self) -> None:
         """Wait until the connection has passed on most of what was written.
@@ -140,13 +135,10 @@ class Link:
             raise ChannelRefusedError("the SSH agent can't be told that it is forwarded")
         grant = AgentGrant(open_agent, self._owner.binding)
         try:
-            listener = await self._connection.start_unix_server(grant.accept, path, encoding=None)
-        except BaseException as error:
+            with self._refusing("the guest forwards no agent"):
+                listener = await self._connection.start_unix_server(grant.accept, path, encoding=None)
+        except BaseException:
             grant.revoke()
-            if self._connection.is_closed():
-                raise self._lost() from error
-            if isinstance(error, asyncssh.Error | asyncssh.ChannelListenError | OSError):
-                raise ChannelRefusedError("the guest forwards no agent", detail=str(error)) from error
             raise
         return AgentListener(grant, listener)
 
@@ -197,8 +189,22 @@ class Link:
             await self._connection.wait_closed()
         self._connection.abort()
 
-    def _lost(self) -> LinkLostError:
-        return LinkLostError("the connection to the guest was lost", detail=self._owner.reason)
+    @contextlib.contextmanager
+    def _refusing(self, message: str) -> Iterator[None]:
+        """Map what the library raises.
+
+        Raises:
+            ChannelRefusedError: The guest does not do it; with `message`.
+            LinkLostError: The connection is gone.
+        """
+        try:
+            yield
+        except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
+            if self._connection.is_closed():
+                raise LinkLostError(
+                    "the connection to the guest was lost", detail=self._owner.reason
+                ) from error
+            raise ChannelRefusedError(message, detail=str(error)) from error
 
 
 async def connect(access: Access, *, timeout_s: float) -> Link:

@@ -8,6 +8,7 @@ than the newest state, because the channel's window holds the teller back.
 import asyncio
 import struct
 from collections.abc import AsyncGenerator
+from typing import Annotated
 
 import anyio
 import asyncssh
@@ -25,6 +26,9 @@ PAUSE_S = 0.2
 
 _FRAME_LIMIT = 4096
 _HEADER = struct.Struct(">cI")
+_Ports = Annotated[
+    frozenset[Annotated[int, msgspec.Meta(gt=0, lt=1 << 16)]], msgspec.Meta(max_length=MOST_PORTS)
+]
 
 
 async def listening_ports(link: Link) -> AsyncGenerator[frozenset[int], None]:
@@ -60,9 +64,6 @@ async def _next_answer(reader: "asyncssh.SSHReader[bytes]") -> frozenset[int]:
     if letter == b"!":
         raise ShellError("the guest does not tell what it listens at")
     try:
-        ports = msgspec.json.decode(payload, type=list[int])
+        return msgspec.json.decode(payload, type=_Ports)
     except msgspec.MsgspecError as error:
         raise ShellError("the guest's holder talks nonsense") from error
-    if len(ports) > MOST_PORTS or not all(0 < port < 1 << 16 for port in ports):
-        raise ShellError("the guest's holder talks nonsense")
-    return frozenset(ports)
