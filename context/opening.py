@@ -133,9 +133,7 @@ class _Walk:
         if self._floor and len(self._names) <= self._floor:
             self._refuse(self._last_link, os.path.dirname(self.here))  # noqa: PTH120 - text
         if self._names:
-            os.close(self._descriptors.pop())
-            self._names.pop()
-            self._guarded.pop()
+            self._back_to(len(self._names) - 1)
 
     def _into(self, name: str) -> None:
         parent = self._descriptors[-1]

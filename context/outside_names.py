@@ -143,7 +143,9 @@ class Walk:
         """Return what was found on all walks."""
         outside = [file for file in self._files.values() if file.found < file.links]
         return {
-            "files": [{"path": f.path, "at": f.at} for f in sorted(outside, key=_path)[:NAMED]],
+            "files": [
+                {"path": f.path, "at": f.at} for f in sorted(outside, key=lambda file: file.path)[:NAMED]
+            ],
             "files_count": len(outside),
             "unseen": self._unseen,
             "unseen_count": self._unseen_count,
@@ -227,10 +229,6 @@ def look(roots: Iterable[Root], since: float, seconds: float = SECONDS) -> Findi
 def _told(path: str) -> str:
     half = LONGEST // 2
     return path if len(path) <= LONGEST else f"{path[:half]}…{path[half + 1 - LONGEST :]}"
-
-
-def _path(file: _File) -> str:
-    return file.path
 
 
 def _enterable(name: str, above: int) -> bool:

@@ -5,7 +5,8 @@ Ports below 1024 are the host's own business, and SSH's port in the guest is our
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -90,19 +91,14 @@ def parse_port(text: str, *, source: str = FLAG) -> PortSpec:
     raise PortError(problem, hint=f"write it as {FORM}")
 
 
-def parse_publish(words: Iterable[str]) -> Publish:
+def parse_publish(words: Sequence[str]) -> Publish:
     """Return what `Publish.words` came from; words that mean nothing are left out."""
     ports: list[PortSpec] = []
-    auto = False
     for word in words:
-        if word == AUTO:
-            auto = True
-            continue
-        try:
-            ports.append(parse_port(word, source="journal"))
-        except PortError:
-            continue
-    return Publish(tuple(ports), auto)
+        with suppress(PortError):
+            if word != AUTO:
+                ports.append(parse_port(word, source="journal"))
+    return Publish(tuple(ports), AUTO in words)
 
 
 def plan_ports(wanted: Sequence[PortSpec | str]) -> Publish:

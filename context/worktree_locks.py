@@ -68,7 +68,7 @@ def release_stale(common: Path, supervisor_id: str) -> tuple[str, ...]:
     released = []
     for name, folder in _metadata(common):
         with suppress(OSError):
-            if _remove(folder, supervisor_id):
+            if _change(folder, supervisor_id, add=False):
                 released.append(name)
     return tuple(released)
 
@@ -139,10 +139,6 @@ def _add(folder: int, supervisor_id: str) -> bool:
             owner = os.fstat(folder)
             os.fchown(file, owner.st_uid, owner.st_gid)
     return True
-
-
-def _remove(folder: int, supervisor_id: str) -> bool:
-    return _change(folder, supervisor_id, add=False)
 
 
 def _change(folder: int, supervisor_id: str, *, add: bool) -> bool:

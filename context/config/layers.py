@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -133,19 +134,16 @@ def merge(sources: Sequence[Source]) -> Settings:
                 value = msgspec.structs.replace(found, value=_joined(before, found))
             chosen[key] = value
             layers[key] = source.layer
-    values: dict[str, dict[str, object]] = {}
-    top: dict[str, object] = {}
+    defaults = Sections()
+    sections: dict[str, Any] = {}
     for key, found in chosen.items():
         section, dot, name = key.partition(".")
         if dot:
-            values.setdefault(section, {})[name] = found.value
+            before = sections.get(section) or getattr(defaults, section)
+            sections[section] = msgspec.structs.replace(before, **{name: found.value})
         else:
-            top[key] = found.value
-    defaults = Sections()
-    sections: dict[str, object] = {}
-    for section, named in values.items():
-        sections[section] = msgspec.structs.replace(getattr(defaults, section), **named)
-    return Settings(**sections, **top, layers=layers, given=chosen)  # type: ignore[arg-type]
+            sections[key] = found.value
+    return Settings(**sections, layers=layers, given=chosen)
 
 
 def _joined(before: object, found: Value) -> tuple[object, ...]:
