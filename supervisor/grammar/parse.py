@@ -3,20 +3,31 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from claude_vm.supervisor.grammar import usage
 from claude_vm.supervisor.grammar.application import ParseContext, application
 from claude_vm.supervisor.grammar.commands.installation import Completion
 from claude_vm.supervisor.grammar.completion import SCRIPTS
 from claude_vm.supervisor.grammar.flags import Flags
 from claude_vm.supervisor.grammar.layout import HelpRequestedError, UsageError
-from claude_vm.supervisor.grammar.output import Printout
 from claude_vm.supervisor.grammar.requests import Request
 from claude_vm.supervisor.grammar.words import OWN_WORDS, Split, WordsError, split
 from claude_vm.supervisor.statuses import USAGE
 
-__all__ = ["Printout", "Request", "parse"]
-
 MIN_COLUMNS, MAX_COLUMNS = 50, 100
+
+
+class Printout(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer to a command line that runs nothing: help, a version, a usage error.
+
+    `status` is the exit status; `to_stderr` tells where the lines belong. Words of the command line come back
+    in them as they are: whoever prints them makes them harmless.
+    """
+
+    lines: tuple[str, ...]
+    status: int = 0
+    to_stderr: bool = False
 
 
 def parse(argv: Sequence[str], *, columns: int = 80, program: str = "claude-vm") -> Request | Printout:

@@ -14,16 +14,6 @@ SUGGESTED = 3
 """Ids that a message names at most."""
 
 
-class StoryStep(msgspec.Struct, frozen=True):
-    """One step; `at` is in seconds of the host's monotonic clock, which all its processes share."""
-
-    at: float
-    before: str
-    cause: str
-    after: str
-    note: str
-
-
 class StoryRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What happened to one id, oldest first, as ``ps --story ID --json`` prints it.
 
@@ -33,7 +23,7 @@ class StoryRecord(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     kind: str
     state: str
-    steps: list[StoryStep]
+    steps: list[dict[str, object]]
 
 
 async def story(command: Command, name: str, *, json: bool) -> int:
@@ -48,7 +38,7 @@ async def story(command: Command, name: str, *, json: bool) -> int:
     steps = of_session or core.instance_story(found).steps
     state, kind = steps[-1].after, "session" if of_session else "vm"
     if json:
-        shown = [StoryStep(*step) for step in steps]
+        shown = [step._asdict() for step in steps]
         await command.out_json(StoryRecord(id=found, kind=kind, state=state, steps=shown))
         return 0
     rows = [(f"{step.at - steps[0].at:.3f}", *step[1:]) for step in steps]

@@ -166,14 +166,12 @@ class Dispatcher:
 
     def template_changed(self, driver: str, template: str, record: TemplateRecord | None) -> None:
         """A template has a new generation, or none any more: what is ready of another one has to go."""
-        now = anyio.current_time()
-        if record is None:
-            self.post(ev.TemplateChanged(at=now, driver=driver, template=template, generation=""))
-            return
-        sizes = (record.cpus, record.memory_mib, record.disk_gib)
+        generation, sizes = "", None
+        if record is not None:
+            generation, sizes = record.generation, (record.cpus, record.memory_mib, record.disk_gib)
         self.post(
             ev.TemplateChanged(
-                at=now, driver=driver, template=template, generation=record.generation, sizes=sizes
+                at=anyio.current_time(), driver=driver, template=template, generation=generation, sizes=sizes
             )
         )
 

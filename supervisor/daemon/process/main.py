@@ -239,7 +239,7 @@ def main(*, foreground: bool = False) -> int:
         str(home).encode()  # what is told about it is JSON
         paths.make_private(str(home / "logs"))
         logfile.configure(None if foreground else Path(paths.log_path(str(home))))
-        anyio.run(_run, home, report)
+        anyio.run(partial(run_daemon, home, idle_s=idle_limit(os.environ), ready=report.ready))
     except Exception as error:
         cause = first_cause(error)
         if isinstance(cause, identity.AlreadyRunningError):
@@ -259,10 +259,6 @@ def main(*, foreground: bool = False) -> int:
             report.failed(f"{type(cause).__name__}: {words_of(cause)}")
         return FAILED
     return 0
-
-
-async def _run(home: Path, report: "_Readiness") -> None:
-    await run_daemon(home, idle_s=idle_limit(os.environ), ready=report.ready)
 
 
 class _Readiness:
