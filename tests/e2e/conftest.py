@@ -6,6 +6,7 @@ content-addressed, so they come from the cache of the user who runs the tests, a
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from claude_vm.context.project import find_project, template_name
 
 PROGRAM = Path(sys.executable).with_name("claude-vm")
 SETUP_TIMEOUT_S = 1200
@@ -126,6 +129,21 @@ class Installation:
             if (p.info["name"] or "").startswith("qemu-system")
             and str(self.home) in " ".join(p.info["cmdline"] or [])
         ]
+
+    def lend_template(self, path):
+        """Make the template of the project that of the project at `path` too, as a record with links."""
+        ours, theirs = (template_name(find_project(p).template_root) for p in (self.project, path))
+        templates = self.home / "templates"
+        origin = (templates / ours / self.driver / "current").resolve()
+        generation = templates / theirs / self.driver / origin.name
+        generation.mkdir(mode=0o700, parents=True)
+        for part in origin.iterdir():
+            if part.name != "template.json":
+                (generation / part.name).symlink_to(part)
+        stored = json.loads((origin / "template.json").read_bytes())
+        stored["record"].update(name=theirs, project=str(path))
+        (generation / "template.json").write_text(json.dumps(stored))
+        generation.with_name("current").symlink_to(generation.name)
 
     def stop_daemon(self):
         if pid := self.daemon_pid():

@@ -146,15 +146,15 @@ def test_two_sessions_side_by_side_get_their_own_scripts(tmp_path, api, claude, 
 
 
 @pytest.mark.parametrize(
-    ("secret", "header"),
+    ("secret", "header", "where"),
     [
-        (KEY, ("x-api-key", KEY["ANTHROPIC_API_KEY"])),
-        (OAUTH, ("authorization", f"Bearer {OAUTH['CLAUDE_CODE_OAUTH_TOKEN']}")),
-        (BEARER, ("authorization", f"Bearer {BEARER['ANTHROPIC_AUTH_TOKEN']}")),
+        (KEY, ("x-api-key", KEY["ANTHROPIC_API_KEY"]), "."),
+        (KEY, ("x-api-key", KEY["ANTHROPIC_API_KEY"]), "below"),
+        (OAUTH, ("authorization", f"Bearer {OAUTH['CLAUDE_CODE_OAUTH_TOKEN']}"), "."),
+        (BEARER, ("authorization", f"Bearer {BEARER['ANTHROPIC_AUTH_TOKEN']}"), "below"),
     ],
-    ids=["key", "oauth", "bearer"],
+    ids=["key", "key-below", "oauth", "bearer"],
 )
-@pytest.mark.parametrize("where", [".", "below"])
 def test_a_typed_task_reaches_the_api_with_no_other_key_pressed(  # noqa: PLR0917 - fixtures
     guest, api, tmux_class, tmp_path, secret, header, where
 ):

@@ -13,16 +13,15 @@ def git(folder, *words):
 
 
 @pytest.fixture
-def built(claude_vm, folder):
-    """Give a folder inside of the project its own template, and take it away at the end."""
+def lent(claude_vm):
+    """Give a folder inside of the project a template of its own, and take it away at the end."""
     made = []
 
-    def build(path):
-        done = claude_vm.run("setup", "--no-agent", cwd=path, timeout=1200)
-        assert done.returncode == 0, done.stderr.decode()
+    def lend(path):
+        claude_vm.lend_template(path)
         made.append(path)
 
-    yield build
+    yield lend
     for path in made:
         (path / ".git").exists() or git(path, "init", "-q")
         claude_vm.run("--accept-growth", "clean", "--yes", cwd=path)
@@ -34,14 +33,14 @@ def refused(done, code):
     return done.stderr.decode()
 
 
-def test_a_guest_can_not_have_its_next_session_mount_more(claude_vm, folder, built):
+def test_a_guest_can_not_have_its_next_session_mount_more(claude_vm, folder, lent):
     """Neither by a bare repository that stops being one, nor by taking away or breaking its own."""
     git(folder, "init", "-q", "--bare", "area/.git")
     git(claude_vm.project, "commit", "-q", "--allow-empty", "-m", "x")
     git(claude_vm.project, "push", "-q", folder / "area/.git", "HEAD:main")
     git(folder / "area/.git", "worktree", "add", "-q", "../main", "main")
     main = folder / "area/main"
-    built(main)
+    lent(main)
     done = claude_vm.run("shell", "sudo git config -f ../.git/config core.bare false && echo done", cwd=main)
     assert done.stdout == b"done\n", done.stderr.decode()
     said = refused(claude_vm.run("shell", "ls ..", cwd=main), "project-grew")
