@@ -82,10 +82,11 @@ async def test_a_killed_vm_is_that_of_the_instance_and_no_other(sleepers):
     assert other.poll() is None
 
 
-@pytest.fixture
-def claude_vm(tmp_path):
-    """Run the real client and daemon on simulated guests, in a home that has a template."""
-    home, project = tmp_path / "home", tmp_path / "project"
+@pytest.fixture(scope="module")
+def home_with_template(tmp_path_factory):
+    """The real client and daemon on simulated guests. For a whole module: each test leaves it as it was."""
+    folder = tmp_path_factory.mktemp("faults")
+    home, project = folder / "home", folder / "project"
     home.mkdir()
     project.mkdir()
     (home / ".claude-vm.toml").write_text("[pool]\nsize = 0\n")  # nothing is made beside the session
@@ -100,8 +101,14 @@ def claude_vm(tmp_path):
     assert run("setup", "--no-agent").returncode == 0
     assert run("daemon", "stop").returncode == 0
     run.home = home
-    yield run
-    run("daemon", "stop", "--force")
+    return run
+
+
+@pytest.fixture
+def claude_vm(home_with_template):
+    """Run it with a daemon of the test's own."""
+    yield home_with_template
+    home_with_template("daemon", "stop", "--force")
 
 
 @pytest.mark.parametrize(
