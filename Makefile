@@ -56,9 +56,9 @@ format: dev
 bench: system venv
 	@$(BIN)/claude-vm bench targets $(ARGS)
 
-# Twenty rounds of the tests that start and end real sessions.
+# Twenty rounds of the tests that start and end real sessions, in their long forms.
 soak: system system-test dev
-	@for i in $$(seq 20); do echo "round $$i"; $(BIN)/python -m pytest -q tests/e2e $(PYTEST_ARGS) || exit 1; done
+	@for i in $$(seq 20); do echo "round $$i"; CHAOS_KILLS=$(CHAOS_KILLS) $(BIN)/python -m pytest -q tests/e2e $(PYTEST_ARGS) || exit 1; done
 
 # The long forms of the fault tests, then real kills and claims. CHAOS_SEED repeats the choices of a run.
 CHAOS_KILLS  ?= 200

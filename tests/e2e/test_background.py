@@ -4,7 +4,7 @@ import pytest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
-TOKEN = "sk-ant-oat01-" + "t" * 80 + "-scripted"
+KEY = "sk-ant-api03-" + "k" * 80 + "-scripted"
 
 
 def test_what_ends_with_the_vm_is_told_on_stderr_and_not_under_quiet(claude_vm):
@@ -38,7 +38,7 @@ def test_a_conversation_that_ends_with_its_vm_is_told_after_claudes_own_last_wor
     claude_vm, folder, api, tmux_class, tmp_path
 ):
     env = claude_vm.env | {
-        "CLAUDE_CODE_OAUTH_TOKEN": TOKEN,
+        "ANTHROPIC_API_KEY": KEY,
         "ANTHROPIC_BASE_URL": api.url,
         "TERM": "tmux-256color",
         "LANG": "C.UTF-8",
@@ -47,7 +47,7 @@ def test_a_conversation_that_ends_with_its_vm_is_told_after_claudes_own_last_wor
         terminal.run([claude_vm.program], cwd=folder, env=env)
         terminal.wait_for("\u276f", timeout=180)
         terminal.type("say something")
-        assert TOKEN in api.wait_for_task("say something", timeout_s=120).headers["authorization"]
+        assert api.wait_for_task("say something", timeout_s=120).headers["x-api-key"] == KEY
         terminal.wait_for("The scripted task is done.", timeout=120)
         terminal.type("/exit")
         screen = terminal.wait_for("claude --resume` won't find it", timeout=60)

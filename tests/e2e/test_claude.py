@@ -10,6 +10,7 @@ import pytest
 pytestmark = [pytest.mark.vm, pytest.mark.claude, pytest.mark.timeout(600)]
 
 KEY = "sk-ant-api03-" + "k" * 80 + "-scripted"
+TOKEN = "sk-ant-oat01-" + "t" * 80
 
 
 def test_a_task_arrives_byte_for_byte_makes_a_file_and_its_json_goes_through_a_pipe(
@@ -50,11 +51,11 @@ def test_claudes_own_version_and_failure_come_through(claude_vm):
 def test_interactive_claude_takes_a_task_with_no_other_key_pressed(  # noqa: PLR0917 - fixtures
     claude_vm, folder, api, script_class, tmux_class, tmp_path
 ):
-    """With a key; `test_background.py` has a conversation with an OAuth token."""
+    """With an OAuth token; `test_background.py` has a conversation with a key."""
     task = "type this task"
     api.add(script_class.bash(task, "echo typed > typed.txt"))
     env = claude_vm.env | {
-        "ANTHROPIC_API_KEY": KEY,
+        "CLAUDE_CODE_OAUTH_TOKEN": TOKEN,
         "ANTHROPIC_BASE_URL": api.url,
         "TERM": "tmux-256color",
         "LANG": "C.UTF-8",
@@ -66,7 +67,7 @@ def test_interactive_claude_takes_a_task_with_no_other_key_pressed(  # noqa: PLR
         request = api.wait_for_task(task, timeout_s=120)
         terminal.wait_for("The scripted task is done.", timeout=120)
         assert (folder / "typed.txt").read_text() == "typed\n"
-        assert request.headers["x-api-key"] == KEY
+        assert request.headers["authorization"] == f"Bearer {TOKEN}"
         terminal.press("C-c")
         terminal.press("C-c")
         terminal.wait_for("host>", count=2, timeout=60)
