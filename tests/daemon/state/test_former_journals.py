@@ -172,3 +172,12 @@ def test_a_session_outlives_the_change_of_its_daemon_for_this_version(ready, mac
     assert (stopped.returncode, stopped.stdout) == (0, b"a1\n"), stopped.stderr.decode()
     assert ready.json("ps") == []
     assert not folder.exists()
+
+
+def test_a_session_whose_vm_is_gone_is_listed_as_ended_and_its_story_says_why(ready):
+    ready.stop_daemon()
+    shutil.copy(FILES[-1], ready.data / "supervisors/daemon/journal.db")
+    (row,) = ready.json("ps", "--all")
+    assert (row["session"], row["state"], row["status"], row["command"]) == ("a1", "ended", 125, "sleep")
+    (step,) = ready.json("ps", "--story", "a1")["steps"]
+    assert step["note"] == "session-lost: its supervisor died, and its VM is gone"
