@@ -64,7 +64,7 @@ class Ranking(Generic[Item, Rank]):
             heapify(self._heap)
 
 
-class Deadlines(Generic[Item]):
+class Deadlines(Ranking[Item, float]):
     """Instants at which items are due, and the few alarms that they need.
 
     An alarm, once asked for, can't be taken back. `wake` asks for one only when none that comes early enough
@@ -72,23 +72,16 @@ class Deadlines(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        self._due: Ranking[Item, float] = Ranking()
+        super().__init__()
         self._alarms: list[float] = []  # under way, each earlier than the one before
 
     def set(self, item: Item, at: float) -> None:
         """Let an item be due at an instant, and at no other."""
-        self._due.put(item, at)
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self._due)
-
-    def cancel(self, item: Item) -> None:
-        """Let an item not be due any more, if it was."""
-        self._due.discard(item)
+        self.put(item, at)
 
     def at(self, item: Item) -> float | None:
         """Return the instant at which an item is due, or None."""
-        return self._due.rank(item)
+        return self.rank(item)
 
     def rung(self, now: float) -> None:
         """Note that the alarms up to now have rung. Call it at each tick, before `take`."""
@@ -97,15 +90,15 @@ class Deadlines(Generic[Item]):
 
     def take(self, now: float) -> Item | None:
         """Return one item that is due now and forget it, or None. What it leads to may cancel others."""
-        first = self._due.first()
+        first = self.first()
         if first is None or first[0] > now:
             return None
-        self._due.discard(first[1])
+        self.discard(first[1])
         return first[1]
 
     def wake(self) -> float | None:
         """Return the instant of the alarm to ask for, or None if none is needed."""
-        first = self._due.first()
+        first = self.first()
         if first is None or (self._alarms and self._alarms[-1] <= first[0]):
             return None
         self._alarms.append(first[0])

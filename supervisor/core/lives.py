@@ -196,7 +196,7 @@ class Lives:
         elif before in UNCLAIMED and after not in UNCLAIMED:
             self._supply.lose(instance.instance_id, instance.key, reaction.event.at)
         if cause is InstanceOrder.RETRY:
-            self._agenda.cancel(Retry(instance.instance_id))
+            self._agenda.discard(Retry(instance.instance_id))
         self._counts[before] -= 1
         self._counts[after] += 1
         instance.state = after

@@ -176,7 +176,7 @@ def sequences(thing, seen):
 
 def test_no_sequence_that_could_be_scanned_is_as_long_as_the_crowd_but_the_heaps(make_rig, key_of):
     rig = crowd(make_rig, key_of, 100)
-    heaps = [rig.core._agenda._due._heap, rig.core._supply._pools._ready[True]._heap]
+    heaps = [rig.core._agenda._heap, rig.core._supply._pools._ready[True]._heap]
     assert all(len(heap) >= 100 for heap in heaps)
     long = [n for n in sequences(rig.core, set()) if n >= 100]
     assert sorted(long) == sorted(map(len, heaps))

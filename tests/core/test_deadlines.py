@@ -67,7 +67,7 @@ def test_nothing_is_due_before_its_instant_and_each_thing_once():
 def test_what_is_cancelled_is_not_due():
     deadlines = Deadlines()
     deadlines.set("a", 1.0)
-    deadlines.cancel("a")
+    deadlines.discard("a")
     assert deadlines.take(9.0) is None
 
 

@@ -99,7 +99,7 @@ def test_shutting_down_leaves_no_alarm_but_those_of_deletions(make_rig):
     rig.make_warm(1)
     rig.shut_down()
     assert rig.core._agenda.wake() is None
-    assert len(rig.core._agenda._due) == 0
+    assert len(rig.core._agenda) == 0
 
 
 def test_what_waits_for_another_try_is_tried_at_once_at_shutdown_and_holds_it_up(rig):

@@ -66,7 +66,7 @@ BREAKS = {
     "who waits is in it": lambda i: i.queue.remove(i.queue.head),
     "it has what nobody has claimed": lambda i: i.pool("warm").warm.clear(),
     "it counts what sessions have": lambda i: setattr(i.pool(), "claimed", 2),
-    "what is due is due for a reason": lambda i: i.agenda.cancel(Retry("i4")),
+    "what is due is due for a reason": lambda i: i.agenda.discard(Retry("i4")),
     "an alarm comes early enough": lambda i: i.agenda._alarms.clear(),
     "nobody waits for what there is": lambda i: i.obey(i.full, max_instances=2),
     "it has no more than there is room for": lambda i: i.obey(i.core, max_instances=2),

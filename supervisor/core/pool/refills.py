@@ -148,7 +148,7 @@ class Refills:
         )
 
     def _stop_waiting(self, key: PoolKey) -> None:
-        self._agenda.cancel(Refill(key))
+        self._agenda.discard(Refill(key))
         self._waiting.pop(key, None)
 
     def _call_back(self) -> None:

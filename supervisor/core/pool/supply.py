@@ -240,7 +240,7 @@ class Supply:
     def lose(self, instance_id: str, key: PoolKey, at: float) -> None:
         """An instance is unclaimed no longer: it is claimed, or given up, or has failed."""
         pool = self._pools.pool(key)
-        self._agenda.cancel(Aged(instance_id))
+        self._agenda.discard(Aged(instance_id))
         self._pools.take_out(instance_id, pool)
         self._refills.consider(pool, at)
 
@@ -329,7 +329,7 @@ class Supply:
 
     def _forget(self, pool: KeyPool) -> list[str]:
         pool.forget()
-        self._agenda.cancel(Idle(pool.key))
+        self._agenda.discard(Idle(pool.key))
         self._refills.leave(pool.key)
         unclaimed = [name for name, _ in pool.unclaimed()]
         self._pools.tidy(pool)
