@@ -15,10 +15,10 @@ Source: PROTOCOL of OpenSSH, section 2.4.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 import anyio
 import asyncssh
+from anyio.abc import ByteStream
 
 from claude_vm.supervisor.ssh.agent_messages import FAILURE, Binding, Messages, Rights, forwarding
 from claude_vm.supervisor.ssh.errors import AgentProtocolError
@@ -27,22 +27,6 @@ MAX_CONVERSATIONS = 32
 """Connections to one agent at the same time. The guest is hostile; each costs a channel up to the client."""
 
 _CHUNK = 64 * 1024
-
-
-class ByteStream(Protocol):
-    """One connection to an SSH agent."""
-
-    async def receive(self) -> bytes:
-        """Return the next bytes, empty at the end."""
-        ...
-
-    async def send(self, data: bytes) -> None:
-        """Send bytes; return when there is room for more."""
-        ...
-
-    async def aclose(self) -> None:
-        """End the connection. May be called twice."""
-        ...
 
 
 OpenAgent = Callable[[], Awaitable[ByteStream]]

@@ -434,6 +434,9 @@ class MemoryClient:
     async def next_control(self):
         await anyio.sleep_forever()
 
+    async def open_agent(self):
+        raise AssertionError("its agent is offered, and not asked")
+
     async def send_stdout(self, data):
         self.output += data
 

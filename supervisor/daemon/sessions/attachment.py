@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import anyio
 
-from claude_vm.supervisor.daemon.sessions.client_agent import agent_of
 from claude_vm.supervisor.daemon.sessions.outputs import STDOUT
 from claude_vm.supervisor.daemon.sessions.session import Session
+from claude_vm.supervisor.ssh.agent import OpenAgent
 from claude_vm.supervisor.ssh.errors import InputClosedError
 from claude_vm.supervisor.wire.connected_client import Client, Level, TerminalSize
 
@@ -24,7 +24,7 @@ class Attachment:
         self._client = client
         self._verbose = verbose
         self.hints = not quiet
-        self.open_agent = agent_of(client) if forwards_agent else None
+        self.open_agent: OpenAgent | None = client.open_agent if forwards_agent else None
 
     async def take(self, output: int, offset: int, data: bytes) -> None:  # noqa: ARG002 - a reader's signature
         """Write a piece of output to the client; wait as long as its reader has not taken enough before.
