@@ -151,8 +151,8 @@ class WordChoice(SettingKind):
         if text in self.unenforced:
             raise BadValueError("is not available yet; nothing would enforce it")
         if text not in self.choices:
-            near = get_close_matches(text.lower(), self.choices, n=1)
-            raise BadValueError("is not one of these", near=near[0] if near else "")
+            near = "".join(get_close_matches(text.lower(), self.choices, n=1))
+            raise BadValueError("is not one of these", near=near)
         return text
 
 

@@ -124,8 +124,8 @@ def _file_values(file: _ConfigFile, content: Mapping[str, object]) -> Iterator[t
         real = ALIASES.get(key, key)
         entry = settings_table().get(real)
         if entry is None:
-            near = get_close_matches(key, [*settings_table(), *ALIASES], n=1)
-            file.report(path, "is no key", key=key, value=shown(value), near=near[0] if near else "")
+            near = "".join(get_close_matches(key, [*settings_table(), *ALIASES], n=1))
+            file.report(path, "is no key", key=key, value=shown(value), near=near)
             continue
         if file.layer not in entry.files:
             file.report(path, "can't be set here; set it in ~/.claude-vm.toml", key=key, value=shown(value))
@@ -168,9 +168,9 @@ def _flat(file: _ConfigFile, content: Mapping[str, object]) -> Iterator[tuple[st
         elif name in settings_table():
             yield name, (name,), value
         else:
-            near = get_close_matches(name, [*sections, "mounts", "ports"], n=1)
+            near = "".join(get_close_matches(name, [*sections, "mounts", "ports"], n=1))
             what = "is no section" if isinstance(value, dict) else "is no key"
-            file.report((name,), what, key=name, near=near[0] if near else "")
+            file.report((name,), what, key=name, near=near)
 
 
 def _syntax(name: str, message: str, last: int) -> Problem:

@@ -45,8 +45,8 @@ class ProjectInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory_gb: int
     cpus: int
     mounts: list[str]
-    scripts: list[str]
-    capabilities: list[str]
+    scripts: list[str] = []
+    capabilities: list[str] = []
     claude_version: str | None
     generation: str | None
     size_bytes: int
@@ -90,8 +90,6 @@ async def info(command: Command, request: Info) -> int:
         memory_gb=key.memory_mib // MIB_PER_GB if key else settings.vm.memory,
         cpus=key.cpus if key else settings.vm.cpus,
         mounts=[mount.shown for mount in mounts],
-        scripts=[],
-        capabilities=[],
         claude_version=template.claude_version if template else None,
         generation=template.generation if template else None,
         size_bytes=template.size_bytes if template else 0,

@@ -87,11 +87,8 @@ def read_policy(home: Path, guard: Guard) -> PoolPolicy | None:
     try:
         # The settings of the pool have neither variables nor flags.
         settings = load_settings(flags={}, environ={}, home=home, guard=guard)
-    except LinkError as error:
-        log.warning("pool-settings-not-read", problems=[error.message])
-        return None
-    except ConfigError as error:
-        log.warning("pool-settings-not-read", problems=[str(problem) for problem in error.problems])
+    except (LinkError, ConfigError) as error:
+        log.warning("pool-settings-not-read", problems=error.lines or (error.message,))
         return None
     return pool_policy(settings, host_memory_mib())
 
