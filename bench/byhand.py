@@ -67,7 +67,7 @@ class _Lines:
         while True:
             said = self.read()
             if "error" in said:
-                raise BenchError(f"QEMU does not do {command}: {said['error']}")
+                raise BenchError(f"QEMU can't do {command}: {said['error']}")
             if "return" in said:
                 return said["return"]
 
@@ -77,7 +77,7 @@ class _Lines:
         while (said := self.read()).get("id") != operation:
             pass
         if not said.get("ok"):
-            raise BenchError(f"the guest does not do {operation}: {said.get('error')}")
+            raise BenchError(f"the guest can't do {operation}: {said.get('error')}")
 
     def close(self) -> None:
         self._file.close()

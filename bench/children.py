@@ -146,7 +146,7 @@ class _Watch:
                 else:
                     self._take(data, now)
         if open_:
-            self._error = f"no end after {time.monotonic() - self._begun:.0f} s"
+            self._error = f"not ended after {time.monotonic() - self._begun:.0f} s"
         self._end()
 
     def _take(self, data: bytes, now: float) -> None:

@@ -23,7 +23,7 @@ def compare_lines(before: Report, after: Report) -> list[str]:
     parts: list[list[str]] = []
     if _machine(before) != _machine(after):
         parts.append(
-            [f"Different machines ({_machine(before)}; {_machine(after)}): only the ratios mean something."]
+            [f"Different machines ({_machine(before)}; {_machine(after)}): compare only the ratios."]
         )
     rows = []
     theirs = groups(after.samples)

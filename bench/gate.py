@@ -73,7 +73,7 @@ def read_gate(path: Path) -> Gate:
     except OSError as error:
         raise BenchError(f"{path} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise BenchError(f"{path} is no gate: {error}") from error
+        raise BenchError(f"{path} is not a gate: {error}") from error
     for bound in gate.bound:
         if (bound.max is None) == (bound.min is None):
             raise BenchError(f"{path}: {bound.figure} needs either max or min")

@@ -119,7 +119,7 @@ def open_guests(site: Site, driver_name: str, template: str) -> Iterator[Guests]
         records = portal.call(driver.templates)
         record = next((r for r in records if r.name == template), None)
         if record is None:
-            raise BenchError(f"the template {template} is not there")
+            raise BenchError(f"the template {template} does not exist")
         yield Guests(portal, owner, driver, site, record)
 
 

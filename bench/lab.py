@@ -220,7 +220,7 @@ class Lab:
             "ps": lambda: CommandMode.ours(self.simulated("sim-commands"), "ps"),
         }
         if name not in makers:
-            raise BenchError(f"there is no mode '{name}'", f"known are: {', '.join(makers)}")
+            raise BenchError(f"there is no mode '{name}'", f"the modes are: {', '.join(makers)}")
         return makers[name]()
 
     def warm_mode(self) -> tuple[str, SessionMode, str]:

@@ -129,7 +129,7 @@ def _picture(request: BenchPicture) -> int:
 def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            raise BadRequestError(f"there is no {what} '{name}'", f"known are: {', '.join(known)}")
+            raise BadRequestError(f"there is no {what} '{name}'", f"choose from: {', '.join(known)}")
 
 
 def _check_files(files: Sequence[str], drawn: str) -> None:
@@ -139,7 +139,9 @@ def _check_files(files: Sequence[str], drawn: str) -> None:
     for file in (*files, drawn):
         path = Path(file)
         if file and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
-            raise BenchError(f"{path} can't be written", "name a file in a folder that is there and yours")
+            raise BenchError(
+                f"{path} can't be written", "name a file in a folder that exists and that you may write to"
+            )
 
 
 def _measured(

@@ -26,7 +26,9 @@ def check(path: Path) -> None:
         BenchError: There is no library to draw with, or the file's ending says nothing.
     """
     if path.suffix.lower() not in FORMATS:
-        raise BenchError(f"{path} is no picture", f"its name must end with one of {', '.join(FORMATS)}")
+        raise BenchError(
+            f"{path} is not the name of a picture", f"its name must end with one of {', '.join(FORMATS)}"
+        )
     if importlib.util.find_spec("matplotlib") is None:
         raise BenchError(_NO_LIBRARY, _INSTALL)
 

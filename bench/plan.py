@@ -47,7 +47,7 @@ def unit(mode: str, pattern: str, *, kind: str = "prompt", slow: bool = False) -
         "burst": (0.0,) * BURST,
     }
     if pattern not in starts:
-        raise ValueError(f"there is no pattern '{pattern}'; known are {', '.join(PATTERNS)}")
+        raise ValueError(f"there is no pattern '{pattern}'; the patterns are {', '.join(PATTERNS)}")
     return Unit(mode, pattern, kind, starts[pattern], slow)
 
 

@@ -126,7 +126,7 @@ def read(path: Path) -> Report:
     except OSError as error:
         raise BenchError(f"{path} can't be read: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        raise BenchError(f"{path} is no report of the bench: {error}") from error
+        raise BenchError(f"{path} is not a report of the bench: {error}") from error
     if report.schema != SCHEMA:
         raise BenchError(f"{path} has the schema {report.schema}; this version knows {SCHEMA}")
     return report

@@ -55,13 +55,13 @@ def resolve_environment(
         found.update(_from_file(name, cwd, problems, guard))
     for name in inherit:
         if not _NAME.fullmatch(name):
-            problems.append(f"{INHERIT}: '{name}' is no name of a variable")
+            problems.append(f"{INHERIT}: '{name}' is not the name of a variable")
         elif name in environ:
             found[name] = environ[name]
     for text in env:
         name, equals, value = text.partition("=")
         if not _NAME.fullmatch(name):
-            problems.append(f"{ENV}: '{name}' is no name of a variable")
+            problems.append(f"{ENV}: '{name}' is not the name of a variable")
         elif not equals:
             problems.append(f"{ENV} {name}: there is no value (to pass yours on: {INHERIT} {name})")
         elif "\0" in value:
@@ -76,13 +76,13 @@ def resolve_environment(
 
 def _too_many(count: int) -> list[str]:
     more = count > MOST_VARIABLES
-    return [f"there are {count} variables, and {MOST_VARIABLES} are the most that may be"] if more else []
+    return [f"there are {count} variables; at most {MOST_VARIABLES} are allowed"] if more else []
 
 
 def _from_file(name: str, cwd: Path, problems: list[str], guard: Guard) -> Iterator[tuple[str, str]]:
     read = read_file(cwd / name, LIMIT, guard)
     if read is None:
-        problems.append(f"{ENV_FILE}: '{name}' can't be read, or is no regular file of at most 1 MiB")
+        problems.append(f"{ENV_FILE}: '{name}' can't be read, or is not a regular file of at most 1 MiB")
         return
     _, data = read
     if b"\0" in data:
@@ -97,10 +97,10 @@ def _from_file(name: str, cwd: Path, problems: list[str], guard: Guard) -> Itera
         problem = "is not NAME=VALUE"
         if parts is not None:
             if not _NAME.fullmatch(parts.group(1)):
-                problem = f"'{parts.group(1)}' is no name of a variable"
+                problem = f"'{parts.group(1)}' is not the name of a variable"
             else:
                 value = _value(parts.group(2))
-                problem = f"{parts.group(1)}: the quote is not closed, or something follows it"
+                problem = f"{parts.group(1)}: the quote is not closed, or text follows it"
         if parts is None or value is None:
             problems.append(f"{name}:{number}: {problem}")
         else:

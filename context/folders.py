@@ -103,8 +103,8 @@ class Growth(msgspec.Struct, frozen=True):
         before = _described(self.folders[0].reach, self.folders[0].template_root)
         now = _described(project_folders(self.project), self.project.template_root)
         return (
-            f"{self.folders[0].path} was of the project {before}, and would now be of {now}: a guest may have"
-            " brought that about"
+            f"{self.folders[0].path} belonged to the project {before}, and would now belong to {now}:"
+            " a guest may have caused that"
         )
 
     def allowed(self) -> tuple[Folder, ...]:

@@ -25,7 +25,7 @@ def flaw(folder: Path) -> str:
     """Return why git would not take a folder for a repository's data; "" when it would."""
     for name in ("objects", "refs"):
         if not os.path.isdir(folder / name):  # noqa: PTH112 - which never raises
-            return f"{name} is no folder that can be looked into"
+            return f"{name} is not a readable folder"
     head = folder / "HEAD"
     try:
         text = os.readlink(head)  # noqa: PTH115 - text, not a Path, which normalizes

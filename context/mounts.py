@@ -55,9 +55,7 @@ def plan_mounts(
         LinkError: A path leads out of where guests can write, see `claude_vm.context.opening`.
     """
     if len(specs) > MOST_SPECS:
-        raise MountError(
-            f"{len(specs)} mounts are asked for, and {MOST_SPECS} are the most that are looked at"
-        )
+        raise MountError(f"{len(specs)} mounts are too many: at most {MOST_SPECS} are allowed")
     problems: list[str] = []
     wanted = list(_project_mounts(project, guard, problems))
     for spec in specs:
@@ -69,9 +67,7 @@ def plan_mounts(
     chosen = _chosen(wanted, guest_home, problems)
     problems.extend(_writable_all_the_same(chosen))
     if len(chosen) > max_mounts:
-        problems.append(
-            f"{len(chosen)} directories are to be mounted, and this driver can mount {max_mounts}"
-        )
+        problems.append(f"{len(chosen)} directories would be mounted, and this driver can mount {max_mounts}")
     if problems:
         raise MountError.of(problems, "the mounts", hint=f"write a mount as {FORMS}")
     return tuple(sorted(chosen, key=_depth))
@@ -115,7 +111,7 @@ def _writable_all_the_same(chosen: Mapping[Mount, str]) -> Iterator[str]:
     for mount, way in writable_ways(tuple(chosen), read_mount_table()):
         yield (
             f"{chosen[mount]}: '{mount.host}' can't be read-only: the guest could write it through"
-            f" '{way.host}' ({chosen[way]}); leave :ro out, or keep it outside of that"
+            f" '{way.host}' ({chosen[way]}); leave :ro out, or keep the directory elsewhere"
         )
 
 

@@ -203,6 +203,6 @@ class _Walk:
         way = (os.path.dirname(link), target, *reversed(self._left))  # noqa: PTH120 - text
         real = os.path.normpath(os.path.join(*way))  # noqa: PTH118 - likewise
         raise LinkError(
-            f"{self._asked} leads by the link {link} to {real}, out of {folder}, where guests can write",
+            f"{self._asked} leads through the link {link} to {real}, out of {folder}, where guests can write",
             hint=f"look at the link: a guest may have left it; if you mean {real}, name that itself",
         )

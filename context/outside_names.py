@@ -39,7 +39,7 @@ NAMED = 10
 LONGEST = 200
 """Characters of a path that are told: its beginning and its end."""
 
-TOO_MANY = "it has too many files to see all of them"
+TOO_MANY = "it has too many files"
 
 CLOCK_S = 0.1
 """How much a file system's clock may be behind ours, in seconds."""
@@ -120,7 +120,7 @@ class Walk:
         found = os.fstat(descriptor)
         if root["inode"] and (found.st_dev, found.st_ino) != (root["device"], root["inode"]):
             os.close(descriptor)
-            self._miss(root["path"], "it is another directory by now")
+            self._miss(root["path"], "it was replaced by another directory")
             return
         way: list[_Folder] = []
         try:

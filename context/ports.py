@@ -65,7 +65,7 @@ class Publish(msgspec.Struct, frozen=True):
 def refusal(guest: int, host: int) -> str:
     """Return why a pair of ports can't be published; "" when it can."""
     if not 0 < guest <= HIGHEST or not 0 < host <= HIGHEST:
-        return f"has a number that is no port (1-{HIGHEST})"
+        return f"has a number that is not a port (1-{HIGHEST})"
     if guest == SSH:
         return f"is the guest's SSH port, {SSH}, which is never published"
     if host < LOWEST:
@@ -81,7 +81,7 @@ def parse_port(text: str, *, source: str = FLAG) -> PortSpec:
     """
     found = re.fullmatch(r"(?:([0-9]{1,5}):)?([0-9]{1,5})", text)
     if found is None:
-        problem = "is not of this form; it is always the host's loopback that gets the port"
+        problem = "is not of this form; the port is always on the host's loopback"
     else:
         guest = int(found[2])
         host = int(found[1]) if found[1] else guest

@@ -68,7 +68,7 @@ def find_project(cwd: Path, resolve: Resolve = real_path) -> Project:
         inside = False
         here, device = cwd, 0
     if not inside:
-        raise ProjectError(f"the current directory is gone: {cwd}", hint="change to another one")
+        raise ProjectError(f"the current directory no longer exists: {cwd}", hint="change to another one")
     for folder in (here, *here.parents):
         try:
             if folder.stat().st_dev != device:

@@ -30,7 +30,7 @@ def open_directory(mount: Mount) -> int:
     if mount.inode and (found.st_dev, found.st_ino) != (mount.device, mount.inode):
         os.close(descriptor)
         raise MountChangedError(
-            f"{mount.host} is another directory than the one to be mounted",
+            f"{mount.host} is no longer the directory that was to be mounted",
             hint="it was replaced meanwhile; start the session again",
         )
     return descriptor

@@ -96,7 +96,7 @@ def template_tools(host: Host) -> list[Diagnostic]:
     if host.system == "darwin":
         return [
             Diagnostic(
-                "guest images are built by mmdebstrap, which macOS has not",
+                "guest images are built by mmdebstrap, which macOS does not have",
                 "build the template on a Linux host; macOS is untested",
                 fatal=False,
             )

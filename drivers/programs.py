@@ -75,7 +75,7 @@ class Programs:
                 self._remark(f"{found} is not run: guests can write to {guest}")
                 continue
             if guest := _decides_interpreter(found, guard):
-                self._remark(f"{found} is not run: its interpreter is a guest's, at {guest}")
+                self._remark(f"{found} is not run: guests can write to its interpreter ({guest})")
                 continue
             return found
         return None
@@ -167,10 +167,10 @@ def search(path: str, guards: Guards = lambda: nobody_writes) -> Programs:
     remarks: list[str] = []
     for entry in path.split(os.pathsep):
         if not entry.startswith("/"):
-            why = "it is relative" if entry else "an empty entry means the folder that one stands in"
-            remarks.append(f"'{entry}' in PATH is not looked into: {why}")
+            why = "it is relative" if entry else "an empty entry means the current folder"
+            remarks.append(f"'{entry}' in PATH is skipped: {why}")
         elif guest := _decides(entry, guard):
-            remarks.append(f"'{entry}' in PATH is not looked into: guests can write to {guest}")
+            remarks.append(f"'{entry}' in PATH is skipped: guests can write to {guest}")
         else:
             folders.append(os.path.realpath(entry))
     folders += [os.path.realpath(folder) for folder in MORE]

@@ -31,7 +31,7 @@ _TYPED = (TerminalStep("prompt", children.is_prompt, b"claude --dangerously-skip
 def memory(lab: Lab, rounds: int) -> Figures:  # noqa: ARG001 - memory is no wait
     """F6: four clones side by side, and one that booted, after the same commands."""
     if lab.facts.record.claude_version is None:
-        raise UnavailableError("the template is without Claude Code")
+        raise UnavailableError("the template has no Claude Code")
     guests = lab.guests()
     with contextlib.ExitStack() as stack:
         lab.tell(f"F6: {CLONES} clones")
@@ -119,7 +119,7 @@ def is_box(seen: bytes) -> bool:
 def agent(lab: Lab, rounds: int) -> Figures:
     """F12: ``claude-vm`` until Claude Code's input, against ``claude`` typed into an open shell."""
     if lab.facts.record.claude_version is None:
-        raise UnavailableError("the template is without Claude Code")
+        raise UnavailableError("the template has no Claude Code")
     name, mode, note = lab.warm_mode()
     site = mode.site
     samples: list[Sample] = []

@@ -42,7 +42,7 @@ def measure(lab: Lab, figures: Sequence[str], rounds: int) -> Figures:
     """
     unknown = [figure for figure in figures if figure not in ORDER]
     if unknown:
-        raise BadRequestError(f"there is no figure {unknown[0]}", f"known are: {', '.join(ORDER)}")
+        raise BadRequestError(f"there is no figure {unknown[0]}", f"the figures are: {', '.join(ORDER)}")
     samples: list[Sample] = []
     lines: list[Line] = []
     together = [figure for figure in ORDER if figure in figures and figure in waits.UNITS]

@@ -37,7 +37,7 @@ class Conversation:
             self._connection: DaemonConnection = invoke(connection, message)
         except (OSError, WireError) as error:
             connection.close()
-            raise BenchError(f"the daemon does not take a claim: {error}") from error
+            raise BenchError(f"the daemon does not accept a claim: {error}") from error
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -103,5 +103,5 @@ def wait_any(conversations: Sequence[Conversation], deadline: float) -> list[Con
         poller.register(descriptor, select.POLLIN)
     ready = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
     if not ready:
-        raise BenchError(f"{len(known)} simulated sessions say nothing any more")
+        raise BenchError(f"{len(known)} simulated sessions gave no more output")
     return [known[descriptor] for descriptor, _ in ready]

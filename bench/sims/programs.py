@@ -35,7 +35,7 @@ def running(module: str, *words: str) -> Iterator[None]:
             program.kill()
             _, said = program.communicate()
             last = said.decode(errors="replace").strip().splitlines()[-1:]
-            raise BenchError(f"{module} does not come up: {last[0] if last else 'it says nothing'}")
+            raise BenchError(f"{module} does not start: {last[0] if last else 'it gave no message'}")
         yield
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired):

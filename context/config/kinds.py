@@ -149,7 +149,7 @@ class WordChoice(SettingKind):
 
         text = _text(value)
         if text in self.unenforced:
-            raise BadValueError("is not available yet; nothing would enforce it")
+            raise BadValueError("is not available yet, so nothing would enforce it")
         if text not in self.choices:
             near = "".join(get_close_matches(text.lower(), self.choices, n=1))
             raise BadValueError("is not one of these", near=near)

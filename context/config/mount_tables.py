@@ -10,7 +10,7 @@ KEYS = ("location", "mount_point", "writable")
 class MountTable(SettingKind):
     """A mount, as a table or as a text as of ``--mount``."""
 
-    valid = "a table with location, and perhaps mount_point and writable; or a text as of --mount"
+    valid = "a table with location and optionally mount_point and writable; or a string as for --mount"
 
     def read(self, value: object, place: PathBase) -> MountSpec:  # noqa: ARG002 - paths are looked at later
         """Return the mount. Whether the directory exists is seen when it is mounted."""
@@ -25,7 +25,7 @@ class MountTable(SettingKind):
         if not isinstance(location, str) or not location:
             raise BadValueError("has no location (a host directory)")
         if not isinstance(point, str) or not isinstance(writable, bool):
-            raise BadValueError("has a mount_point that is no string, or a writable that is no boolean")
+            raise BadValueError("has a mount_point that is not a string, or a writable that is not a boolean")
         if "\0" in location + point:
             raise BadValueError("has a NUL character in a path")
         return MountSpec(location, point, writable, source="mounts")

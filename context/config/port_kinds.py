@@ -10,7 +10,7 @@ KEYS = ("guest", "host")
 class PortList(SettingKind):
     """Ports as ``[HOST:]GUEST``, and perhaps ``auto``; or one of the words alone."""
 
-    valid = 'auto, none, or a list of ports as "[HOST:]GUEST" (and perhaps auto)'
+    valid = 'auto, none, or a list of ports as "[HOST:]GUEST" (auto may be among them)'
     words = {  # noqa: RUF012 - never changed
         AUTO: "the ports that the guest listens at",
         NONE: "no port, whatever the configuration says",
@@ -20,7 +20,7 @@ class PortList(SettingKind):
         """Return the ports, and the word `AUTO` if it is there."""
         if isinstance(value, str):
             if value not in {AUTO, NONE}:
-                raise BadValueError("is not one of these words; ports stand in a list")
+                raise BadValueError("is not one of these words; put ports into a list")
             return (AUTO,) if value == AUTO else ()
         if not isinstance(value, list | tuple):
             raise BadValueError(f"is {type_name(value)}, not an array")
@@ -28,7 +28,7 @@ class PortList(SettingKind):
         for index, item in enumerate(value):
             if item == NONE:
                 if len(value) > 1:
-                    raise BadValueError("stands alone, without a port or auto beside it", item=index)
+                    raise BadValueError("can't be combined with ports or auto", item=index)
                 return ()
             found.append(AUTO if item == AUTO else _port(item, index))
         return tuple(found)
@@ -37,14 +37,14 @@ class PortList(SettingKind):
 class PortTable(SettingKind):
     """A port, as a table with the guest's and perhaps the host's number."""
 
-    valid = "a table with guest, and perhaps host, each a number of a port"
+    valid = "a table with guest and optionally host, both port numbers"
 
     def read(self, value: object, place: PathBase) -> PortSpec:  # noqa: ARG002 - see Integer
         """Return the port."""
         given = table(value, KEYS)
         guest, host = given.get("guest"), given.get("host", given.get("guest"))
         if type(guest) is not int or type(host) is not int:
-            raise BadValueError("has no guest, a port's number, or a host that is none")
+            raise BadValueError("needs a port number as guest, and as host if there is one")
         if problem := refusal(guest, host):
             raise BadValueError(problem)
         return PortSpec(guest, host, source="ports")

@@ -31,10 +31,10 @@ WORDS = ListOf(Text(), "a list of strings")
 SCRIPTS = ListOf(ExistingFile(), "a list of files that exist")
 MOUNTS = ListOf(
     MountTable(),
-    "tables with location, and perhaps mount_point and writable; or texts as of --mount",
+    "tables with location and optionally mount_point and writable; or strings as for --mount",
     item="mount",
 )
-PORTS = ListOf(PortTable(), "tables with guest, and perhaps host, each a number of a port", item="port")
+PORTS = ListOf(PortTable(), "tables with guest and optionally host, both port numbers", item="port")
 PACKAGE = r"[a-z0-9*][a-z0-9+.*-]*(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~*-]+)?"
 DIGEST = r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})"
 IMAGE = rf"https://[^#\s]+#{DIGEST}|template:[A-Za-z0-9_][A-Za-z0-9._/-]*"

@@ -59,7 +59,9 @@ def read_file(
         return Source(layer, {})
     found = read_host_file(path, LIMIT, guard)
     if found is None:
-        problems.append(Problem(where=name, message="can't be read, or is no regular file of at most 64 KiB"))
+        problems.append(
+            Problem(where=name, message="can't be read, or is not a regular file of at most 64 KiB")
+        )
         return Source(layer, {})
     real, data = found
     try:
@@ -125,7 +127,7 @@ def _file_values(file: _ConfigFile, content: Mapping[str, object]) -> Iterator[t
         entry = settings_table().get(real)
         if entry is None:
             near = "".join(get_close_matches(key, [*settings_table(), *ALIASES], n=1))
-            file.report(path, "is no key", key=key, value=shown(value), near=near)
+            file.report(path, "is not a key", key=key, value=shown(value), near=near)
             continue
         if file.layer not in entry.files:
             file.report(path, "can't be set here; set it in ~/.claude-vm.toml", key=key, value=shown(value))
@@ -169,7 +171,7 @@ def _flat(file: _ConfigFile, content: Mapping[str, object]) -> Iterator[tuple[st
             yield name, (name,), value
         else:
             near = "".join(get_close_matches(name, [*sections, "mounts", "ports"], n=1))
-            what = "is no section" if isinstance(value, dict) else "is no key"
+            what = "is not a section" if isinstance(value, dict) else "is not a key"
             file.report((name,), what, key=name, near=near)
 
 

@@ -221,7 +221,8 @@ def _download(package: Package, target: Path, fetcher: Fetcher, tell: Callable[[
         fetcher.stream(package.tarball, max_bytes=MAX_TARBALL_BYTES, sink=sink)
     if digest.digest() != package.sha512:
         raise BadImageError(
-            f"Claude Code {package.version} has not the SHA-512 that the registry publishes; it was not used",
+            f"Claude Code {package.version} does not have the SHA-512 that the registry publishes;"
+            " it was not used",
             detail=(
                 f"{without_credentials(package.tarball)}\n"
                 f"published sha512 {package.sha512.hex()}\nreceived  sha512 {digest.hexdigest()}"

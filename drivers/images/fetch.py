@@ -59,7 +59,7 @@ class Fetcher:
         shown = without_credentials(url)
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"}:
-            raise BadImageError(f"the registry names a download that is no http(s) address: {shown}")
+            raise BadImageError(f"the registry names a download that is not an http(s) address: {shown}")
         request = urllib.request.Request(url, headers={"Accept": accept, "User-Agent": "claude-vm"})  # noqa: S310 - checked above
         if authorization := self._registry.authorization(url):
             request.add_unredirected_header("Authorization", authorization)

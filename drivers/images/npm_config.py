@@ -111,7 +111,7 @@ def _registry(address: str, named_by: str, settings: dict[str, str]) -> NpmRegis
     except ValueError:
         valid = False
     if not valid:
-        raise DriverError(f"the npm registry named by {named_by} is no http(s) address", hint=_HINT)
+        raise DriverError(f"the npm registry named by {named_by} is not an http(s) address", hint=_HINT)
     return NpmRegistry(address.rstrip("/") + "/", named_by, settings, ca_file=settings.get("cafile", ""))
 
 

@@ -110,7 +110,7 @@ def _document(fetcher: Fetcher, registry: NpmRegistry, name: str) -> dict[str, A
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("versions"), dict):
-        raise BadImageError(f"the registry's answer about {name} is no npm package description")
+        raise BadImageError(f"the registry's answer about {name} is not an npm package description")
     return found
 
 
@@ -180,7 +180,7 @@ class _Bounded(io.RawIOBase):
         data = self._inner.read(min(size, _CHUNK) if size >= 0 else _CHUNK)
         self._left -= len(data)
         if self._left < 0:
-            raise BadImageError("Claude Code's package unpacks to more than is sensible; it was not used")
+            raise BadImageError("Claude Code's package is too large when unpacked; it was not used")
         return data
 
 
@@ -212,7 +212,7 @@ def extract_program(
                         file.write(block)
                         size += len(block)
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise BadImageError("Claude Code's package is no sound tarball", detail=str(error)) from error
+        raise BadImageError("Claude Code's package is not a valid tarball", detail=str(error)) from error
     if not size:
         raise BadImageError("the program in Claude Code's package is empty")
     target.chmod(0o755)
@@ -236,4 +236,4 @@ def _check_elf(block: bytes, architecture: str) -> None:
     """Raise unless the bytes begin a Linux program for this architecture."""
     machine = struct.unpack_from("<H", block, 18)[0] if len(block) >= 20 and block[:4] == b"\x7fELF" else None
     if machine != _ELF_MACHINES[architecture]:
-        raise BadImageError(f"the program in Claude Code's package is no Linux program for {architecture}")
+        raise BadImageError(f"the program in Claude Code's package is not a Linux program for {architecture}")

@@ -27,7 +27,7 @@ async def check(programs: Programs) -> None:
         DriverError: Not so. On macOS nobody has tried it yet.
     """
     if sys.platform != "linux" or os.geteuid() == 0:
-        raise DriverError("Lima is not used on this system, or refuses to be run by this user")
+        raise DriverError("Lima runs only on Linux so far, and not as root")
     host = this_host(programs)
     programs.need(needs()[0], accelerator.INSTALL_HINT)
     limactl = programs.need(LIMACTL, prerequisites.install_hint(host))

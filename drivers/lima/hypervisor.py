@@ -137,7 +137,7 @@ class Lima(Hypervisor):
         """Return what is missing, or why Lima would not run."""
         found = lacking(this_host(programs))
         if sys.platform != "linux":
-            found.insert(0, Diagnostic("the driver lima runs on Linux only, so far", "use the driver qemu"))
+            found.insert(0, Diagnostic("the driver lima runs only on Linux so far", "use the driver qemu"))
         return found
 
     def arguments(self, host: QemuBuild, guest: VmPlan) -> Sequence[str]:

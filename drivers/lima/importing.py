@@ -104,7 +104,7 @@ def check(source: str) -> str:
             raise DriverError(f"the image {source} does not exist", hint="see [vm] image")
         return source
     raise DriverError(
-        f"'{source}' is no image",
+        f"'{source}' is not an image",
         hint="[vm] image is a path, https://ADDRESS#sha256:DIGEST (64 digits; or sha512), or template:NAME",
     )
 

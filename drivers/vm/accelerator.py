@@ -62,7 +62,7 @@ def _way_in(device: Path) -> str:
         return "ask the administrator"
     if status.st_gid != 0 and status.st_mode & 0o060 == 0o060:
         if status.st_gid in {os.getegid(), *os.getgroups()}:
-            return f"something else than its mode and its group {group} forbids it; ask the administrator"
+            return f"its mode and group {group} allow it, but something else does not; ask the administrator"
         if _is_member(status.st_gid):  # a process has the groups of the login that it comes from
             return f"you are in the group {group} now: log in again, then `claude-vm daemon stop`"
         return f"`sudo usermod -aG {group} $USER`, then log in again, and `claude-vm daemon stop`"
@@ -91,11 +91,11 @@ def choose(
     if not device.exists():
         return Accelerator("tcg", f"no {device}: software emulation, many times slower")
     if not os.access(device, os.R_OK | os.W_OK):
-        return Accelerator("tcg", f"{device} may not be opened: {_way_in(device)}")
+        return Accelerator("tcg", f"you may not open {device}: {_way_in(device)}")
     text = cpu()
     flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     if flags is not None and not {"vmx", "svm"} & set(flags[1].split()):
-        return Accelerator("tcg", f"{device} is there, but the processor shows neither vmx nor svm")
+        return Accelerator("tcg", f"{device} exists, but the processor has neither vmx nor svm")
     failed = _read(_verdict(home))
     if failed.startswith(boot_id()):
         return Accelerator("tcg", f"{device} does not boot a VM: {failed.partition(' ')[2].strip()}")

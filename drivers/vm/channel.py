@@ -151,7 +151,7 @@ class Channel:
                     return answer
             # Late answers to a former connection, or noise.
             if read > GARBAGE_LIMIT:
-                raise GuestError("the guest's helper talks nonsense")
+                raise GuestError("the guest's helper sent an invalid answer")
 
     async def _line(self, stream: SocketStream) -> bytes:
         while True:
@@ -161,7 +161,7 @@ class Channel:
                 del self._buffer[: end + 1]
                 return line
             if len(self._buffer) > ANSWER_LIMIT:
-                raise GuestError("the guest's helper does not end its answer")
+                raise GuestError("the guest's helper sent an answer that does not end")
             self._buffer += await stream.receive(64 * 1024)
 
 

@@ -50,12 +50,12 @@ class InstanceFolder:
     """Where an instance is, or would be.
 
     Raises:
-        DriverError: That is no instance id, or others could write there.
+        DriverError: That is not an instance id, or others could write there.
     """
 
     def __init__(self, hypervisor: Hypervisor, instance_id: str) -> None:
         if not _ID.fullmatch(instance_id):
-            raise DriverError(f"'{instance_id}' is no instance id")
+            raise DriverError(f"'{instance_id}' is not an instance id")
         self.instance_id = instance_id
         self.path = hypervisor.folder(instance_id)
         self.files = hypervisor.files(self.path)
@@ -88,7 +88,9 @@ class InstanceFolder:
             DriverError: The template is gone, the disk is full or would shrink, there are too many mounts.
         """
         if len(spec.mounts) > SLOTS:
-            raise DriverError(f"{len(spec.mounts)} mounts", hint=f"this driver has {SLOTS} at most")
+            raise DriverError(
+                f"{len(spec.mounts)} mounts are too many", hint=f"this driver can mount {SLOTS} directories"
+            )
         generation = templates.find(spec.template, spec.generation)
         own = generation.stored.record.disk_gib
         if spec.disk_gib < own:
@@ -176,7 +178,7 @@ class Instances:
         """Return where an instance is, or would be.
 
         Raises:
-            DriverError: That is no instance id, or others could write there.
+            DriverError: That is not an instance id, or others could write there.
         """
         return InstanceFolder(self._hypervisor, instance_id)
 

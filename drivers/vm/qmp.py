@@ -32,7 +32,7 @@ class Monitor:
         try:
             return await self._client.execute(command, words)
         except (QMPError, OSError, EOFError, asyncio.IncompleteReadError) as error:
-            raise DriverError(f"QEMU does not do {command}", detail=str(error)) from error
+            raise DriverError(f"QEMU can't do {command}", detail=str(error)) from error
 
     async def ssh_port(self) -> int:
         """Return the loopback port that QEMU has picked for the guest's SSH.

@@ -78,7 +78,7 @@ def _check_space(folder: Path, spec: TemplateSpec, image: Image) -> None:
     """
     if spec.disk_gib < image.disk_gib:
         raise DriverError(
-            f"a disk of {spec.disk_gib} GiB is too small", hint=f"the guest's own needs {image.disk_gib} GiB"
+            f"a disk of {spec.disk_gib} GiB is too small", hint=f"the guest image needs {image.disk_gib} GiB"
         )
     needed = _DISK_NEED + min(spec.memory_mib << 20, _MEMORY_NEED)
     free = shutil.disk_usage(folder).free
@@ -162,7 +162,7 @@ def proxy_files(proxies: Sequence[tuple[str, str]]) -> list[GuestFile]:
     exports, apt = [], []
     for name, value in proxies:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise DriverError(f"'{name}' is no name of an environment variable")
+            raise DriverError(f"'{name}' is not the name of an environment variable")
         exports.append(f"export {name}={shlex.quote(value)}\n")
         scheme = name.lower().removesuffix("_proxy")
         if scheme in {"http", "https"} and re.fullmatch(r"[!#-~]+", value):

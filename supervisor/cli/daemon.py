@@ -53,7 +53,7 @@ def connect() -> socket.socket | None:
 
     Raises:
         UnsafePathError: The socket's directory is not ours alone.
-        NoAnswerError: The daemon takes no connection.
+        NoAnswerError: The daemon accepts no connection.
     """
     path = socket_path(home())
     try:
@@ -67,7 +67,7 @@ def connect() -> socket.socket | None:
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     except (BlockingIOError, PermissionError) as error:
-        raise NoAnswerError(f"the daemon at {path} takes no connection: {error.strerror}") from error
+        raise NoAnswerError(f"the daemon at {path} accepts no connection: {error.strerror}") from error
     return connection
 
 
@@ -106,7 +106,7 @@ def _connect_or_launch() -> socket.socket:
                 launch()
             except AnotherRunsError as error:
                 if time.monotonic() > deadline:
-                    raise DaemonBusyError(f"a daemon ends, but does not come to its end: {error}") from error
+                    raise DaemonBusyError(f"a daemon is shutting down, but does not end: {error}") from error
                 time.sleep(STEP_S)
     finally:
         os.close(lock)

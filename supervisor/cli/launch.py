@@ -136,7 +136,7 @@ def _judge(report: str, log: str) -> None:
         raise short
     if report.startswith("{"):
         raise RefusedError.of(report.encode())
-    reason = report or _last_line(log) or "it ended without a word"
+    reason = report or _last_line(log) or "it ended without a message"
     raise DaemonStartError(f"the daemon does not start: {reason}", f"see {log}")
 
 

@@ -33,7 +33,7 @@ def main_shell() -> int:
 def refuse_start() -> int:
     """Tell somebody who has run the launcher's other half by hand what to run; return the exit status."""
     write_lines(
-        ("claude-vm: this is what the program starts by itself: run claude-vm [usage]",), to_stderr=True
+        ("claude-vm: this program is only a part of claude-vm: run claude-vm [usage]",), to_stderr=True
     )
     return USAGE
 
@@ -122,7 +122,7 @@ def _refuse_words(count: int, most: int) -> int:
     write_lines(
         (
             f"claude-vm: {count} words are too many: a command line may have {most} [usage]",
-            "  put them into a file of the project, and name that",
+            "  put them into a file of the project, and name that file",
         ),
         to_stderr=True,
     )

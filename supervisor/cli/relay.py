@@ -58,14 +58,12 @@ class LostDaemonError(WireError):
 
     def __init__(self, *, started: bool) -> None:
         super().__init__(
-            "the daemon ended in the middle"
-            if started
-            else "the daemon ended in the middle, and this command with it"
+            "the daemon ended during the session" if started else "the daemon ended, and this command with it"
         )
         self.hint = (
-            "what runs in a VM goes on there: find it with `claude-vm ps`, end it with `claude-vm stop`"
+            "the session goes on in its VM: find it with `claude-vm ps`, end it with `claude-vm stop`"
             if started
-            else "what it left is cleaned up by the next command"
+            else "the next command cleans up what it left"
         )
 
 

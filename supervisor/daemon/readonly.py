@@ -64,7 +64,7 @@ async def open_readonly_supervisor(
             if folder is None:
                 return short.consequence  # there was no daemon yet
             if not is_whole:
-                return f"{short.consequence}; its sessions and VMs are not known: the journal can't be read"
+                return f"{short.consequence}; the journal can't be read, so sessions and VMs are not known"
             adopted = await adopt(dispatcher, drivers, journal, spare=not makes_room)
             with anyio.move_on_after(DELETION_S):
                 while makes_room and dispatcher.instance_count > len(sessions.running):

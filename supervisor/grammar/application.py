@@ -17,8 +17,9 @@ from claude_vm.supervisor.grammar.requests import Group, Request
 HELP = """\
 Run Claude Code, or any command, in a disposable Linux VM.
 
-Without a sub-command, the first word that is no flag of ours starts Claude's arguments, which reach it
-as they are; `--` ends our flags. The current project is mounted in the VM, at the same path, writable.
+Without a sub-command, the first word that is not one of our flags begins Claude's arguments.
+They are passed on unchanged; `--` ends our flags. The current project is mounted in the VM, at the
+same path, writable.
 """
 
 EPILOG = """\

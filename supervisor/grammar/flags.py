@@ -38,7 +38,13 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     driver: Annotated[
         str | None,
-        Flag("--driver", "What makes VMs: {valid}.", metavar="NAME", panel=MACHINE, sets="driver.name"),
+        Flag(
+            "--driver",
+            "The driver that runs the VMs: {valid}.",
+            metavar="NAME",
+            panel=MACHINE,
+            sets="driver.name",
+        ),
     ] = None
     mounts: Annotated[
         tuple[str, ...],
@@ -54,7 +60,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Flag(
             ports.FLAG,
-            "Give the host's loopback a port of the guest: [HOST:]GUEST; or `auto`.",
+            "Publish a port of the guest on the host's loopback: [HOST:]GUEST, or `auto`.",
             metavar="SPEC",
             panel=WAYS,
             sets="network.publish",
@@ -65,10 +71,11 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     env_files: Annotated[
         tuple[str, ...],
-        Flag(environment.ENV_FILE, "Set those that the file has.", metavar="FILE", panel=FILES),
+        Flag(environment.ENV_FILE, "Set the variables in a file.", metavar="FILE", panel=FILES),
     ] = ()
     inherit_env: Annotated[
-        tuple[str, ...], Flag(environment.INHERIT, "Pass this one on, if set.", metavar="NAME", panel=FILES)
+        tuple[str, ...],
+        Flag(environment.INHERIT, "Pass on a variable of yours, if it is set.", metavar="NAME", panel=FILES),
     ] = ()
     any_directory: Annotated[
         bool,
@@ -80,7 +87,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
     accept_growth: Annotated[
         bool,
-        Flag("--accept-growth", "Accept that the project has become more than it was.", panel=FILES),
+        Flag("--accept-growth", "Accept that the project now includes more than before.", panel=FILES),
     ] = False
     forward_ssh_agent: Annotated[
         bool,
@@ -88,15 +95,17 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
             "--forward-ssh-agent", "Let the session use the SSH agent, while it runs.", short="-A", panel=WAYS
         ),
     ] = False
-    auto_setup: Annotated[bool, Flag("--auto-setup", "Build a missing template unasked.", panel=WAYS)] = False
+    auto_setup: Annotated[
+        bool, Flag("--auto-setup", "Build a missing template without asking.", panel=WAYS)
+    ] = False
     no_daemon: Annotated[
-        bool, Flag("--no-daemon", "Do all in this process, without a daemon.", panel=WAYS)
+        bool, Flag("--no-daemon", "Do everything in this process, without a daemon.", panel=WAYS)
     ] = False
     no_wait: Annotated[
         bool,
         Flag(
             "--no-wait",
-            "Return at once, not when a template that somebody builds, or VMs to be ready, are there.",
+            "Don't wait for a template that is being built, or for VMs to become ready.",
             panel=WAYS,
         ),
     ] = False

@@ -84,7 +84,7 @@ class HelpGroup(TyperGroup):
         """Return the sub-command that the words begin with."""
         if self.get_command(ctx, args[0]) is None:
             names = ", ".join(self.list_commands(ctx))
-            raise UsageError(f"'{cut(args[0])}' is no command of `{ctx.command_path}`: {names}", ctx=ctx)
+            raise UsageError(f"'{cut(args[0])}' is not a command of `{ctx.command_path}`: {names}", ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

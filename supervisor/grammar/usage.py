@@ -16,7 +16,9 @@ def message(error: Any) -> str:
     match type(error).__name__:
         case "NoSuchOption":
             near = _near(error.option_name, error.ctx)
-            said = f"'{cut(error.option_name)}' is no flag of `{path}`" + (near and f"; did you mean {near}?")
+            said = f"'{cut(error.option_name)}' is not a flag of `{path}`" + (
+                near and f"; did you mean {near}?"
+            )
         case "MissingParameter":
             choices = _choices(error.param)
             said = f"{_name(error.param)} is missing" + (choices and f": one of {choices}")

@@ -189,7 +189,7 @@ def _refuse_near_miss(first: str) -> None:
     if first.startswith(tuple(DASHES)):
         _refuse_flag(first, "")
     elif near := near_commands(first, sorted(COMMANDS.keys() | LATER_COMMANDS)):
-        raise WordsError(f"'{first}' is no command; {_meant(near)} {_if_for_claude(first)}")
+        raise WordsError(f"'{first}' is not a command; {_meant(near)} {_if_for_claude(first)}")
 
 
 def _refuse_flag(word: str, command: str) -> None:
@@ -202,11 +202,13 @@ def _refuse_flag(word: str, command: str) -> None:
     near = near_flags(word, sorted((*RUNTIME_FLAGS, *OWN_WORDS.get(command, ()), *LATER_FLAGS, *QUESTIONS)))
     if command == "shell":
         word, meant = cut(name), f"; {_meant(near)}" if near else ""
-        msg = f"'{word}' is no flag of ours{meant} (if it is the command: claude-vm shell -- {word} ...)"
+        msg = f"'{word}' is not one of our flags{meant} (if it is the command: claude-vm shell -- {word} ...)"
         raise WordsError(msg, command=command)
     if near:
         program = f"claude-vm {command}".rstrip()
-        msg = f"'{name}' is no flag of ours; {_meant(near)} (if it is for Claude: {program} -- {name} ...)"
+        msg = (
+            f"'{name}' is not one of our flags; {_meant(near)} (if it is for Claude: {program} -- {name} ...)"
+        )
         raise WordsError(msg, command=command)
 
 

@@ -102,13 +102,13 @@ def _check_sizes(settings: Sequence[bytes], words: Sequence[bytes]) -> None:
     name, largest = max(named, key=lambda each: each[1], default=("", 0))
     if largest > WORD_LIMIT:
         raise LaunchError(
-            f"{name} has {largest - 1} bytes; Linux gives a program at most {WORD_LIMIT - 1} in one",
+            f"{name} has {largest - 1} bytes; Linux allows at most {WORD_LIMIT - 1} in one variable or word",
             hint="put it into a file of the project, or leave it out",
         )
     total = sum(size + _POINTER for _, size in named)
     if total > TOTAL_LIMIT:
         raise LaunchError(
-            f"the variables and words of this session have {total} bytes together; a program is given at most"
+            f"the variables and words of this session have {total} bytes together; Linux allows at most"
             f" {TOTAL_LIMIT}; the largest is {name} with {largest - 1}",
             hint="leave some out, or put them into a file of the project",
         )

@@ -37,7 +37,7 @@ async def listening_ports(link: Link) -> AsyncGenerator[frozenset[int], None]:
     The first answer comes at once. Ends never by itself.
 
     Raises:
-        ShellError: The holder tells none, or talks nonsense.
+        ShellError: The holder does not say, or sends invalid data.
         LinkLostError: The connection is lost.
     """
     try:
@@ -59,11 +59,11 @@ async def listening_ports(link: Link) -> AsyncGenerator[frozenset[int], None]:
 async def _next_answer(reader: "asyncssh.SSHReader[bytes]") -> frozenset[int]:
     letter, length = _HEADER.unpack(await reader.readexactly(_HEADER.size))
     if length > _FRAME_LIMIT or letter not in {b"N", b"!"}:
-        raise ShellError("the guest's holder talks nonsense")
+        raise ShellError("the guest's holder sent invalid data")
     payload = await reader.readexactly(length)
     if letter == b"!":
-        raise ShellError("the guest does not tell what it listens at")
+        raise ShellError("the guest does not say at which ports it listens")
     try:
         return msgspec.json.decode(payload, type=_Ports)
     except msgspec.MsgspecError as error:
-        raise ShellError("the guest's holder talks nonsense") from error
+        raise ShellError("the guest's holder sent invalid data") from error

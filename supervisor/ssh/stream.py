@@ -112,7 +112,7 @@ class Stream:
             while not self.closed and (frame := next_frame(self._received)) is not None:
                 self._take(*frame)
         except (FrameError, struct.error, UnicodeDecodeError, ValueError):
-            self._fail("the guest's holder talks nonsense")
+            self._fail("the guest's holder sent invalid data")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end of the channel, which is that of the stream if it is not kept."""
@@ -222,7 +222,7 @@ class Stream:
             return
         self._commands.append((letter, payload))
         if len(self._commands) > MOST_COMMANDS:
-            self._fail("the guest's holder takes nothing")
+            self._fail("the guest's holder accepts no data")
         elif self._greeted.is_set():
             self.send(letter, payload)
 
@@ -274,7 +274,7 @@ class Stream:
         if not self.closed and self.channel is not None and not self.channel.is_closing():
             self.channel.write(encode(letter, payload))
             if self.channel.get_write_buffer_size() > MOST_UNSENT:
-                self._fail("the guest's holder takes nothing")
+                self._fail("the guest's holder accepts no data")
 
     async def wait_ready(self) -> None:
         """Wait until the shell waits.

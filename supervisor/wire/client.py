@@ -48,7 +48,7 @@ class TooLargeError(WireError):
         super().__init__(
             f"the command line and the environment are too large to be passed on (at most {most})"
         )
-        self.hint = "put what is long into a file of the project, and name that"
+        self.hint = "put long texts into a file of the project, and name that file"
 
 
 class NoAnswerError(WireError):

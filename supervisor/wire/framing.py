@@ -38,7 +38,7 @@ def encode_json(kind: FrameType, message: dict[str, object]) -> bytes:
     try:
         payload = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise ProtocolError(f"a frame {kind.name} has text that is no text: {error.reason}") from error
+        raise ProtocolError(f"a frame {kind.name} has text that is not UTF-8: {error.reason}") from error
     return encode(kind, payload)
 
 
@@ -51,9 +51,9 @@ def decode_json(kind: FrameType, payload: bytes) -> dict[str, object]:
     try:
         message = json.loads(payload.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"a frame {kind.name} that is no JSON") from error
+        raise ProtocolError(f"a frame {kind.name} that is not JSON") from error
     if not isinstance(message, dict):
-        raise ProtocolError(f"a frame {kind.name} that is no JSON object")
+        raise ProtocolError(f"a frame {kind.name} that is not a JSON object")
     return message
 
 

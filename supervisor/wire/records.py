@@ -173,7 +173,7 @@ def _shape(kind: FrameType, payload: bytes, record: type[_Record]) -> _Record:
     """Return a frame's record, in which each byte that is no UTF-8 became a mark."""
     if not _is_text(payload):
         if len(payload) > MAX_RAW:
-            raise ProtocolError(f"a frame {kind.name} that is no UTF-8 can have {MAX_RAW} bytes at most")
+            raise ProtocolError(f"a frame {kind.name} that is not UTF-8 can have {MAX_RAW} bytes at most")
         payload = payload.decode(errors="replace").encode()
     try:
         return msgspec.json.decode(payload, type=record, strict=True)

@@ -263,9 +263,9 @@ def _refuse(refusal: Refusal) -> bytes:
 def _closing_note(client: Client) -> tuple[str, tuple[str, ...]]:
     """Return what a client is told whose answer is cancelled: what becomes of its session is not known."""
     if not client.has_started:
-        return "claude-vm: the daemon closes", ()
+        return "claude-vm: the daemon is shutting down", ()
     return (
-        "claude-vm: the daemon closes; the session may go on in its VM",
+        "claude-vm: the daemon is shutting down; the session may go on in its VM",
         ("find it with `claude-vm ps`, end it with `claude-vm stop`",),
     )
 

@@ -32,7 +32,8 @@ class NotWritableError(WireError):
         else:
             self.code = "not-writable"
             self.hint = (
-                "let us write there (rights, mounts, `ulimit -f`), or set CLAUDE_VM_HOME to another folder"
+                "allow claude-vm to write there (rights, mounts, `ulimit -f`),"
+                " or set CLAUDE_VM_HOME to another folder"
             )
 
     @property

@@ -24,7 +24,7 @@ def test_a_report_comes_back_from_its_file_as_it_was(report, sample, line, tmp_p
 def test_a_file_that_is_no_report_is_an_error(tmp_path, text):
     path = tmp_path / "r.json"
     path.write_text(text)
-    with pytest.raises(BenchError, match="no report"):
+    with pytest.raises(BenchError, match="not a report"):
         read(path)
 
 

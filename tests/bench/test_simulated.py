@@ -257,7 +257,7 @@ def test_one_command_measures_prints_writes_compares_judges_and_draws(tmp_path):
         (("compare", "a", "b"), 1, "a can't be read"),
         (("gate", "none.toml"), 1, "none.toml can't be read"),
         (("targets", "F10", "--json", "no/folder/r.json"), 1, "r.json can't be written"),
-        (("run", "--picture", "p.bmp"), 1, "p.bmp is no picture"),
+        (("run", "--picture", "p.bmp"), 1, "p.bmp is not the name of a picture"),
     ],
 )
 def test_a_wrong_request_is_an_error_before_anything_is_measured(tmp_path, words, status, said):

@@ -67,5 +67,5 @@ def test_the_bench_does_not_start_where_it_is_not_known_what_guests_could_write(
     (tmp_path / "places.db").write_text("no database")
     monkeypatch.setenv("CLAUDE_VM_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/usr/bin")
-    with pytest.raises(BenchError, match="what is known of your folders"):
+    with pytest.raises(BenchError, match="the record of your folders"):
         environment.leave_out_of_path(tmp_path)

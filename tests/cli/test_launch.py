@@ -104,7 +104,7 @@ def test_a_daemon_that_crashes_shows_its_last_words(start, home):
 
 
 def test_a_daemon_that_says_nothing_is_an_error(start):
-    assert "it ended without a word" in start("silent").stdout
+    assert "it ended without a message" in start("silent").stdout
 
 
 @pytest.mark.parametrize(("words", "status"), [(["ps"], 1), (["shell", "true"], 125), (["a task"], 125)])

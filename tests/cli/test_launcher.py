@@ -160,7 +160,7 @@ def test_what_the_launcher_starts_says_who_starts_it():
     done = subprocess.run([program, "status"], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (
         2,
-        "claude-vm: this is what the program starts by itself: run claude-vm [usage]\n",
+        "claude-vm: this program is only a part of claude-vm: run claude-vm [usage]\n",
     )
 
 

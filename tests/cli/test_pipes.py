@@ -214,7 +214,7 @@ def test_a_lost_daemon_is_125_and_a_message(scripted):
     assert client.returncode == 125
     assert out == b"before\n"
     assert words.startswith(
-        b"claude-vm: the daemon ended in the middle [daemon-lost]\n  what runs in a VM goes on"
+        b"claude-vm: the daemon ended during the session [daemon-lost]\n  the session goes on"
     )
     assert b"claude-vm ps" in words
     assert b"Traceback" not in words

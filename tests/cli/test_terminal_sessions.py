@@ -66,7 +66,7 @@ def test_a_daemon_that_dies_beneath_a_full_screen_program_leaves_a_sane_terminal
     child.expect_exact("full screen")
     child.send("x")
     child.expect(pexpect.EOF)
-    assert child.before.startswith(RESET + b"claude-vm: the daemon ended in the middle")
+    assert child.before.startswith(RESET + b"claude-vm: the daemon ended during the session")
     assert modes(child) == COOKED
     child.close()
     assert child.exitstatus == 125

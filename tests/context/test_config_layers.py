@@ -241,9 +241,9 @@ def test_one_report_has_every_problem_of_every_layer(problems):
     ]
     text = "\n".join(found)
     assert "~/.claude-vm.toml:2: vm.disk = 5000: is out of range; valid: 1-1000" in found
-    assert "vm.memroy = 3: is no key (did you mean vm.memory?)" in text
+    assert "vm.memroy = 3: is not a key (did you mean vm.memory?)" in text
     assert "(did you mean qemu?)" in text
-    assert "pol: is no section (did you mean pool?)" in text
+    assert "pol: is not a section (did you mean pool?)" in text
     assert "--disk = '0': is out of range; valid: 1-1000" in text
 
 
@@ -276,9 +276,9 @@ def test_one_report_has_every_problem_of_every_layer(problems):
         ("[session]\ndetach_keys = 'ctrl-p,'", "valid: keys such as"),
         ("[session]\non_disconnect = 'kepe'", "did you mean keep?"),
         ("[claude]\nshare = ['/etc']", "item 1 is not of this form"),
-        ("[network]\nmode = 'offline'", "is not available yet; nothing would enforce it"),
-        ("[git]\nmode = 'protect'", "is not available yet; nothing would enforce it"),
-        ("[network]\npublish = ['70000']", "has a number that is no port (1-65535)"),
+        ("[network]\nmode = 'offline'", "is not available yet, so nothing would enforce it"),
+        ("[git]\nmode = 'protect'", "is not available yet, so nothing would enforce it"),
+        ("[network]\npublish = ['70000']", "has a number that is not a port (1-65535)"),
         ("[network]\npublish = 'all'", "is not one of these words"),
         ("[network]\nallow = ['a b']", "item 1 is not of this form"),
         ("[packages]\nsystem = ['a; rm']", "item 1 is not of this form"),
@@ -290,7 +290,7 @@ def test_one_report_has_every_problem_of_every_layer(problems):
             "[[mounts]]\nlocation = '/a'\n[[mounts]]\nlocatoin = '/b'",
             "3: mounts = {locatoin = '/b'}: mount 2 has an",
         ),
-        ("[[mounts]]\nlocation = '/a'\nwritable = 'no'", "writable that is no boolean"),
+        ("[[mounts]]\nlocation = '/a'\nwritable = 'no'", "writable that is not a boolean"),
         ('[[mounts]]\nlocation = "/a\\u0000"', "NUL"),
         ("[[phase.setup]]\nname = 'x'", "phase: is not available yet"),
         ("vm.disk = 1\nvm.disk = 2", "is not TOML: Cannot overwrite a value"),
@@ -309,7 +309,7 @@ def test_wrong_file_is_told_with_line_key_value_and_what_is_valid(problems, text
 
 def test_file_that_is_no_regular_file_is_a_problem_and_does_not_hang(problems, home):
     os.mkfifo(home / ".claude-vm.toml")
-    assert "is no regular file" in problems()[0]
+    assert "is not a regular file" in problems()[0]
 
 
 def test_dangling_symlink_is_a_problem(problems, home):

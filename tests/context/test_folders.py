@@ -79,8 +79,8 @@ def test_a_repository_that_stops_being_bare_adds_nothing(user, area, git):
     for cwd in (area / "main", area / "main/sub", area / "feature", area / "notes", area):
         assert user.session(cwd) is None, cwd
     grown = growth(user.find(area / "main"), user.known)
-    assert grown.text.startswith(f"{area}/main was of the project {area}/.git, {area}/main")
-    assert f"now be of {area}: " in grown.text
+    assert grown.text.startswith(f"{area}/main belonged to the project {area}/.git, {area}/main")
+    assert f"now belong to {area}: " in grown.text
     assert user.session(area / "main", accept=True) == (area,)
     assert user.session(area / "main/sub") == (area,)
 
@@ -190,7 +190,7 @@ def test_another_projects_template_is_not_used_without_a_word(user, home, git):
     found = find_project(work / "a")
     assert found.template_root == work / "b"
     assert user.session(work / "a") is None
-    assert f"of {work}/a, {work}/b (template of {work}/b): " in growth(found, user.known).text
+    assert f"belong to {work}/a, {work}/b (template of {work}/b): " in growth(found, user.known).text
 
 
 def test_a_repository_and_its_worktree_are_new_where_guests_could_write(user, repository, home, git):
@@ -378,7 +378,9 @@ def test_a_folder_that_the_user_moves_brings_no_more_than_it_was(user, home, git
     inner.rename(moved)
     assert (user.session(moved), user.session(moved / "sub")) == (None, None)
     text = growth(user.find(moved), user.known).text
-    assert text.startswith(f"{moved} was of the project {inner}, and would now be of {home / 'work'}: ")
+    assert text.startswith(
+        f"{moved} belonged to the project {inner}, and would now belong to {home / 'work'}: "
+    )
     assert user.session(home / "work") == (home / "work",)
     assert user.session(moved / "sub", accept=True) == (home / "work",)
     assert user.session(moved) == (home / "work",)

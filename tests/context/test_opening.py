@@ -66,7 +66,7 @@ def test_a_link_that_leaves_what_guests_can_write_is_refused_with_both_paths(
     with pytest.raises(LinkError) as caught:
         real_path(place / path, guard)
     assert caught.value.code == "link-leaves"
-    assert caught.value.message.startswith(f"{place / path} leads by the link {place}/project/")
+    assert caught.value.message.startswith(f"{place / path} leads through the link {place}/project/")
     assert caught.value.hint
     assert "\n" not in caught.value.message + caught.value.hint
 

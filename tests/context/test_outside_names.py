@@ -208,7 +208,7 @@ def test_another_directory_under_a_mounts_name_is_not_searched(tmp_path, mount):
     assert names(there) == [str(mount / "near")]
     found = look([root(mount, device=status.st_dev, inode=status.st_ino + 1)], 0)
     assert found["files_count"] == 0
-    assert found["unseen"] == [(str(mount), "it is another directory by now")]
+    assert found["unseen"] == [(str(mount), "it was replaced by another directory")]
 
 
 def test_a_mount_that_is_gone_holds_nothing(tmp_path):

@@ -43,11 +43,11 @@ def test_one_number_is_the_port_on_both_sides_and_two_are_host_and_guest():
     [
         ("80", "below 1024 on the host; write it as 8080:80"),
         ("1023:3000", "below 1024"),
-        ("0", "no port"),
-        ("0:3000", "no port"),
-        ("3000:0", "no port"),
-        ("65536", "no port"),
-        ("99999:3000", "no port"),
+        ("0", "not a port"),
+        ("0:3000", "not a port"),
+        ("3000:0", "not a port"),
+        ("65536", "not a port"),
+        ("99999:3000", "not a port"),
         ("22", "SSH"),
         ("2222:22", "never published"),
         ("2222:022", "never published"),
@@ -121,13 +121,13 @@ WRONG = (
     ("[network]\npublish = 3000", ("an integer, not an array",)),
     ("[network]\npublish = [3000]", ("item 1 is an integer, not a string",)),
     ('[network]\npublish = ["3000", "80"]', ("network.publish = '80'", "below 1024")),
-    ('[network]\npublish = ["none", "3000"]', ("network.publish = 'none'", "stands alone")),
-    ('[network]\npublish = ["auto", "none"]', ("network.publish = 'none'", "stands alone")),
+    ('[network]\npublish = ["none", "3000"]', ("network.publish = 'none'", "can't be combined")),
+    ('[network]\npublish = ["auto", "none"]', ("network.publish = 'none'", "can't be combined")),
     ("ports = 3", ("an integer, not an array",)),
     ("ports = [3]", ("port 1 is an integer, not a table",)),
     ("[[ports]]\nguest = 3000\n[[ports]]\nguest = 22\nhost = 2222", (":3: ports", "port 2 ", "SSH")),
-    ("[[ports]]\nhost = 3000", ("no guest",)),
-    ("[[ports]]\nguest = true", ("no guest",)),
+    ("[[ports]]\nhost = 3000", ("needs a port number as guest",)),
+    ("[[ports]]\nguest = true", ("needs a port number as guest",)),
     ("[[ports]]\nguest = 80", ("below 1024",)),
     ('[[ports]]\nguest = 3000\naddress = "0.0.0.0"', ("unknown key 'address'",)),
 )
@@ -152,7 +152,7 @@ def test_a_wrong_flag_is_told_in_the_one_report(load):
 
 @pytest.mark.parametrize("flags", [("none", "3000"), ("3000", "none"), ("none", "auto")])
 def test_none_beside_another_flag_is_told_to_stand_alone(load, flags):
-    with pytest.raises(ConfigError, match=r"--publish = 'none': stands alone"):
+    with pytest.raises(ConfigError, match=r"--publish = 'none': can't be combined"):
         load("", *flags)
     assert planned(load("", "none")) == []
     assert planned(load("", "auto", "3000")) == ["3000", "auto"]

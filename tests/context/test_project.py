@@ -35,7 +35,7 @@ def test_symlinked_directory_is_the_one_it_leads_to(repository, home):
 
 
 def test_directory_that_is_gone_is_an_error_with_a_hint(home):
-    with pytest.raises(ProjectError, match="is gone") as caught:
+    with pytest.raises(ProjectError, match="no longer exists") as caught:
         find_project(home / "nothing")
     assert caught.value.hint
     assert caught.value.code == "bad-project"

@@ -21,7 +21,7 @@ MARKS = {
     "lima": (
         *VM,
         pytest.mark.skipif(
-            NO_LIMA, reason="limactl is not installed on this host, or refuses to be run by root"
+            NO_LIMA, reason="limactl is not installed on this host, or refuses to run as root"
         ),
     ),
 }

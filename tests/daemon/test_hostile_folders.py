@@ -71,7 +71,7 @@ def test_a_guest_that_makes_its_repository_not_bare_gets_no_more_until_the_user_
         done = user.run(*command, cwd=main)
         assert done.returncode == (125 if command[0] in {"shell", "agent"} else 1), command
         assert "[project-grew]" in lines(done)[0]
-        for path in (f"{area}/.git", f"{main}", f"of {area}: "):
+        for path in (f"{area}/.git", f"{main}", f"belong to {area}: "):
             assert path in lines(done)[0]
         assert "--accept-growth" in lines(done)[1]
     shown = user.json_in(main, "info")
@@ -162,7 +162,7 @@ def test_the_configuration_is_not_read_where_a_guests_link_leads(ready):
     assert ready.run("shell", f"ln -sf {outside} claude-vm.toml").returncode == 0
     done = ready.run("shell", "true")
     assert (done.returncode, "[link-leaves]" in lines(done)[0]) == (125, True)
-    told = f"{own} leads by the link {kept} to {outside}, out of {ready.project}"
+    told = f"{own} leads through the link {kept} to {outside}, out of {ready.project}"
     assert told in lines(done)[0]
     ready.stop_daemon()
     log = ready.data / "logs" / "daemon.log"

@@ -45,7 +45,7 @@ def test_a_guest_can_not_have_its_next_session_mount_more(claude_vm, folder, len
     assert done.stdout == b"done\n", done.stderr.decode()
     said = refused(claude_vm.run("shell", "ls ..", cwd=main), "project-grew")
     assert f"{folder}/area/.git, {main}" in said
-    assert f"now be of {folder}/area" in said
+    assert f"now belong to {folder}/area" in said
     done = claude_vm.run("shell", "git config -f ../.git/config core.bare true; rm .git", cwd=main)
     refused(done, "project-grew")
     git(folder / "area/.git", "config", "core.bare", "true")

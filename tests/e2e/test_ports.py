@@ -140,7 +140,7 @@ def test_what_a_guest_listens_at_is_not_on_the_host_unless_published(claude_vm):
     assert not {port for _, port in new} & {22, 80, 8000, 8001}
     assert ports(claude_vm) == []
     said = started.stderr.readline().decode()
-    assert said.startswith("claude-vm: the guest listens at 8000, where this host can't reach it")
+    assert said.startswith("claude-vm: the guest listens at 8000, and this host can't reach that port")
     assert "--publish 8000" in said
     assert "listens" not in stopped(started, claude_vm)
 

@@ -73,7 +73,7 @@ def test_actions_and_choices_complete():
 
 
 @pytest.mark.parametrize(
-    ("shell", "row"), [("zsh", "ps:List the sessions that run."), ("fish", "ps\tList the sessions that run.")]
+    ("shell", "row"), [("zsh", "ps:List the running sessions."), ("fish", "ps\tList the running sessions.")]
 )
 def test_candidates_come_with_descriptions_where_the_shell_shows_them(shell, row):
     assert completed(shell, ["ps"]) == (row,)

@@ -233,7 +233,7 @@ def test_bytes_that_are_no_utf8_survive_in_values():
         ("bench run --rounds x", "--rounds is a whole number"),
         ("ps --json=1", "--json takes no value"),
         ("bench run --modes", "--modes needs a value"),
-        ("pool frobnicate", "'frobnicate' is no command of `claude-vm pool`"),
+        ("pool frobnicate", "'frobnicate' is not a command of `claude-vm pool`"),
         ("completion", "SHELL is missing: one of bash, zsh, fish"),
         ("bench compare a", "B is missing"),
         ("pool fill 1 2", "2"),

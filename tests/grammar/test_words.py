@@ -221,7 +221,7 @@ def test_all_after_two_dashes_reaches_claude_as_it_is(argv):
 def test_a_mistyped_command_is_refused_with_what_was_meant_and_the_way_out(word, meant):
     with pytest.raises(WordsError) as caught:
         split(("-A", word, "x"))
-    assert f"'{word}' is no command; did you mean" in caught.value.message
+    assert f"'{word}' is not a command; did you mean" in caught.value.message
     assert meant in caught.value.message
     assert f"claude-vm -- {word} ..." in caught.value.message
     assert parts("-A", "--", word, "x") == (("-A",), "agent", (word, "x"))
@@ -310,7 +310,7 @@ def test_a_mistyped_flag_is_refused_with_what_was_meant_and_the_way_out(flag, me
     for before in ((), ("-A",), ("agent",), ("shell", "-A")):
         with pytest.raises(WordsError) as caught:
             split((*before, flag, "4", "x"))
-        assert f"'{name}' is no flag of ours; did you mean" in caught.value.message
+        assert f"'{name}' is not one of our flags; did you mean" in caught.value.message
         assert meant in caught.value.message
         assert f"-- {name} ..." in caught.value.message
 
@@ -341,7 +341,7 @@ def test_a_flag_after_claudes_words_have_begun_is_claudes():
 
 @pytest.mark.parametrize("flag", ["--memroy", "-c", "-", "--frobnicate", "--json=1", "-la", "---", "\u2014x"])
 def test_after_shell_a_word_with_a_dash_that_is_no_flag_of_ours_is_refused(flag):
-    with pytest.raises(WordsError, match=r"is no flag of ours.*claude-vm shell -- ") as caught:
+    with pytest.raises(WordsError, match=r"is not one of our flags.*claude-vm shell -- ") as caught:
         split(("shell", "-A", flag, "true"))
     assert caught.value.command == "shell"
     assert parts("shell", "-A", "--", flag, "true") == (("-A",), "shell", (flag, "true"))

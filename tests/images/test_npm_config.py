@@ -101,7 +101,7 @@ def test_without_any_name_the_error_says_how_to_give_one(home):
     "address", ["file:///etc", "nonsense", "http://", "http://a b/", "http://[::1", "http://a:x/"]
 )
 def test_what_is_no_http_address_is_refused_and_not_repeated(home, address):
-    with pytest.raises(DriverError, match="no http") as caught:
+    with pytest.raises(DriverError, match="not an http") as caught:
         find_registry(environment(home, npm_config_registry=address))
     assert address not in str(caught.value)
 

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.skipif(
         shutil.which("limactl") is None or os.geteuid() == 0,
-        reason="limactl is not installed on this host, or refuses to be run by root",
+        reason="limactl is not installed on this host, or refuses to run as root",
     ),
 ]
 

@@ -230,7 +230,7 @@ def waiting():
 def lima(limactl):
     """Lima in a home of the test's own, where nothing runs afterwards."""
     if os.geteuid() == 0:
-        pytest.skip("limactl refuses to be run by root")
+        pytest.skip("limactl refuses to run as root")
     found = Lima(limactl)
     try:
         yield found

@@ -34,7 +34,7 @@ ExecStart=/usr/lib/guest-boot
 def guest(tmp_path_factory):
     """The image, and its disk with our script."""
     if os.geteuid() == 0:
-        pytest.skip("limactl refuses to be run by root")
+        pytest.skip("limactl refuses to run as root")
     cache = Path.home() / ".claude-vm" / "cache"
     image = anyio.run(ensure_image, cache, ImageSpec(os.getuid(), os.getgid()), lambda *_: None)
     folder = tmp_path_factory.mktemp("guest")

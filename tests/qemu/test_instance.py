@@ -98,7 +98,7 @@ async def test_unknown_ids_are_fine(owner):
 @pytest.mark.parametrize("name", ["", "i-0", "../i-0123456789", "i-0123456789/..", "i-012345678G"])
 async def test_what_is_no_id_never_becomes_a_path(owner, name):
     async with open_driver(owner) as driver:
-        with pytest.raises(DriverError, match="no instance id"):
+        with pytest.raises(DriverError, match="not an instance id"):
             await driver.delete(name)
 
 

@@ -93,7 +93,7 @@ async def test_ports_are_told_as_they_come_and_go(link, holder, tables):
 
 @pytest.mark.parametrize("server", ["sim"], indirect=True)
 async def test_a_guest_without_tables_says_that_it_can_not_tell(link, holder):
-    with pytest.raises(ShellError, match="does not tell"):
+    with pytest.raises(ShellError, match="does not say"):
         await first(link)
 
 

@@ -250,7 +250,7 @@ async def test_a_closing_server_tells_its_clients_and_where_a_session_may_be_fou
         client.close_server()
         note, end = await client.rest()
     text = text_of(note[1])["text"]
-    assert text.startswith("claude-vm: the daemon closes")
+    assert text.startswith("claude-vm: the daemon is shutting down")
     assert [word in text for word in ("may go on", "claude-vm ps", "claude-vm stop")] == [started] * 3
     assert end == (FrameType.EXIT, b'{"status":125}')
 

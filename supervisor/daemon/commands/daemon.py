@@ -59,7 +59,7 @@ async def stop(command: Command, request: StopDaemon) -> int:
     if running and not request.force:
         raise CommandError(
             "sessions-running",
-            f"{running} session(s) run",
+            f"{running} session(s) are running",
             hint="end them with: claude-vm stop --all, or pass --force",
         )
     supervisor.dispatcher.post(ShutdownRequested(at=anyio.current_time()))

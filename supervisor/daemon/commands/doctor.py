@@ -49,7 +49,7 @@ async def doctor(command: Command, request: Doctor) -> int:
         await command.out(
             f"auto: {taken.driver} ({taken.auto_reason})"
             if taken is not None
-            else "auto: no driver is usable; each line beneath says what is missing"
+            else "auto: no driver is usable; each line below says what is missing"
         )
         for report in reports:
             await command.out(*_text(report))

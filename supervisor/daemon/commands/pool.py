@@ -79,7 +79,7 @@ async def _until_ready(command: Command, key: PoolKey, count: int) -> None:
         if view is None or view.wanted < count:
             raise CommandError(
                 "pool-changed",
-                "they are not wanted any more: drained, other settings, or another template",
+                "the VMs are no longer wanted: they were drained, or the settings or the template changed",
                 hint="repeat the command if you still want them",
             )
         if view.warm >= count:
@@ -145,7 +145,7 @@ async def _until_gone(command: Command, given_up: set[str]) -> None:
         if stuck:
             raise CommandError(
                 "not-deleted",
-                f"can't be deleted so far: {', '.join(stuck)}",
+                f"can't be deleted yet: {', '.join(stuck)}",
                 hint=f"the daemon keeps trying; see {command.supervisor.home / 'logs' / 'daemon.log'}",
             )
         await dispatcher.change()

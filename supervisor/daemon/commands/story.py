@@ -57,14 +57,14 @@ def _find(core: Core, name: str) -> str:
     if core.knows(name):
         raise CommandError(
             "no-such-story",
-            f"what happened to '{name}' is not kept any more",
+            f"what happened to '{name}' is no longer kept",
             hint=f"the last {FINISHED_KEYS} that ended are kept, as long as the daemon runs",
         )
     found = [known for known in told if known.startswith(name)]
     if len(found) == 1:
         return found[0]
     near = found or [known for known in told if edits(name, known, FLAG_EDITS) <= FLAG_EDITS]
-    reason = "is ambiguous" if found else "is no session and no VM of this daemon"
+    reason = "is ambiguous" if found else "is neither a session nor a VM of this daemon"
     hint = (
         f"did you mean {' or '.join(near[:SUGGESTED])}?" if near else "list sessions with: claude-vm ps --all"
     )

@@ -112,5 +112,5 @@ def read_faults(environ: Mapping[str, str]) -> Faults | None:
 def _read(text: str) -> Fault:
     found = _FAULT.fullmatch(text.strip())
     if found is None or found[1] not in MOMENTS or found[3] not in _ACTIONS:
-        raise ValueError(f"{VARIABLE}='{text}' is no fault, which is MOMENT[#NUMBER]=ACTION")
+        raise ValueError(f"{VARIABLE}='{text}' is not a fault; write it as MOMENT[#NUMBER]=ACTION")
     return Fault(found[1], int(found[2] or 1), cast("Action", found[3]))

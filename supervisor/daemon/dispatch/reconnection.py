@@ -126,11 +126,13 @@ class Reconnection:
                 await self._try(process)
             except SessionUnknownError as error:
                 name = self._session.session_id
-                raise SessionLostError(f"the guest does not hold the session {name} any more") from error
+                raise SessionLostError(f"the guest no longer has the session {name}") from error
             except SshError as error:
                 refusals = refusals + 1 if isinstance(error, ChannelRefusedError) else 0
                 if refusals >= REFUSALS:
-                    raise SessionLostError("what held the session in the guest is gone") from error
+                    raise SessionLostError(
+                        "the program that held the session in the guest is gone"
+                    ) from error
                 log.warning("guest-not-reached", session=self._session.session_id, error=str(error))
             else:
                 return

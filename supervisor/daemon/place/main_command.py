@@ -58,7 +58,7 @@ def refuse_background(args: Sequence[str], configured: Sequence[str]) -> None:
     for words, source, status in ((args, "", USAGE), (configured, " (claude_args)", None)):
         word = background_word(words)
         if word.startswith("-"):
-            why = "would leave Claude's work to a VM that is thrown away as soon as this returns"
+            why = "would leave Claude's work in a VM that is thrown away as soon as the command returns"
             hint = (
                 "leave it out: the work goes on as long as its command runs, for example in another terminal"
             )

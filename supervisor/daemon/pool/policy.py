@@ -99,7 +99,7 @@ def budget_problem(policy: PoolPolicy, vm_memory_mib: int) -> tuple[str, str] | 
     if not policy.size or budget is None or budget >= vm_memory_mib:
         return None
     what = (
-        f"a VM of {vm_memory_mib} MiB counts with all of that until a session has shown what it really takes,"
-        f" which is more than the pool's memory budget of {budget} MiB: none is made ready before"
+        f"no VM is made ready before the first session: until that shows what a VM really takes, it counts"
+        f" with all of its {vm_memory_mib} MiB, and the pool's memory budget is {budget} MiB"
     )
     return what, ("set [pool] memory_budget or [vm] memory in ~/.claude-vm.toml")

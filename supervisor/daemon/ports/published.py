@@ -226,11 +226,11 @@ class Ports:
             for forward in [f for f in self._forwards.values() if f.auto and f.guest == guest]:
                 forward.close()
                 del self._forwards[forward.host]
-                self._say(f"the guest listens at {guest} no more", "verbose")
+                self._say(f"the guest no longer listens at {guest}", "verbose")
         for guest in changes.open:
             self._open(guest, tasks)
         if changes.overflow:
-            self._say(f"the guest listens at more ports than are published by themselves ({MOST} at a time)")
+            self._say(f"the guest listens at more ports than `auto` publishes ({MOST} at a time)")
 
     def _open(self, guest: int, tasks: anyio.abc.TaskGroup) -> None:
         """Publish a guest's port at its own number, or where that is taken, at another."""
@@ -271,8 +271,8 @@ class Ports:
 
     def _hint(self, guest: int) -> None:
         self._say(
-            f"the guest listens at {guest}, where this host can't reach it;"
-            f" that takes --publish {guest}, or --publish auto"
+            f"the guest listens at {guest}, and this host can't reach that port;"
+            f" publish it with --publish {guest}, or --publish auto"
         )
 
     def _say(self, text: str, level: Level = "info") -> None:

@@ -190,7 +190,7 @@ def idle_limit(environ: Mapping[str, str]) -> float:
     except ValueError:
         limit = 0.0
     if not 0 < limit < math.inf:
-        raise ValueError(f"CLAUDE_VM_IDLE_EXIT='{text}' is no positive number of seconds")
+        raise ValueError(f"CLAUDE_VM_IDLE_EXIT='{text}' is not a positive number of seconds")
     return limit
 
 

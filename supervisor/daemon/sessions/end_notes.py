@@ -7,7 +7,7 @@ from claude_vm.supervisor.core.effects import EndSession
 from claude_vm.supervisor.ssh.remaining import Remaining
 
 _LOST = (
-    "what it wrote into its project is kept; start it again, and if that happens again, see"
+    "what it wrote into its project is kept; start it again, and if it fails again, see"
     " {home}/logs/daemon.log"
 )
 

@@ -276,19 +276,19 @@ class Session:
         try:
             await self._listen_for_agent(link)
         except SshError as error:
-            self.say(f"claude-vm: the SSH agent is not forwarded any more: {error}", "urgent")
+            self.say(f"claude-vm: the SSH agent is no longer forwarded: {error}", "urgent")
 
     def silent(self, seconds: float) -> None:
-        """Its guest has said nothing for so long, and is waited for. Never waits."""
+        """Tell that its guest has been silent for so long. Never waits."""
         self._interrupts = 0
         self.say(
-            f"claude-vm: the guest has not answered for {seconds:.0f} s; it is waited for as long as its VM"
-            " is there (Ctrl-C twice ends the session)",
+            f"claude-vm: the guest has not answered for {seconds:.0f} s; claude-vm waits as long as its VM"
+            " runs (Ctrl-C twice ends the session)",
             "urgent",
         )
 
     def heard_again(self, seconds: float, lost: int) -> None:
-        """Its guest answers, after so long; `lost` bytes of output it could not keep. Never waits."""
+        """Tell that its guest answers again; it could not keep `lost` bytes of output. Never waits."""
         self._interrupts = None
         missing = f"; {lost} bytes of what it wrote meanwhile are lost" if lost else ""
         self.say(f"claude-vm: the guest answers again, after {seconds:.0f} s{missing}", "urgent")

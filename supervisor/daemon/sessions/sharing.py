@@ -79,7 +79,7 @@ def warning(found: Sequence[Shared]) -> str:
     more = f" (and {len(found) - 1} more sessions)" if len(found) > 1 else ""
     return (
         f"the session {found[0].session_id}{more} can write in {found[0].folder} too, and locks don't hold"
-        " between sessions: databases such as SQLite's can be damaged by two writers"
+        " between sessions: two writers can damage databases such as SQLite's"
         " ([session] note_second_writer = false silences this)"
     )
 

@@ -33,7 +33,7 @@ def waits_for(
     queue = sorted((s.requested_at, s.session_id) for s in sessions if s.state is SessionState.QUEUED)
     before = next((n for n, (_, name) in enumerate(queue) if name == session_id), 0)
     line = f"queued: waits for a place, {len(taken)} of {max_instances} VMs are in use ({shown})"
-    return f"{line}; {before} session(s) are before it" if before else line
+    return f"{line}; {before} session(s) are ahead of it" if before else line
 
 
 def how_it_came(source: str, key: PoolKey, before: Sequence[PoolView]) -> str:

@@ -121,16 +121,16 @@ class Surroundings:
 def _ports_taken(
     publish: Publish, problems: list[tuple[int, str]], others: Iterable[Session]
 ) -> CommandError:
-    """Return what says which ports of this host can't be had, and who has them."""
+    """Return what says which ports of this host are not available, and who has them."""
     lines: list[str] = []
     for port, problem in problems:
         owner = next((other.session_id for other in others if other.ports.has(port)), "")
         why = f"the session {owner} has it" if owner else problem
-        lines.append(f"port {port} of this host can't be had: {why}")
+        lines.append(f"port {port} of this host is not available: {why}")
     asked = next(p for p in publish.ports if p.host == problems[0][0])
     other = asked.host + 1 if asked.host < HIGHEST else asked.host - 1
-    way = f"choose another one ({FLAG} {other}:{asked.guest}), or none ({FLAG} none)"
+    way = f"choose another port ({FLAG} {other}:{asked.guest}), or publish none ({FLAG} none)"
     hint = f"{asked.source} asks for it; {way}"
     if len(lines) == 1:
         return CommandError("port-taken", lines[0], hint=hint)
-    return CommandError("port-taken", f"{len(lines)} ports can't be had", lines=lines, hint=hint)
+    return CommandError("port-taken", f"{len(lines)} ports are not available", lines=lines, hint=hint)

@@ -55,7 +55,7 @@ class NewerSchemaError(Exception):
         super().__init__(
             f"{path} was written by a newer claude-vm: its schema is number {version}, this one knows {known}"
         )
-        self.hint = "use the newer one; without it, move the file away, and what it remembers is forgotten"
+        self.hint = "use the newer version; if you can't, move the file away: what it remembers is then lost"
 
 
 def connect(

@@ -134,9 +134,9 @@ class KnownFolders:
             self.close()
             raise CommandError(
                 "places-failed",
-                f"what is known of your folders can't be {done}: {error} ({self._path})",
-                hint="make room, or let us read and write it; if it is damaged, move it away: folders then"
-                " count as never used",
+                f"the record of your folders can't be {done}: {error} ({self._path})",
+                hint="make room, or allow claude-vm to read and write it; if it is damaged, move it away:"
+                " all folders then count as new",
             ) from error
 
 

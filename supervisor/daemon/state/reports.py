@@ -60,7 +60,7 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
             names = _named([file["path"] for file in found["files"]], count)
             lines.append(
                 f"the session {self.session} changed {what} other names outside of its mounts,"
-                f" where it is changed too: {names}"
+                f" which shows the change, too: {names}"
             )
         if count := found["unseen_count"]:
             what = "a folder" if count == 1 else f"{count} folders"

@@ -8,7 +8,7 @@ from claude_vm.supervisor.grammar.requests import Group, Request
 MOST_ROUNDS = 10_000
 
 Rounds = Annotated[
-    int, Flag("--rounds", "Rounds that count.", metavar="N", read=whole_number(1, MOST_ROUNDS))
+    int, Flag("--rounds", "Number of rounds to measure.", metavar="N", read=whole_number(1, MOST_ROUNDS))
 ]
 JsonFile = Annotated[str, Flag("--json", "Write all samples and figures.", metavar="FILE")]
 CsvFile = Annotated[str, Flag("--csv", "Write the phases of each sample.", metavar="FILE")]
@@ -25,13 +25,11 @@ class BenchRun(Bench, frozen=True):
     command = "run"
     modes: Annotated[
         tuple[str, ...],
-        Flag(
-            "--modes", "Of cold, clone, restore, warm; with commas.", metavar="LIST", read=words_with_commas
-        ),
+        Flag("--modes", "Some of cold,clone,restore,warm.", metavar="LIST", read=words_with_commas),
     ] = ()
     patterns: Annotated[
         tuple[str, ...],
-        Flag("--patterns", "Of sequential, staggered, burst.", metavar="LIST", read=words_with_commas),
+        Flag("--patterns", "Some of sequential,staggered,burst.", metavar="LIST", read=words_with_commas),
     ] = ()
     rounds: Rounds = 20
     json: JsonFile = ""
@@ -43,9 +41,7 @@ class BenchTargets(Bench, frozen=True):
     """Measure the figures that have a target."""
 
     command = "targets"
-    figures: Annotated[
-        tuple[str, ...], Argument("[FIGURE]...", "Such as F1 F10; all when none is named.")
-    ] = ()
+    figures: Annotated[tuple[str, ...], Argument("[FIGURE]...", "Such as F1 F10; default: all.")] = ()
     rounds: Rounds = 20
     json: JsonFile = ""
     csv: CsvFile = ""
@@ -60,7 +56,7 @@ class BenchCompare(Bench, frozen=True):
 
 
 class BenchGate(Bench, frozen=True):
-    """Fail when a figure of a short run is out of its bounds."""
+    """Fail if a figure of a short run is out of its bounds."""
 
     command = "gate"
     file: Annotated[str, Argument("FILE", "Bounds, in TOML.")]

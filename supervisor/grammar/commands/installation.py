@@ -8,7 +8,7 @@ from claude_vm.supervisor.grammar.requests import Group, Json, Request
 
 
 class Doctor(Request, frozen=True):
-    """Check what this host has and lacks."""
+    """Check what is installed and usable on this host, and what is missing."""
 
     command = "doctor"
     writes = False
@@ -34,7 +34,7 @@ class ShellName(StrEnum):
 class Completion(Request, frozen=True):
     """Print the script that completes our command lines in a shell.
 
-    In bash, say `source <(claude-vm completion bash)` in ~/.bashrc; in zsh, the same with zsh in ~/.zshrc,
+    In bash, write `source <(claude-vm completion bash)` in ~/.bashrc; in zsh, the same with zsh in ~/.zshrc,
     after compinit; in fish, `claude-vm completion fish | source` in config.fish.
     """
 
@@ -50,7 +50,7 @@ class RunDaemon(Request, frozen=True):
 
 
 class ShowDaemon(Request, frozen=True):
-    """Say whether it runs, and what it does."""
+    """Show whether the daemon runs, and what it does."""
 
     command = "status"
     writes = False
@@ -58,16 +58,16 @@ class ShowDaemon(Request, frozen=True):
 
 
 class StopDaemon(Request, frozen=True):
-    """Stop it."""
+    """Stop the daemon."""
 
     command = "stop"
     writes = False
-    force: Annotated[bool, Flag("--force", "End the sessions that run.")] = False
+    force: Annotated[bool, Flag("--force", "End running sessions, too.")] = False
 
 
 DAEMON = Group(
     "daemon",
-    "Look after the daemon, which starts by itself and ends when it is idle.",
+    "Manage the daemon, which starts by itself and ends when it is idle.",
     (RunDaemon, ShowDaemon, StopDaemon),
 )
 

@@ -10,7 +10,7 @@ MOST = 64
 
 
 class ShowPool(Request, frozen=True):
-    """List what is kept ready, for which project, and what hinders it."""
+    """List the ready VMs of each project, and what prevents more."""
 
     command = "status"
     writes = False
@@ -18,12 +18,15 @@ class ShowPool(Request, frozen=True):
 
 
 class FillPool(Request, frozen=True):
-    """Make VMs ready for this project, with these flags' sizes and mounts; `--no-wait` returns at once."""
+    """Make VMs ready for this project.
+
+    They get the sizes and mounts that these flags say. `--no-wait` returns at once.
+    """
 
     command = "fill"
     count: Annotated[
         int | None,
-        Argument("[N]", "How many; else what the settings say.", read=whole_number(1, MOST)),
+        Argument("[N]", "How many VMs; default: as the settings say.", read=whole_number(1, MOST)),
     ] = None
 
 
@@ -33,11 +36,11 @@ class DrainPool(Request, frozen=True):
     command = "drain"
     writes = False
     makes_room = True
-    all: Annotated[bool, Flag("--all", "Those of every project.")] = False
+    all: Annotated[bool, Flag("--all", "Give up the ready VMs of all projects.")] = False
 
 
 POOL = Group(
     "pool",
-    "Look after the VMs that are kept ready, so that a session need not wait for one.",
+    "Manage the VMs that are kept ready, so that sessions don't wait for one.",
     (ShowPool, FillPool, DrainPool),
 )

@@ -9,13 +9,13 @@ from claude_vm.supervisor.grammar.requests import Json, Request
 class Agent(Request, frozen=True):
     """Run Claude with these arguments (the default).
 
-    Everything from the first word on that is no runtime flag goes to Claude: `claude-vm agent --version`
-    asks Claude for its version.
+    The first word that is not a runtime flag, and all words after it, go to Claude:
+    `claude-vm agent --version` asks Claude for its version.
     """
 
     command = "agent"
     runs_others = True
-    args: Annotated[tuple[str, ...], Argument("[ARGS...]", "Arguments of Claude, as they are.")] = ()
+    args: Annotated[tuple[str, ...], Argument("[ARGS...]", "Arguments for Claude, passed on unchanged.")] = ()
 
 
 class Shell(Request, frozen=True):
@@ -27,17 +27,17 @@ class Shell(Request, frozen=True):
 
     command = "shell"
     runs_others = True
-    words: Annotated[tuple[str, ...], Argument("[CMD...]", "A command; none: a login shell.")] = ()
+    words: Annotated[tuple[str, ...], Argument("[CMD...]", "A command; default: a login shell.")] = ()
 
 
 class Ps(Request, frozen=True):
-    """List the sessions that run."""
+    """List the running sessions."""
 
     command = "ps"
     writes = False
-    all: Annotated[bool, Flag("--all", "List also the last that ended.")] = False
+    all: Annotated[bool, Flag("--all", "Also list sessions that ended recently.")] = False
     story: Annotated[
-        str | None, Flag("--story", "Tell what happened to a session or a VM, step by step.", metavar="ID")
+        str | None, Flag("--story", "Show what happened to a session or a VM, step by step.", metavar="ID")
     ] = None
     json: Json = False
 
@@ -45,7 +45,7 @@ class Ps(Request, frozen=True):
     def flaw(self) -> str:
         """What is wrong with the words together, or ""."""
         if self.story == "" or (self.story and self.all):
-            return "Name one session or VM with --story, or say --all"
+            return "Name one session or VM with --story, or pass --all"
         return ""
 
 
@@ -61,9 +61,9 @@ class Stop(Request, frozen=True):
     def flaw(self) -> str:
         """What is wrong with the words together, or ""."""
         if self.sessions and self.all:
-            return "Name sessions or say --all, not both"
+            return "Name sessions or pass --all, not both"
         if not self.sessions and not self.all:
-            return "Name a session (see: claude-vm ps), or say --all"
+            return "Name a session (see: claude-vm ps), or pass --all"
         return ""
 
 

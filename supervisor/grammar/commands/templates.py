@@ -30,8 +30,8 @@ class ListTemplates(Request, frozen=True):
 
     command = "list"
     writes = False
-    disk_usage: Annotated[bool, Flag("--disk-usage", "Show what each takes on disk.")] = False
-    unused: Annotated[bool, Flag("--unused", "Only those not used for 30 days.")] = False
+    disk_usage: Annotated[bool, Flag("--disk-usage", "Show how much disk each one takes.")] = False
+    unused: Annotated[bool, Flag("--unused", "List only those not used for 30 days.")] = False
     json: Json = False
 
 

@@ -540,7 +540,7 @@ def test_info_tells_the_sizes_that_a_session_would_have(ready):
     ("flags", "said"),
     [
         (("--env-file", "large"), "the environment variable LARGE has 131072 bytes; "),
-        (("--env-file", "many"), "bytes together; a program is given at most "),
+        (("--env-file", "many"), "bytes together; Linux allows at most "),
         (("--env", "BASHPID=1"), "a shell can't set the environment variable 'BASHPID'"),
     ],
 )

@@ -199,7 +199,7 @@ def test_a_driver_that_can_not_be_used_is_told_before_anything_is_built_for_it(u
     done = user.run("--driver", "lima", *words, env={"PATH": f"{old}:/usr/bin:/bin"})
     assert done.returncode == (125 if words[0] == "shell" else 1)
     # Root is refused by any version.
-    why = b"refuses to be run by root" if os.geteuid() == 0 else b"is version 1.2.1"
+    why = b"refuses to run as root" if os.geteuid() == 0 else b"is version 1.2.1"
     assert why in done.stderr
     assert b"no template" not in done.stderr
     assert list(user.home.rglob("claude-code*")) == []

@@ -100,7 +100,7 @@ async def test_a_story_whose_beginning_is_not_kept_says_so(told):
 async def test_an_id_with_a_slip_in_it_gets_the_nearest_ones(told):
     told.begins()
     error = await told.refused("a1b2c3e4")
-    assert error.message == "'a1b2c3e4' is no session and no VM of this daemon"
+    assert error.message == "'a1b2c3e4' is neither a session nor a VM of this daemon"
     assert error.hint == "did you mean a1b2c3d4?"
 
 
@@ -123,7 +123,7 @@ async def test_a_story_that_is_not_kept_any_more_is_told_as_such(told):
     for n in range(FINISHED_KEYS + 1):
         told.fails("m", f"a{n:03}", f"i-{n:03}")
     error = await told.refused("a000")
-    assert error.message == "what happened to 'a000' is not kept any more"
+    assert error.message == "what happened to 'a000' is no longer kept"
     assert str(FINISHED_KEYS) in error.hint
     await ps(told, Ps(story="a001"))
     assert told.said[0] == "session a001: ended"

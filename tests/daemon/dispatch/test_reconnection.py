@@ -14,7 +14,7 @@ from claude_vm.supervisor.ssh.process import Pty
 from claude_vm.supervisor.wire.connected_client import Signal
 
 SILENT_TEXT = (
-    "claude-vm: the guest has not answered for 10 s; it is waited for as long as its VM is there"
+    "claude-vm: the guest has not answered for 10 s; claude-vm waits as long as its VM runs"
     " (Ctrl-C twice ends the session)"
 )
 SILENT = ("urgent", SILENT_TEXT)

@@ -159,9 +159,9 @@ def test_a_projects_own_programs_are_not_run_and_that_is_said(host, tmp_path):
     for words in (["-v", "info"], ["-v", "doctor"], ["--no-daemon", "-v", "info"], ["-v", "shell", "true"]):
         done = host.run(*words, env={"PATH": path}, cwd=folder)
         said = done.stderr.decode()
-        assert f"'{folder}' in PATH is not looked into: guests can write to {host.project}" in said
-        assert "'.venv/bin' in PATH is not looked into: it is relative" in said
-        assert "'' in PATH is not looked into" in said
+        assert f"'{folder}' in PATH is skipped: guests can write to {host.project}" in said
+        assert "'.venv/bin' in PATH is skipped: it is relative" in said
+        assert "'' in PATH is skipped" in said
     status, said = told(host, "setup", "--no-agent", env={"PATH": path})
     assert status == 1
     assert not list(tmp_path.glob("ran-*"))

@@ -153,7 +153,7 @@ async def test_the_hint_is_told_once_and_names_a_port_that_could_be_published(gu
         guest.says(answer)
     lines = await run(Ports(Publish()), hint=True, until=told)
     (line,) = lines
-    assert line.startswith("claude-vm: the guest listens at 4000, where this host can't reach it;")
+    assert line.startswith("claude-vm: the guest listens at 4000, and this host can't reach that port;")
     assert line.endswith("--publish 4000, or --publish auto")
 
 
@@ -210,7 +210,7 @@ async def test_a_guest_that_listens_everywhere_fills_neither_the_host_nor_the_sc
 
     lines = await run(ports, hint=False, until=floods)
     assert len(lines) <= module.MOST_TOLD
-    assert any("more ports than are published" in line for line in lines)
+    assert any("more ports than `auto` publishes" in line for line in lines)
 
 
 async def test_connections_above_the_limit_are_reset_and_room_is_used_again(monkeypatch):

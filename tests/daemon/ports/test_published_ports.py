@@ -130,7 +130,7 @@ def test_a_port_that_somebody_has_is_told_before_anything_starts(ready, server):
     done = ready.run("--publish", str(server.port), "shell", "touch", "ran")
     assert done.returncode == 125
     text = done.stderr.decode()
-    assert f"port {server.port} of this host can't be had: Address already in use [port-taken]" in text
+    assert f"port {server.port} of this host is not available: Address already in use [port-taken]" in text
     assert f"--publish {server.port + 1}:{server.port}" in text
     assert not mark.exists()
     assert ready.json("ps") == []
@@ -169,8 +169,8 @@ def test_a_port_of_the_users_file_that_somebody_has_is_told_with_its_place_and_c
     done = ready.run("shell", "true")
     assert done.returncode == 125
     text = done.stderr.decode()
-    assert f"~/.claude-vm.toml:{before.count(chr(10)) + 1} asks for it; choose another one" in text
-    assert "or none (--publish none)" in text
+    assert f"~/.claude-vm.toml:{before.count(chr(10)) + 1} asks for it; choose another port" in text
+    assert "or publish none (--publish none)" in text
     assert ready.run("--publish", "none", "shell", "exit 7").returncode == 7
 
 
@@ -234,8 +234,8 @@ def test_a_hint_says_once_that_a_guest_listens_where_nobody_can_reach_it(ready):
     rows = "".join(f"echo 0: 00000000:{port:04X} 00000000:0000 0A; " for port in (22, 80, 3000))
     session = ready.popen("shell", "--", "sh", "-c", f"{tables} {{ {rows}}} >$table/tcp; exec sleep 600")
     assert told(session) == (
-        "claude-vm: the guest listens at 3000, where this host can't reach it;"
-        " that takes --publish 3000, or --publish auto\n"
+        "claude-vm: the guest listens at 3000, and this host can't reach that port;"
+        " publish it with --publish 3000, or --publish auto\n"
     )
     guest_listens(ready, 4000)
     assert ports(ready) == []

@@ -205,7 +205,7 @@ def test_a_change_under_another_name_is_told_once_at_the_next_command_and_listed
     assert told.returncode == 3
     (line,) = said(told)
     assert line.startswith("claude-vm: the session ")
-    assert line.endswith(f"outside of its mounts, where it is changed too: {linked.project}/near")
+    assert line.endswith(f"outside of its mounts, which shows the change, too: {linked.project}/near")
     assert said(linked.run("shell", "exit 4")) == []
     (report,) = linked.json("info")["reports"]
     assert f"claude-vm: {report}" == line

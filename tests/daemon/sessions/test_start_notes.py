@@ -31,7 +31,7 @@ GOING = machine(state=InstanceState.DELETING)
         ([IN_SESSION] * 2, ["a"], "waits for a place, 2 of 2 VMs are in use (2 by sessions)"),
         ([IN_SESSION, READY], ["a"], "2 of 2 VMs are in use (1 by sessions, 1 ready or being made ready)"),
         ([IN_SESSION, GOING], ["a"], "2 of 2 VMs are in use (1 by sessions, 1 going)"),
-        ([IN_SESSION] * 2, ["b", "c", "a"], "(2 by sessions); 2 session(s) are before it"),
+        ([IN_SESSION] * 2, ["b", "c", "a"], "(2 by sessions); 2 session(s) are ahead of it"),
         ([IN_SESSION], ["a"], "its VM is made next"),
         ([IN_SESSION, machine(state=InstanceState.LEAKED)], ["a"], "its VM is made next"),
     ],

@@ -115,7 +115,7 @@ def test_no_daemon_starts_on_a_journal_of_a_newer_version_and_the_command_says_w
     assert done.returncode == (1 if words == ("ps",) else 125)
     assert line.startswith(f"claude-vm: {path} was written by a newer claude-vm")
     assert line.endswith("[newer-database]")
-    assert "use the newer one" in hint
+    assert "use the newer version" in hint
     assert path.read_bytes() == before
 
 
