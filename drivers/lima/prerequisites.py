@@ -49,7 +49,7 @@ def lacking(host: Host) -> list[Diagnostic]:
     if host.which(LIMACTL) is None:
         found.append(Diagnostic(host.absence(LIMACTL), install_hint(host)))
     if host.uid == 0:
-        found.append(Diagnostic("Lima refuses to be run by root", _ROOT_HINT))
+        found.append(Diagnostic("Lima refuses to run as root", _ROOT_HINT))
     return found
 
 
