@@ -13,7 +13,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
     if not values:
         raise ValueError("a percentile of nothing")
     if not 0 <= percent <= 100:
-        raise ValueError(f"{percent} is no percentage")
+        raise ValueError(f"{percent} is not a percentage")
     ordered = sorted(values)
     position = (len(ordered) - 1) * percent / 100
     below = math.floor(position)

@@ -224,7 +224,7 @@ def _data_of(folder: Path, resolve: Resolve) -> Path:
     repository = data.parent.parent if data.parent.name == "worktrees" else data
     why = flaw(repository)
     if why and flaw(data):
-        raise _broken(folder, f"it names {named}, and {repository} is no repository: {why}")
+        raise _broken(folder, f"it names {named}, and {repository} is not a repository: {why}")
     return data
 
 

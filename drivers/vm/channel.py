@@ -71,7 +71,7 @@ class Channel:
         """Ask for one thing and return the answer.
 
         Raises:
-            GuestError: The helper refuses, talks nonsense, or does not answer in time.
+            GuestError: The helper refuses, sends an invalid answer, or does not answer in time.
         """
         async with self._lock:
             done = False

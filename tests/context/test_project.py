@@ -205,9 +205,9 @@ def fifo_head(data):
                 (b"gitdir: \0", "names no folder"),
                 (b"x" * 2_000_000, "names no folder"),
                 (b"gitdir: /nothing", "/nothing"),
-                (b"gitdir: ..", "no repository"),
+                (b"gitdir: ..", "is not a repository"),
                 (b"gitdir: ../../.git/worktrees/x", "No such file"),
-                (b"gitdir: .git", "Not a directory|no repository"),
+                (b"gitdir: .git", "Not a directory|is not a repository"),
             )
         ),
     ],

@@ -59,13 +59,16 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
             what = "a file that has" if count == 1 else f"{count} files that have"
             names = _named([file["path"] for file in found["files"]], count)
             lines.append(
-                f"the session {self.session} changed {what} other names outside of its mounts,"
-                f" which shows the change, too: {names}"
+                f"the session {self.session} also changed files outside of its mounts,"
+                f" through {what} other names there: {names}"
             )
         if count := found["unseen_count"]:
             what = "a folder" if count == 1 else f"{count} folders"
             names = _named([f"{path} ({reason})" for path, reason in found["unseen"]], count)
-            lines.append(f"after the session {self.session} {what} could not be searched for those: {names}")
+            lines.append(
+                f"after the session {self.session}, {what} could not be searched for files that have"
+                f" other names outside of its mounts: {names}"
+            )
         return tuple(lines)
 
 
