@@ -35,8 +35,8 @@ LIMA_TESTS ?= -k lima
 LIMA_E2E ?= tests/e2e
 test-lima: system system-test dev
 	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest $(LIMA_TESTS) $(PYTEST_ARGS)
-	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest $(LIMA_E2E) --driver lima $(PYTEST_ARGS)
 	@PYTHONPATH=tests $(BIN)/python -m standins.tested
+	@$(BIN)/python tests/standins/choice.py $(BIN)/python -m pytest $(LIMA_E2E) --driver lima $(PYTEST_ARGS)
 
 # Installs a system's packages inside a guest: ten minutes under software emulation.
 test-lima-import: system system-test dev

@@ -2,7 +2,7 @@
 
 They are a quarter of what real VMs take in `make test`, and say nothing new until one of them changes. The
 record beside this file has a digest of their files, and the `limactl` that they passed with. As a program,
-this writes it; `make test-lima` does that at its end.
+this writes it; `make test-lima` does that when those that `make test` would run have passed.
 """
 
 import sys
