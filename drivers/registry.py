@@ -139,13 +139,10 @@ def folders(home: Path) -> list[Path]:
 async def open_driver(name: str, owner: Owner, programs: Programs | None = None) -> AsyncIterator[Driver]:
     """Open a driver by its name, for as long as the block lasts.
 
-    ``auto`` is the preferred one of those that can be used. It looks for its programs in `programs` until it
-    is told others; without any, where this process would find them.
+    It looks for its programs in `programs` until it is told others; without any, where this process would.
 
     Raises:
-        DriverError: There is no such driver, or nothing is installed that ``auto`` could mean.
+        DriverError: There is no such driver.
     """
-    programs = own() if programs is None else programs
-    chosen = (await usable(programs))[0] if name == AUTO else name
-    async with find(chosen).open_driver(owner, programs) as driver:
+    async with find(name).open_driver(owner, own() if programs is None else programs) as driver:
         yield driver

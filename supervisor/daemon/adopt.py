@@ -107,7 +107,7 @@ class _Adoption:
         """Take over an instance that is there, or have it deleted."""
         name = record.instance_id
         try:
-            judged = _judge(self._missing.pop(name, None), record, current)
+            judged = _judge(driver, self._missing.pop(name, None), record, current)
             if isinstance(judged, Running):
                 session = _found(judged.row, judged.key)
                 session.tell("resume", "resumed")
@@ -203,13 +203,13 @@ class Garbage(msgspec.Struct, frozen=True):
 
 
 def _judge(
-    left: LeftInstance | None, record: InstanceRecord, current: Mapping[str, str]
+    driver: str, left: LeftInstance | None, record: InstanceRecord, current: Mapping[str, str]
 ) -> Warm | Running | Garbage:
-    """Say what becomes of an instance. `current` are the generations of the driver's templates by name.
+    """Say what becomes of a driver's instance. `current` are the generations of its templates by name.
 
     In doubt it is garbage: it can be made again, and what may have run anything must not be claimed.
     """
-    flaw = _flaw(left, record)
+    flaw = _flaw(driver, left, record)
     if flaw or left is None or left.key is None or left.access is None:
         return Garbage(f"{REASON}{flaw or ' while it was made'}")
     if left.state in {RUN, RESUME} and left.session is not None:
@@ -221,19 +221,20 @@ def _judge(
     return Warm(left.key, left.access, max(0.0, time.time() - left.made_at))
 
 
-def _flaw(left: LeftInstance | None, record: InstanceRecord) -> str:
+def _flaw(driver: str, left: LeftInstance | None, record: InstanceRecord) -> str:
     """Say what makes it impossible to go on with an instance, whatever its state; "" for nothing."""
     if left is None:
         return ", and its journal does not know it"
-    if not left.same_boot:
-        return ", and the host was restarted since"
-    if record.status is not InstanceStatus.RUNNING:
-        return ", and its VM does not run"
-    if left.session is not None and (left.key is None or left.access is None):
-        return ", and what was written down of it can't be read"
-    if left.access is not None and not os.access(left.access.client_key, os.R_OK):
-        return ", and the key to its guest is gone"
-    return ""
+    key, access = left.key, left.access
+    flaws = {
+        "the host was restarted since": not left.same_boot,
+        "its VM does not run": record.status is not InstanceStatus.RUNNING,
+        "what was written down of it can't be read": left.session is not None
+        and (key is None or access is None),
+        "its journal has it as a VM of another driver": key is not None and key.driver != driver,
+        "the key to its guest is gone": access is not None and not os.access(access.client_key, os.R_OK),
+    }
+    return next((f", and {flaw}" for flaw, there in flaws.items() if there), "")
 
 
 def _found(row: JournaledSession, key: PoolKey) -> Session:

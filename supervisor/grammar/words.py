@@ -30,13 +30,25 @@ def _long_flags(record: type[Flags | Request]) -> Mapping[str, bool]:
     return {flag.name: not field.is_switch for flag, field in flags_of(record)}
 
 
+def own_flags(record: type[Request]) -> Mapping[str, bool]:
+    """Return the flags of a sub-command that runs another program, and whether each takes a value.
+
+    Raises:
+        ValueError: One has a short form, which could be the other program's.
+    """
+    short = [flag.short for flag, _ in flags_of(record) if flag.short]
+    if short:
+        raise ValueError(f"'{record.command}' runs another program, so its flag {short[0]} must be long")
+    return _long_flags(record)
+
+
 RUNTIME_FLAGS = _long_flags(Flags)
 """Our long flags, and whether each takes a value."""
 
 SHORT_FLAGS = frozenset(flag.short.removeprefix("-") for flag, _ in flags_of(Flags) if flag.short)
 """Our one-letter flags. None takes a value, so that any of them may stand in one word (``-Av``)."""
 
-OWN_WORDS = {c.command: _long_flags(c) for c in REQUESTS if c.runs_others}
+OWN_WORDS = {c.command: own_flags(c) for c in REQUESTS if c.runs_others}
 """Sub-commands whose words belong to another program, with the flags of each that stand before these."""
 
 LATER_FLAGS = frozenset({"--worktree", "--runtime-script", "--detach", "--no-conversations"})

@@ -7,7 +7,7 @@ import msgspec
 _MOST = 1 << 20
 
 
-class Remaining(msgspec.Struct, frozen=True):
+class RemainingWork(msgspec.Struct, frozen=True):
     """How many processes work yet, and the command lines of the first ones: a guest's text, not escaped."""
 
     count: Annotated[int, msgspec.Meta(ge=0, le=_MOST)] = 0
@@ -16,10 +16,10 @@ class Remaining(msgspec.Struct, frozen=True):
     ] = ()
 
 
-def decode_remaining(data: bytes) -> Remaining:
+def decode_remaining(data: bytes) -> RemainingWork:
     """Return what the holder told.
 
     Raises:
         ValueError: It is nonsense.
     """
-    return msgspec.json.decode(data, type=Remaining)
+    return msgspec.json.decode(data, type=RemainingWork)

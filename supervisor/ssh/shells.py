@@ -23,7 +23,7 @@ from claude_vm.supervisor.ssh.errors import (
 )
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.ssh.remaining import Remaining
+from claude_vm.supervisor.ssh.remaining import RemainingWork
 from claude_vm.supervisor.ssh.stream import Stream, open_stream
 
 PRIME_S = 60.0
@@ -164,16 +164,16 @@ class HeldProcess:
             raise LinkLostError("the connection to the guest was lost", detail=str(stream.error))
         raise StatusLostError("the process ended without an exit status", detail=stream.refusal)
 
-    async def remaining(self) -> Remaining:
+    async def remaining(self) -> RemainingWork:
         """Return what works in the guest yet, although the process has ended; nothing if it tells nothing.
 
         For use after its end. Does not wait when nothing was left behind.
         """
         if (answer := self._stream.remaining) is None:
-            return Remaining()
+            return RemainingWork()
         with anyio.move_on_after(REMAINING_S):
             return await asyncio.shield(answer)
-        return Remaining()
+        return RemainingWork()
 
     async def aclose(self) -> None:
         """Leave the session, which goes on in the guest. Does not wait; may be called twice."""

@@ -19,7 +19,7 @@ from claude_vm.drivers.guest.holder.frames import FrameError, encode, next_frame
 from claude_vm.supervisor.ssh.errors import LinkLostError, ShellError, SshError
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import ReceivedOutput
-from claude_vm.supervisor.ssh.remaining import Remaining, decode_remaining
+from claude_vm.supervisor.ssh.remaining import RemainingWork, decode_remaining
 
 ANSWER_S = 20.0
 """How long the holder may take to answer, in seconds."""
@@ -83,7 +83,7 @@ class Stream:
         self.gap = 0
         self.error: Exception | None = None
         self.refusal = ""
-        self.remaining: asyncio.Future[Remaining] | None = None
+        self.remaining: asyncio.Future[RemainingWork] | None = None
         self.input_sent = 0
         self.input_taken = 0
         self.input_news = asyncio.Event()
@@ -136,7 +136,7 @@ class Stream:
         for event in (self.primed, self.over, self.input_news, self.lost, self._greeted):
             event.set()
         if self.remaining is not None and not self.remaining.done():
-            self.remaining.set_result(Remaining())
+            self.remaining.set_result(RemainingWork())
 
     def _take(self, letter: bytes, payload: bytes) -> None:
         match letter:

@@ -33,7 +33,7 @@ from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.daemon.state.reports import Reports
 from claude_vm.supervisor.ssh.errors import ConnectError, SessionUnknownError
 from claude_vm.supervisor.ssh.launch import LaunchMode
-from claude_vm.supervisor.ssh.remaining import Remaining
+from claude_vm.supervisor.ssh.remaining import RemainingWork
 
 NAME = "qemu"
 """The driver's name: one of those that a supervisor looks through at its start."""
@@ -391,7 +391,7 @@ class MemoryProcess:
         self.ends_input = True
 
     async def remaining(self):
-        return Remaining()
+        return RemainingWork()
 
     async def aclose(self):
         await anyio.lowlevel.checkpoint()
@@ -541,7 +541,6 @@ class Supervisor:
             launch=Launch(mode=LaunchMode.EXEC, argv=("sleep",), env={}, cwd="/p"), **changes,
         )  # fmt: skip
         session = Session(name, plan)
-        session.client = client
         attachment = Attachment(session, client, quiet=True, verbose=False)
         session.attach(attachment)
         await self.dispatcher.begin(session)

@@ -409,13 +409,13 @@ def damage_instance(world, vm, column, value):
 
 
 def lose_key(world, vm):
-    access = json.loads(read_access(world, vm))
+    access = json.loads(read_column(world, vm, "access"))
     damage_instance(world, vm, "access", json.dumps(access | {"client_key": str(world.folder / "gone")}))
 
 
-def read_access(world, vm):
+def read_column(world, vm, column):
     with contextlib.closing(sqlite3.connect(world.folder / "journal.db")) as connection:
-        query = "SELECT access FROM instances WHERE instance_id=?"
+        query = f"SELECT {column} FROM instances WHERE instance_id=?"
         return connection.execute(query, (vm.spec.instance_id,)).fetchone()[0]
 
 
@@ -424,6 +424,9 @@ LOSSES = {
     "its VM does not run": lambda _, vm: vm.die(),
     "the key to its guest is gone": lose_key,
     "the host was restarted since": lambda w, vm: damage_instance(w, vm, "boot_id", "boot-0"),
+    "its journal has it as a VM of another driver": lambda w, vm: damage_instance(
+        w, vm, "key", json.dumps(json.loads(read_column(w, vm, "key")) | {"driver": "another"})
+    ),
     "can't be read (key)": lambda w, vm: damage_instance(w, vm, "key", "{"),
     "can't be read (access)": lambda w, vm: damage_instance(w, vm, "access", "{"),
     "can't be read (row)": lambda w, vm: damage_instance(w, vm, "made_at", "yesterday"),
@@ -446,6 +449,19 @@ def test_a_session_that_can_not_be_gone_on_with_is_told_with_the_reason_and_the_
             assert why.partition(" (")[0] in told(second, "b2")
             assert set(world.cloud.vms) == {vms[name].spec.instance_id for name in ("a1", "c3")}
             assert {left.session.session_id for left in second.journal.left_instances()} == {"a1", "c3"}
+
+    in_virtual_time(main)
+
+
+def test_a_session_whose_id_is_gone_from_the_journal_is_told_without_it_and_its_vm_deleted(world):
+    async def main():
+        vms = await left_sessions(world, "a1", "b2")
+        change_row(world, "UPDATE sessions SET session_id='' WHERE session_id='b2'")
+        async with world.supervisor() as second:
+            await settled()
+            assert set(second.sessions.running) == {"a1"}
+            assert ended(second) == {"?": (125, "session-lost")}
+            assert set(world.cloud.vms) == {vms["a1"].spec.instance_id}
 
     in_virtual_time(main)
 

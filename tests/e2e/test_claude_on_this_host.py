@@ -27,7 +27,7 @@ from claude_vm.context.claude_home import home_files, session_environment
 from claude_vm.drivers.errors import DownloadError
 from claude_vm.drivers.images.claude_code import ensure_claude_code
 from claude_vm.supervisor.daemon.sessions.end_notes import end_notes
-from claude_vm.supervisor.ssh.remaining import Remaining
+from claude_vm.supervisor.ssh.remaining import RemainingWork
 
 pytestmark = [
     pytest.mark.claude,
@@ -200,7 +200,7 @@ def test_a_tools_background_work_ends_with_claude_and_cannot_be_moved_out_of_it(
         terminal.press("Enter")
         # It ends by telling how to go on, which is answered.
         screen = terminal.wait_for("--resume")
-    assert list(end_notes(Remaining(), screen.encode()))
+    assert list(end_notes(RemainingWork(), screen.encode()))
 
 
 def test_configured_options_do_not_swallow_the_prompt(guest, api):

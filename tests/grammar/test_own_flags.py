@@ -77,3 +77,15 @@ def test_they_are_completed_and_stand_in_the_help():
     assert completed("bash", ["shell", "--loud", "--la"]) == ("--label",)
     assert completed("bash", ["shell", "--label", ""]) == ()
     assert any("--label TEXT" in line for line in parse(["shell", "--help"]).lines)
+
+
+def test_a_flag_of_such_a_command_has_no_short_form():
+    class Short(Shell, frozen=True):
+        __doc__ = Shell.__doc__
+        label: Annotated[str | None, Flag("--label", "A name for it.", metavar="TEXT", short="-L")] = None
+
+    try:
+        with pytest.raises(ValueError, match="flag -L must be long"):
+            words.own_flags(Short)
+    finally:
+        Short.command = ""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from claude_vm.supervisor.core.effects import EndSession
-from claude_vm.supervisor.ssh.remaining import Remaining
+from claude_vm.supervisor.ssh.remaining import RemainingWork
 
 _LOST = (
     "what it wrote into its project is kept; start it again, and if it fails again, see"
@@ -37,7 +37,7 @@ def failure_notes(outcome: EndSession, home: Path) -> tuple[str, ...]:
     return f"claude-vm: {outcome.message} [{outcome.code}]", *outcome.detail, *what_to_do
 
 
-def end_notes(remaining: Remaining, last_words: bytes) -> Iterator[str]:
+def end_notes(remaining: RemainingWork, last_words: bytes) -> Iterator[str]:
     """Yield the lines; mostly there are none. `last_words` are the last bytes that its terminal got."""
     if remaining.count:
         shown = [_shortened(command) for command in remaining.commands[:_TOLD]]

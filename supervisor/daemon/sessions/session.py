@@ -18,7 +18,7 @@ from claude_vm.supervisor.ssh.errors import SshError
 from claude_vm.supervisor.ssh.launch import AGENTS
 from claude_vm.supervisor.ssh.link import Link
 from claude_vm.supervisor.ssh.process import Pty
-from claude_vm.supervisor.ssh.remaining import Remaining
+from claude_vm.supervisor.ssh.remaining import RemainingWork
 from claude_vm.supervisor.ssh.shells import HeldProcess, Shells
 from claude_vm.supervisor.wire.connected_client import Level, TerminalSize
 
@@ -92,7 +92,7 @@ class Session:
         self.abandoned = anyio.Event()
         self.stop: tuple[str, int] | None = None
         self.outcome: EndSession | None = None
-        self.remaining = Remaining()
+        self.remaining = RemainingWork()
         self.last_words = b""
         self._marks: dict[str, float] = {}
         self._phase_changed = AutoResetEvent()

@@ -4,8 +4,8 @@ What is to be done after its end is written down before, so that the next superv
 """
 
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -88,12 +88,11 @@ class Surroundings:
 
     async def _after(self, session_id: str, begun: JournaledSession | None, key: PoolKey | None) -> None:
         """Do what follows a session; `begun` and `key` are what is known of it if its command had started."""
-        try:
-            if begun is not None and key is not None:
+        if begun is not None and key is not None:
+            with _carrying_on(session_id):
                 self._scanner.request(session_id, begun.project, begun.created_at, key.mounts)
+        with _carrying_on(session_id):
             await self._unlock_worktrees(session_id)
-        except Exception:  # a bug around one session must not end the others
-            log.exception("clean-up-failed", session=session_id)
 
     async def _lock_worktrees(self, session: Session) -> None:
         repository = session.plan.repository
@@ -116,6 +115,15 @@ class Surroundings:
                 self._journal.unlock_worktrees(repository, session_id)
         except (sqlite3.Error, OSError) as error:
             log.warning("worktrees-not-unlocked", session=session_id, error=str(error))
+
+
+@contextmanager
+def _carrying_on(session_id: str) -> Iterator[None]:
+    """Surround one step: a bug in it must end neither the steps that follow nor other sessions."""
+    try:
+        yield
+    except Exception:
+        log.exception("clean-up-failed", session=session_id)
 
 
 def _ports_taken(

@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 
@@ -119,7 +119,7 @@ KEPT_KINDS = 128
 """Kinds of VMs of which it is remembered what memory they take."""
 
 
-_SessionRow = tuple[str, str, str, str, int, float, str]
+_SessionRow = tuple[str, Annotated[str, msgspec.Meta(min_length=1)], str, str, int, float, str]
 _InstanceRow = tuple[str, str, str, str, float, str | None, str | None]
 
 
@@ -279,7 +279,7 @@ class Journal:
                 instance_id, name, project, command_text, pty, at, publish = msgspec.convert(row, _SessionRow)
             except msgspec.ValidationError:  # so much of it that it can be told to have been there
                 damaged.add(str(row[0]))
-                sessions[str(row[0])] = JournaledSession(str(row[1]), "?", "?", False, time.time())
+                sessions[str(row[0])] = JournaledSession(str(row[1]) or "?", "?", "?", False, time.time())
             else:
                 sessions[instance_id] = JournaledSession(
                     name, project, command_text, bool(pty), at, tuple(publish.split())

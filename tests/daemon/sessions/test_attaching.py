@@ -19,16 +19,17 @@ def attach(session, **options):
 def test_a_client_that_comes_late_is_told_that_the_command_runs_and_one_that_goes_ends_nothing(world):
     async def main():
         async with world.supervisor() as supervisor:
-            session = await supervisor.session()
+            first = MemoryClient()
+            session = await supervisor.session(client=first)
             await settled()
-            assert session.client.started_with == [False]
+            assert first.started_with == [False]
             late, attachment = attach(session)
             assert late.started_with == [False]
             session.say("to all", "urgent")
             session.detach(attachment)
             session.say("to one", "urgent")
             assert [text for _, text in late.notes] == ["to all"]
-            assert [text for _, text in session.client.notes] == ["to all", "to one"]
+            assert [text for _, text in first.notes] == ["to all", "to one"]
             session.detach(session.clients[0])
             await settled()
             assert (list(supervisor.sessions.running), session.clients) == (["a1"], [])
