@@ -117,6 +117,8 @@ class _Adoption:
                 return
         except Exception as error:  # a bug around one session must not end the others
             log.exception("instance-not-adopted", instance=name)
+            if self._dispatcher.core.knows(name):
+                return  # the core knows it, and has it deleted when what it decides fails
             judged = Garbage(f"it can't be taken over: {type(error).__name__}: {error}")
         if isinstance(judged, Garbage):
             self._reasons[name] = judged.reason
@@ -144,6 +146,8 @@ class _Adoption:
         for left in self._left:
             if left.session is None or left.session.session_id in going_on:
                 continue
+            if self._dispatcher.core.knows(left.session.session_id):
+                continue  # its end will be told
             refusal = self.refusals.get(left.driver)
             if refusal is None:
                 code, why = SessionLostError.code, self._reasons.get(left.instance_id, f"{REASON}{_GONE}")

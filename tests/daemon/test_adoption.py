@@ -20,6 +20,7 @@ from claude_vm.supervisor.daemon import adopt, readonly
 from claude_vm.supervisor.daemon.errors import CommandError
 from claude_vm.supervisor.daemon.ports.published import Ports
 from claude_vm.supervisor.daemon.sessions import surroundings
+from claude_vm.supervisor.daemon.sessions.sessions import Sessions
 from claude_vm.supervisor.daemon.state.journal import Journal
 from claude_vm.supervisor.grammar.commands.pool import DrainPool, FillPool, ShowPool
 from claude_vm.supervisor.grammar.commands.sessions import Ps, Shell, Stop
@@ -449,6 +450,27 @@ def test_a_session_that_can_not_be_gone_on_with_is_told_with_the_reason_and_the_
             assert why.partition(" (")[0] in told(second, "b2")
             assert set(world.cloud.vms) == {vms[name].spec.instance_id for name in ("a1", "c3")}
             assert {left.session.session_id for left in second.journal.left_instances()} == {"a1", "c3"}
+
+    in_virtual_time(main)
+
+
+def test_a_bug_behind_the_cores_decision_ends_that_session_alone(world, monkeypatch):
+    """The core has taken the session over, and what follows that fails."""
+    begin = Sessions.begin
+
+    async def broken(sessions, session, request):
+        if session.session_id == "b2":
+            request()
+            raise ValueError("broken")
+        await begin(sessions, session, request)
+
+    async def main():
+        vms = await left_sessions(world, "a1", "b2", "c3")
+        monkeypatch.setattr(Sessions, "begin", broken)
+        async with world.supervisor() as second:
+            await settled()
+            assert set(second.sessions.running) == {"a1", "c3"}
+            assert set(world.cloud.vms) == {vms[name].spec.instance_id for name in ("a1", "c3")}
 
     in_virtual_time(main)
 
