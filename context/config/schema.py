@@ -309,7 +309,8 @@ class NetworkSection(Section, frozen=True):
     publish: Annotated[
         tuple[PortSpec | str, ...],
         Setting(
-            PortList(), "Ports of the guest that the host's loopback gets; `auto`: those that it listens at"
+            PortList(),
+            "Guest ports to publish on the host's loopback; `auto`: each port that the guest listens at",
         ),
     ] = ()
 

@@ -27,7 +27,10 @@ async def check(programs: Programs) -> None:
         DriverError: Not so. On macOS nobody has tried it yet.
     """
     if sys.platform != "linux" or os.geteuid() == 0:
-        raise DriverError("Lima runs only on Linux so far, and not as root")
+        raise DriverError(
+            "this driver runs only on Linux so far, and not as root",
+            hint="`claude-vm doctor` names the driver that this host can use",
+        )
     host = this_host(programs)
     programs.need(needs()[0], accelerator.INSTALL_HINT)
     limactl = programs.need(LIMACTL, prerequisites.install_hint(host))

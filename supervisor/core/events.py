@@ -18,7 +18,7 @@ class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class SessionRequested(Event, frozen=True):
-    """A client wants to run something. `instance_id` is a fresh id, used if an instance must be made.
+    """Somebody wants to run something. `instance_id` is a fresh id, used if an instance must be made.
 
     The key's generation is the one on disk when the request was made, so a later one than any that was heard
     of before is news like `TemplateChanged`: somebody else has built the template again. An earlier one comes

@@ -325,7 +325,7 @@ class Lives:
     def _end_session(
         self, session: SessionLife, cause: SessionCause, reaction: Reaction, note: str = ""
     ) -> None:
-        """Let a session's client have its exit status, and let go of the session."""
+        """Tell a session's end with its exit status, and let go of the session."""
         outcome = session.outcome
         self._move_session(session, cause, reaction.event.at, note or outcome.code)
         self.sessions.retire(session.session_id)

@@ -1,4 +1,4 @@
-"""The life cycle of a session: one run of work for one client.
+"""The life cycle of a session: one run of work.
 
                  ADMIT                RunStarted            RunDone, EffectFailed, VmDied,
     QUEUED ───────────▶ PREPARING ─────────────▶ RUNNING    StopRequested, ShutdownRequested
@@ -15,7 +15,7 @@ is told by its end alone (SessionLost).
 
 QUEUED has no instance and waits for a place. PREPARING has one, whose main command does not run yet. ENDING
 has its outcome and waits until nothing of its instance is left, or until the first try to delete it has
-failed: a client is not held up by our trouble, and the instance is not forgotten.
+failed: nobody is held up by our trouble, and the instance is not forgotten.
 
 The first outcome stands, with one exception: a session that was asked to stop, and whose main command turns
 out to have ended before the request reached it, has that command's exit status.

@@ -15,12 +15,14 @@ HERE = Path(__file__).resolve().parent
 TREE = HERE.parents[1]
 RECORD = HERE / "tested.txt"
 WHAT = ("drivers", "tests/contract", "tests/lima", "tests/lima_contract", "tests/standins")
+FILES = ("tests/conftest.py", "tests/data_folder.py")
 
 
 def digest() -> str:
     """Return the digest of all that the tests of Lima are about."""
     found = sha256()
-    for path in sorted(path for folder in WHAT for path in (TREE / folder).rglob("*") if path.is_file()):
+    inside = (path for folder in WHAT for path in (TREE / folder).rglob("*") if path.is_file())
+    for path in sorted((*inside, *(TREE / file for file in FILES))):
         if path.suffix != ".pyc" and path != RECORD:
             content = path.read_bytes()
             found.update(f"{path.relative_to(TREE).as_posix()}\0{len(content)}\0".encode() + content)

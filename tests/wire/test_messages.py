@@ -31,8 +31,7 @@ HOSTILE = (
 
 WRITERS = {
     "bench/main.py",
-    "bench/sims/bare.py",
-    "bench/sims/relayed.py",
+    "bench/sims/programs.py",
     "supervisor/cli/launch.py",
     "supervisor/cli/main.py",
     "supervisor/cli/relay.py",

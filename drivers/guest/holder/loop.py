@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-Handler = Callable[[int], None]
+OnReady = Callable[[int], None]
 
 _EXIT_POLL_S = 0.05
 _CHUNK = 1 << 16
@@ -27,16 +27,16 @@ class Loop:
         self._reader = reader
         self.watch(reader.fileno(), selectors.EVENT_READ, self._wake)
 
-    def watch(self, descriptor: int, events: int, handler: Handler) -> None:
-        """Call `handler` with the events that are ready; 0 events: no more."""
+    def watch(self, descriptor: int, events: int, on_ready: OnReady) -> None:
+        """Call `on_ready` with the events that are ready; 0 events: no more."""
         known = descriptor in self._selector.get_map()
         if not events:
             if known:
                 self._selector.unregister(descriptor)
         elif known:
-            self._selector.modify(descriptor, events, handler)
+            self._selector.modify(descriptor, events, on_ready)
         else:
-            self._selector.register(descriptor, events, handler)
+            self._selector.register(descriptor, events, on_ready)
 
     def poll(self, key: object, check: Callable[[], None] | None) -> None:
         """Call `check` several times a second, until None takes its place."""
@@ -68,10 +68,10 @@ class Loop:
     def run_once(self) -> None:
         """Wait once, and serve what is ready."""
         for key, ready in self._selector.select(self._patience()):
-            # An earlier handler of this round may have closed it, and another may have its number now.
+            # What was called earlier in this round may have closed it, and another may have its number now.
             if self._selector.get_map().get(key.fd) == key:
-                handler: Handler = key.data
-                handler(ready)
+                on_ready: OnReady = key.data
+                on_ready(ready)
         for check in list(self._timers.values()):
             check()
         for owner, (due, interval_s, check) in list(self._repeated.items()) if self._repeated else ():

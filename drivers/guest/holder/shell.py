@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 from .frames import FrameError, encode
-from .loop import Handler, Loop
+from .loop import Loop, OnReady
 from .output import CHUNK, Output
 from .remaining import CHECK_S, CHECKS, Orphans, remaining
 
@@ -112,9 +112,9 @@ class HeldShell:
         self._descriptors.add(descriptor)
         return descriptor
 
-    def _watch(self, descriptor: int, events: int, handler: Handler) -> None:
+    def _watch(self, descriptor: int, events: int, on_ready: OnReady) -> None:
         """Watch one of this shell's descriptors."""
-        self._loop.watch(descriptor, events, handler)
+        self._loop.watch(descriptor, events, on_ready)
 
     def _on_terminal(self, control: socket.socket) -> int:
         master, slave = os.openpty()

@@ -1,4 +1,4 @@
-"""What is made ahead of need, and for whom: the pools, the demand, the refills. The only writer of them.
+"""What is made ahead of need: the pools, the demand, the refills. Only this package writes them.
 
 A key is wanted from its first use until `idle_timeout_s` after its last one. What a wanted key lacks is the
 business of `refills`; what is in the pools, and which of it gives way first, that of `pools`.

@@ -16,7 +16,7 @@ TICK_S = 1.0
 
 
 class ClientProgress:
-    """A `claude_vm.drivers.api.ClientProgress`: an instance is called with a phase and a detail.
+    """A `claude_vm.drivers.api.Progress`: an instance is called with a phase and a detail.
 
     Each phase is told once, with the seconds since the beginning; details are told under ``-v``.
     """

@@ -99,7 +99,7 @@ def budget_problem(policy: PoolPolicy, vm_memory_mib: int) -> tuple[str, str] | 
     if not policy.size or budget is None or budget >= vm_memory_mib:
         return None
     what = (
-        f"no VM is made ready before the first session: until that shows what a VM really takes, it counts"
-        f" with all of its {vm_memory_mib} MiB, and the pool's memory budget is {budget} MiB"
+        f"no VM is kept ready yet: before the first session has measured what a VM takes, it counts with all"
+        f" of its {vm_memory_mib} MiB, and the pool's memory budget is {budget} MiB"
     )
     return what, ("set [pool] memory_budget or [vm] memory in ~/.claude-vm.toml")
