@@ -189,7 +189,9 @@ async def test_a_session_whose_vm_died_with_its_supervisor_is_looked_at_too(scen
     assert scene.pending() == ["a1"]
 
 
-async def test_a_bug_in_one_step_after_a_session_holds_neither_the_next_step_nor_another_session_up(scene, monkeypatch):
+async def test_a_bug_in_one_step_after_a_session_holds_neither_the_next_step_nor_another_session_up(
+    scene, monkeypatch
+):
     row = JournaledSession(session_id="a1", project="/p", command_text="x", pty=True, created_at=100.0)
     left = LeftInstance("i-1", "qemu", "run", same_boot=False, key=PLAN.key, session=row)
     scene.journal.lock_worktrees("/one", "a1")
