@@ -7,7 +7,7 @@ import time
 import pytest
 from claude_vm_tests_suite import CHECKS
 
-from claude_vm.drivers.vm import channel, machine
+from claude_vm.drivers.vm import channel, identity
 
 pytestmark = [
     pytest.mark.anyio,
@@ -20,7 +20,7 @@ pytestmark = [
 
 
 async def test_guests_with_a_clock_that_is_a_little_late_fail_the_suite(qemu_site, project, monkeypatch):
-    for module in (machine, channel):
+    for module in (identity, channel):
         monkeypatch.setattr(module, "time", lambda: time.time() - 0.2)
     async with qemu_site.case(project) as case:
         with pytest.raises(AssertionError):
