@@ -32,11 +32,13 @@ HELPER_S: Final = 30.0
 _CLOCK_ERROR_S: Final = 0.05
 _CLOCK_TRIES: Final = 4
 
-MOUNT_OPTIONS: Final = "trans=virtio,version=9p2000.L,cache=mmap,directio,msize=512000,access=any"
+READ_ONLY_OPTIONS: Final = "trans=virtio,version=9p2000.L,cache=mmap,msize=512000,access=any"
+MOUNT_OPTIONS: Final = READ_ONLY_OPTIONS + ",directio"
 """`cache=mmap` allows shared maps; `directio` sends what is written at once.
 
 Without `directio`, Linux keeps what is written until the file is closed, and the answer to a `stat` that
 was under way sets the file's size back: then data is lost, or a process that appends never ends.
+Large files are read several times as fast without it.
 Source: Linux 6.12, fs/9p/vfs_inode_dotl.c (``v9fs_stat2inode_dotl``) and fs/9p/fid.h.
 """
 
@@ -142,7 +144,7 @@ class Machine:
                 "tag": f"slot{number}",
                 "path": mount.guest,
                 "readonly": not mount.writable,
-                "options": MOUNT_OPTIONS,
+                "options": MOUNT_OPTIONS if mount.writable else READ_ONLY_OPTIONS,
             }
             for number, mount in enumerate(mounts)
         ]
