@@ -541,6 +541,7 @@ class Supervisor:
             launch=Launch(mode=LaunchMode.EXEC, argv=("sleep",), env={}, cwd="/p"), **changes,
         )  # fmt: skip
         session = Session(name, plan)
+        session.client = client  # for the test to look at
         attachment = Attachment(session, client, quiet=True, verbose=False)
         session.attach(attachment)
         await self.dispatcher.begin(session)
