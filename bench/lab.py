@@ -23,6 +23,7 @@ from claude_vm.drivers import registry
 from claude_vm.drivers.api import Capabilities, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError
 from claude_vm.drivers.lima.hypervisor import Lima
+from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.sim.driver import SimDriver
 from claude_vm.drivers.vm.driver import BOOT_ONLY
@@ -50,27 +51,33 @@ class Facts(NamedTuple):
 def find_facts(cwd: Path, environ: Mapping[str, str], flags: Mapping[str, Value]) -> Facts:
     """Find the project of a directory, its template and its driver.
 
+    With the driver ``auto`` it is the first one of those that can be used which has the template.
+
     Raises:
-        BenchError: It has no template.
+        BenchError: It has no template, or no driver can be used.
     """
     settings = load_settings(flags=flags, environ=environ, home=Path.home())
     project = find_project(cwd)
     home = Path(paths.home())
     name = template_name(project.template_root)
 
-    async def find() -> tuple[TemplateRecord | None, Capabilities]:
+    async def find() -> Facts | None:
         owner = Owner(home=home, supervisor_id="bench", runtime=Path(paths.runtime_directory(str(home))))
-        async with registry.open_driver(settings.driver.name, owner) as driver:
-            found = next((record for record in await driver.templates() if record.name == name), None)
-            return found, await driver.capabilities()
+        named = settings.driver.name
+        for each in await registry.usable(own()) if named == registry.AUTO else [named]:
+            async with registry.open_driver(each, owner) as driver:
+                for record in await driver.templates():
+                    if record.name == name:
+                        return Facts(project.root, home, record, await driver.capabilities())
+        return None
 
     try:
-        record, capabilities = anyio.run(find)
+        facts = anyio.run(find)
     except DriverError as error:
         raise BenchError(str(error), error.hint) from error
-    if record is None:
+    if facts is None:
         raise BenchError(f"{project.template_root} has no template", "build it with: claude-vm setup")
-    return Facts(project.root, home, record, capabilities)
+    return facts
 
 
 def _once(make: "Callable[Concatenate[Lab, P], T]") -> "Callable[Concatenate[Lab, P], T]":
