@@ -18,7 +18,7 @@ from claude_vm.bench.ssh import Login
 from claude_vm.bench.stock import make_stock
 from claude_vm.context.config.layers import load_settings
 from claude_vm.context.config.setting import Value
-from claude_vm.context.project import find_project, template_name
+from claude_vm.context.project import find_project
 from claude_vm.drivers import registry
 from claude_vm.drivers.api import Capabilities, Owner, TemplateRecord
 from claude_vm.drivers.errors import DriverError
@@ -27,6 +27,7 @@ from claude_vm.drivers.programs import own
 from claude_vm.drivers.qemu.hypervisor import Qemu
 from claude_vm.drivers.sim.driver import SimDriver
 from claude_vm.drivers.vm.driver import BOOT_ONLY
+from claude_vm.supervisor.daemon.templates.current import current_template
 from claude_vm.supervisor.wire import paths
 
 P = ParamSpec("P")
@@ -59,16 +60,14 @@ def find_facts(cwd: Path, environ: Mapping[str, str], flags: Mapping[str, Value]
     settings = load_settings(flags=flags, environ=environ, home=Path.home())
     project = find_project(cwd)
     home = Path(paths.home())
-    name = template_name(project.template_root)
 
     async def find() -> Facts | None:
         owner = Owner(home=home, supervisor_id="bench", runtime=Path(paths.runtime_directory(str(home))))
         named = settings.driver.name
         for each in await registry.usable(own()) if named == registry.AUTO else [named]:
             async with registry.open_driver(each, owner) as driver:
-                for record in await driver.templates():
-                    if record.name == name:
-                        return Facts(project.root, home, record, await driver.capabilities())
+                if (record := await current_template(driver, project)) is not None:
+                    return Facts(project.root, home, record, await driver.capabilities())
         return None
 
     try:

@@ -143,12 +143,15 @@ class _Agent:
             AgentProtocolError: It ended, or does not talk the protocol.
         """
         await stream.send(message)
-        while data := await stream.receive():
-            if answers := self._answers.take(data):
-                if len(answers) > 1:
-                    raise AgentProtocolError("the SSH agent answers more than it was asked")
-                return answers[0]
-        raise AgentProtocolError("the SSH agent hung up")
+        answers: list[bytes] = []
+        while not answers:
+            try:
+                answers = self._answers.take(await stream.receive())
+            except anyio.EndOfStream as error:
+                raise AgentProtocolError("the SSH agent hung up") from error
+        if len(answers) > 1:
+            raise AgentProtocolError("the SSH agent answers more than it was asked")
+        return answers[0]
 
     async def aclose(self) -> None:
         """End it; nothing more is asked. May be called twice."""

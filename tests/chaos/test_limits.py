@@ -278,7 +278,7 @@ def test_on_a_read_only_disk_listings_work_and_all_else_is_refused(small):
     assert small.run("shell", "exit 4").returncode == 4
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="it needs a user other than root, who may write anywhere")
 @pytest.mark.parametrize("made", [True, False], ids=["with data", "without data"])
 def test_in_a_home_that_is_closed_for_its_user_each_command_works_or_is_refused(tmp_path, made):
     with contextlib.closing(User(tmp_path)) as user:

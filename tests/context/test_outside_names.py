@@ -13,7 +13,9 @@ from claude_vm.context import outside_names
 from claude_vm.context.outside_names import Walk, look
 
 NAME = "d" * 20
-not_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may open every folder")
+not_root = pytest.mark.skipif(
+    os.geteuid() == 0, reason="it needs a user other than root, who may open every folder"
+)
 
 
 @pytest.fixture

@@ -174,25 +174,6 @@ def session(link, put):
     return start
 
 
-class SocketStream:
-    """A connection to an agent at a unix socket, as the client's end of the protocol has it."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    async def receive(self):
-        try:
-            return await self.stream.receive()
-        except anyio.EndOfStream:
-            return b""
-
-    async def send(self, data):
-        await self.stream.send(data)
-
-    async def aclose(self):
-        await self.stream.aclose()
-
-
 class RealAgent:
     """An ssh-agent with one key. Called, it is an `OpenAgent`."""
 
@@ -223,7 +204,7 @@ class RealAgent:
         )
 
     async def __call__(self):
-        return SocketStream(await anyio.connect_unix(self.path))
+        return await anyio.connect_unix(self.path)
 
     def close(self):
         self.process.terminate()

@@ -65,10 +65,7 @@ class EchoStream:
             await self.to.send(data[5:].upper())
 
     async def receive(self):
-        try:
-            return await self.answers.receive()
-        except anyio.EndOfStream:
-            return b""
+        return await self.answers.receive()
 
     async def aclose(self):
         if not self.closed:
